@@ -1,0 +1,50 @@
+# Flags and the one function that makes a module of a folder.
+
+add_library(mob_flags INTERFACE)
+target_compile_options(mob_flags INTERFACE -Wall -Wextra -Wshadow -Werror -fno-strict-aliasing
+                       -fno-omit-frame-pointer)
+target_compile_definitions(mob_flags INTERFACE _GNU_SOURCE MOB_VERSION="${PROJECT_VERSION}")
+target_include_directories(mob_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_link_libraries(mob_flags INTERFACE pthread m)
+
+if(MOB_SANITIZE STREQUAL "address")
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=address,undefined)
+  add_compile_definitions(MOB_ASAN=1)
+elseif(MOB_SANITIZE STREQUAL "thread")
+  add_compile_options(-fsanitize=thread)
+  add_link_options(-fsanitize=thread)
+  add_compile_definitions(MOB_TSAN=1)
+elseif(MOB_SANITIZE)
+  message(FATAL_ERROR "MOB_SANITIZE is '${MOB_SANITIZE}'; use 'address' or 'thread'")
+endif()
+
+find_package(PkgConfig REQUIRED)
+foreach(dep libuv jansson libpcre2-8 libutf8proc yaml-0.1 openssl libxxhash hiredis cmocka
+            libprotobuf-c grpc)
+  string(MAKE_C_IDENTIFIER ${dep} id)
+  pkg_check_modules(${id} REQUIRED IMPORTED_TARGET ${dep})
+endforeach()
+
+# mob_module(NAME [DEPS target...]): the static library mob_NAME of every *.c in the current folder.
+# Files ending in _avx2.c, _avx512.c and _amx.c get that instruction set, and no others do, so that
+# one binary runs everywhere and picks its kernels at run time.
+function(mob_module name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.c)
+  if(NOT sources)
+    add_library(mob_${name} INTERFACE)
+    target_link_libraries(mob_${name} INTERFACE mob_flags ${ARG_DEPS})
+    return()
+  endif()
+  add_library(mob_${name} STATIC ${sources})
+  target_link_libraries(mob_${name} PUBLIC mob_flags ${ARG_DEPS})
+  foreach(source ${sources})
+    if(source MATCHES "_avx2\\.c$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-O3")
+    elseif(source MATCHES "_avx512\\.c$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+        "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vbmi;-mavx512bf16;-O3")
+    endif()
+  endforeach()
+endfunction()
