@@ -1,7 +1,8 @@
 # Flags and the one function that makes a module of a folder.
 
 add_library(mob_flags INTERFACE)
-target_compile_options(mob_flags INTERFACE -Wall -Wextra -Wshadow -Werror -fno-strict-aliasing
+target_compile_options(mob_flags INTERFACE -Wall -Wextra -Wshadow -Werror
+                       -Wno-format-truncation -fno-strict-aliasing
                        -fno-omit-frame-pointer)
 target_compile_definitions(mob_flags INTERFACE _GNU_SOURCE MOB_VERSION="${PROJECT_VERSION}")
 target_include_directories(mob_flags INTERFACE ${CMAKE_SOURCE_DIR})
