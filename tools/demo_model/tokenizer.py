@@ -61,7 +61,6 @@ CHAT_TEMPLATE = (
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if state.outputs -%}{{- '<｜tool▁outputs▁end｜>' -}}"
-    "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}"
     "{%- elif add_generation_prompt -%}{{- '<｜Assistant｜><think>\\n' -}}{%- endif -%}"
 )
 
