@@ -1,0 +1,75 @@
+// The backend table: executes the layers of one stage on the tensor-parallel ranks of this process.
+//
+// Life of an executor: open -> (plan) -> load -> alloc_kv -> step* -> close. One thread (the owner) calls these;
+// `step` only queues: steps run in order on the executor's own threads and `done` is called from one of them.
+// abort() may be called from any thread at any time and makes everything under way end with MOB_E_ABORTED.
+#ifndef MOB_ENGINE_BACKEND_H
+#define MOB_ENGINE_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/comm/comm.h"
+#include "engine/model/model.h"
+#include "engine/step.h"
+
+typedef struct mob_exec mob_exec_t;
+
+typedef struct mob_exec_spec {
+  const mob_model_t *model; // outlives the executor
+  int first_layer, last_layer; // [first, last)
+  int tp;                   // tensor-parallel ranks of the stage, all in this process
+  bool expert_parallel;     // whole experts on ranks instead of slices of every expert
+  const int *devices;       // [tp] device indices; NULL for backends without devices
+  int threads;              // CPU threads for the whole stage; 0: from the CPUs this process may use
+  mob_dtype_t dtype;        // activations outside matrix products and KV of `auto`: BF16, F16 or F32
+  bool exact;               // --dtype float32: fp32 activations and KV, FP8 weights dequantised, activations not quantised
+  mob_dtype_t kv_dtype;     // F32, BF16 (F8E4M3 where the backend can)
+  int max_tokens;           // rows of a step
+  int max_seqs;             // slots
+  int max_len;              // tokens of a sequence
+  bool eager;               // no graph capture
+  double memory_share;      // of device memory, for everything together (--gpu-memory-utilization)
+  mob_link_t *prev, *next;  // TCP links to the neighbouring stages; NULL at the ends
+  const mob_link_ops_t *link;
+  // pp > 1: ids sampled by the last stage come back to stage 0 over this link (on stage 0: recv; on the last: send)
+  mob_link_t *ids;
+} mob_exec_spec_t;
+
+typedef struct mob_load_progress {
+  uint64_t bytes, total; // of this stage's weights, as read from the files
+} mob_load_progress_t;
+
+typedef struct mob_memory_plan {
+  uint64_t weights, workspace, page_bytes; // bytes for one rank; page_bytes: one page in all layers of the stage
+  uint64_t available;                      // what one rank may use in all
+  int64_t pages;                           // that fit beside the rest; < 1: does not fit
+  char text[512];                          // the sum, for people
+} mob_memory_plan_t;
+
+// Runs on an executor thread. On failure `result` is NULL and `why` says what broke; no later step runs.
+typedef void (*mob_step_fn)(void *arg, mob_status status, const char *why, const mob_step_result_t *result);
+
+typedef struct mob_backend {
+  const char *name; // "cpu", "cuda"
+  // Devices this process may use; 0 and a reason in mob_errmsg() when there are none.
+  int (*device_count)(void);
+  mob_status (*open)(const mob_exec_spec_t *spec, mob_exec_t **out);
+  mob_status (*plan)(mob_exec_t *exec, mob_memory_plan_t *out);
+  // Blocking, on the calling thread plus reader threads of its own; `progress` may be called from any of them.
+  mob_status (*load)(mob_exec_t *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg);
+  mob_status (*alloc_kv)(mob_exec_t *exec, int64_t pages);
+  // Copies what it needs of `step` before it returns.
+  mob_status (*step)(mob_exec_t *exec, const mob_step_t *step, mob_step_fn done, void *arg);
+  void (*abort)(mob_exec_t *exec);
+  void (*close)(mob_exec_t *exec); // joins its threads
+} mob_backend_t;
+
+extern const mob_backend_t mob_backend_cpu;
+
+// "cpu", or "cuda" from the plug-in libmobula_cuda.so beside the executable (its absence is MOB_E_UNSUPPORTED with one
+// clear line). "auto": cuda where its plug-in finds a device, else cpu.
+mob_status mob_backend_find(const char *name, const mob_backend_t **out);
+
+#endif
