@@ -1,6 +1,6 @@
-"""Writes a training checkpoint as a Hugging Face model directory with FP8 block-quantised weights.
+"""Writes train.py's weights as a Hugging Face model directory with FP8 block-quantised weights.
 
-    export.py CHECKPOINT TOKENIZER_DIR OUT_DIR
+    export.py WEIGHTS_DIR TOKENIZER_DIR OUT_DIR
 """
 
 import json
@@ -48,10 +48,13 @@ def dump(path, value):
 
 
 def main():
-    checkpoint, tokenizer_dir, out = sys.argv[1:4]
+    weights, tokenizer_dir, out = sys.argv[1:4]
     os.makedirs(out, exist_ok=True)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = {}
+    for name in sorted(n for n in os.listdir(weights) if n.startswith("weights-") and n.endswith(".pt")):
+        state.update(torch.load(os.path.join(weights, name), map_location="cpu", weights_only=True))
     save_file(tensors(state), os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    os.chmod(os.path.join(out, "model.safetensors"), 0o644)
     dump(os.path.join(out, "config.json"), CONFIG)
     dump(os.path.join(out, "generation_config.json"), {
         "_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.6,
