@@ -189,12 +189,13 @@ static mob_status load_template(mob_tokenizer_t *tok, const json_t *json) {
                       "post_processor TemplateProcessing: \"single\" must hold sequence A once");
     goto done;
   }
-  // A later processor wraps what the earlier ones made.
-  for (size_t i = 0; i < tok->prefix.len; i++) *mob_vec_push(&front) = tok->prefix.at[i];
-  for (size_t i = 0; i < back.len; i++) *mob_vec_push(&tok->suffix) = back.at[i];
-  mob_ids_t swap = tok->prefix;
+  if (tok->prefix.len || tok->suffix.len) {
+    status = mob_fail(MOB_E_UNSUPPORTED, "post_processor: more than one TemplateProcessing");
+    goto done;
+  }
   tok->prefix = front;
-  front = swap;
+  tok->suffix = back;
+  return MOB_OK;
 done:
   mob_vec_free(&front);
   mob_vec_free(&back);
