@@ -34,6 +34,7 @@ typedef struct mob_model_desc {
   int hidden, n_layers, vocab;
   int max_position; // tokens that position encoding is defined for; derives max_model_len
   float rms_eps;
+  float lora_rms_eps;  // of MLA's q_a and kv_a norms, which transformers fixes whatever rms_norm_eps says
   bool tie_embeddings;   // the head uses the embedding's weights
   mob_dtype_t dtype;     // config.json's torch_dtype: what `--dtype auto` means
   // FP8 block quantisation; 0 when the checkpoint is not quantised. W = fp8 * scale[row / rows][col / cols].

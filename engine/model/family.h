@@ -17,7 +17,8 @@ typedef struct mob_family {
   mob_status (*slots)(const mob_model_desc_t *desc, int layer, mob_slot_fn emit, void *arg);
 } mob_family_t;
 
-extern const mob_family_t mob_family_deepseek_v3;
+extern const mob_family_t mob_family_deepseek_v3, mob_family_qwen2, mob_family_qwen3, mob_family_qwen3_moe,
+    mob_family_llama;
 
 // All families, NULL-terminated.
 extern const mob_family_t *const mob_families[];

@@ -17,10 +17,11 @@ typedef struct mob_generation_defaults {
 // One tensor inside the mapped files. Pointers live as long as the model.
 typedef struct mob_tensor {
   const char *name;
-  mob_dtype_t dtype;
-  int rank;
+  mob_dtype_t dtype;      // MOB_DT_COUNT: a type that no weight can have
+  const char *dtype_name; // as the file spells it
+  int rank;               // dimensions; `shape` holds the first four
   int64_t shape[4];
-  const void *data; // row-major, little-endian; mapped, so the first touch reads the disk
+  const void *data; // row-major, little-endian; mapped, so the first touch reads the disk. NULL with `dummy`
   size_t bytes;
   int file;         // index into mob_model_t.files
   uint64_t offset;  // of data, from the beginning of the file
