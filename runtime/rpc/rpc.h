@@ -41,8 +41,8 @@ typedef struct mob_rpc_stream_events {
   // The bytes live until it returns.
   void (*on_message)(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, size_t len);
   // Exactly once, whatever ends the stream, also after mob_rpc_stream_close(). OK: orderly end (the
-  // client closed, or the server answered OK). UNAVAILABLE: peer or link lost. CANCELLED: the client
-  // gave up. The stream is freed after it returns.
+  // client closed, or the server answered OK). UNAVAILABLE: peer or link lost, and at the server also a
+  // client that gave up. CANCELLED: closed by this side. The stream is freed after it returns.
   void (*on_close)(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why);
   // The send queue has become empty. May be NULL.
   void (*on_drained)(void *owner, mob_rpc_stream_t *stream);
