@@ -117,7 +117,7 @@ static void other_group(mob_ring_self_t *self) { memcpy(self->group, "GROUP", 5)
 
 static void test_mismatch_is_refused_with_both_values(void **state) {
   (void)state;
-  refused(other_epoch, "epoch 7", "8");
+  refused(other_epoch, " 7 ", " 8 ");
   refused(other_model, "0000000000000063", "0000000000000abc");
   refused(other_group, "67726f7570", "47524f5550");
 }
