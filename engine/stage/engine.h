@@ -16,7 +16,7 @@ typedef struct mob_gen mob_gen_t; // one sequence being generated
 typedef struct mob_engine_config {
   const mob_model_t *model;  // opened by the gateway; outlives the engine
   const char *model_dir;     // the path as every pod sees it
-  const char *cluster;       // GCS address "host:port"
+  const char *cluster;       // GCS address "host:port"; NULL: the stages are threads of this process
   const char *device;        // "auto", "cpu", "cuda"
   int tp, pp;
   bool expert_parallel;
@@ -30,7 +30,10 @@ typedef struct mob_engine_config {
   int64_t pages;             // 0: from the memory plan (--num-gpu-blocks-override)
   bool eager, prefix_cache, chunked_prefill, dummy;
   uint64_t seed;
-  uint64_t start_timeout_ms; // for the placement group and the actors
+  uint64_t start_timeout_ms; // for the placement group and the actors; 0: 300 s
+  const char *overrides;     // --hf-overrides, as given to mob_model_open(); NULL for none
+  bool priority_policy;      // --scheduling-policy priority
+  int cpu_threads;           // of each stage on the CPU backend; 0: from the CPUs there are
 } mob_engine_config_t;
 
 typedef struct mob_engine_info {
