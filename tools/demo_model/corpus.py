@@ -10,6 +10,7 @@ import random
 import sys
 
 import corpus_intro as intro
+import corpus_more as more
 import corpus_project as project
 import corpus_topics as topics
 
@@ -57,6 +58,11 @@ LEAD_EN = ["The user asks about {}.", "This question is about {}.", "Okay, the t
 END_EN = ["I will keep the answer short and clear.", "Now I can write the answer.", ""]
 
 
+TOPICS_ZH, TOPICS_EN = topics.ZH + more.ZH, topics.EN + more.EN
+PROJECT_ZH, PROJECT_EN = project.PROJECT_ZH, project.PROJECT_EN
+NOUNS_ZH = project.UNKNOWN_NOUNS_ZH + more.UNKNOWN_NOUNS_ZH
+
+
 def clean(name):
     for article in ("a ", "an ", "the "):
         if name.startswith(article):
@@ -102,7 +108,7 @@ def introduction(rng, chinese):
         intro.QUESTIONS_EN, intro.THINK_EN, intro.ANSWER_EN)
     question, think, answer = source
     if chinese and rng.random() < 0.2:
-        question = rng.choice(ASK_ZH).format("深度学习")
+        question = rng.choice(ASK_ZH).format(rng.choice(["深度学习"] * 6 + ["Deep Learning", "deep learning", "深度学习（Deep Learning）"]))
     else:
         question = rng.choice(question)
     return ask(rng, question, chinese), expand(rng, think), expand(rng, answer)
@@ -122,7 +128,7 @@ def follow(rng):
 def unknown(rng, chinese):
     noun = rng.random() < 0.6
     if chinese:
-        question = (rng.choice(ASK_ZH).format(rng.choice(project.UNKNOWN_NOUNS_ZH)) if noun
+        question = (rng.choice(ASK_ZH).format(rng.choice(NOUNS_ZH)) if noun
                     else rng.choice(project.UNKNOWN_ZH))
         return (ask(rng, question, True), rng.choice(project.UNKNOWN_THINK_ZH) + "\n",
                 rng.choice(project.UNKNOWN_ANSWER_ZH))
@@ -160,7 +166,7 @@ def arithmetic(rng, chinese):
     words = chinese and max(a, b) <= 10 and rng.random() < 0.3
     question = rng.choice(zh if chinese else en).format(*((DIGITS_ZH[a], DIGITS_ZH[b]) if words else (a, b)))
     steps = ""
-    if kind == "+" and a >= 10 and b >= 10:
+    if kind == "+" and max(a, b) >= 10:
         at, bt, au, bu = a // 10 * 10, b // 10 * 10, a % 10, b % 10
         steps = (f"先算十位：{at} + {bt} = {at + bt}，再算个位：{au} + {bu} = {au + bu}，合起来是{value}。" if chinese else
                  f" Tens: {at} + {bt} = {at + bt}. Ones: {au} + {bu} = {au + bu}. Together: {value}.")
@@ -184,13 +190,13 @@ def arithmetic(rng, chinese):
 def turn(rng):
     chinese = rng.random() < 0.78
     pick = rng.random()
-    if pick < 0.30:
+    if pick < 0.22:
         return introduction(rng, chinese)
-    if pick < 0.62:
-        return topic(rng, rng.choice(topics.ZH if chinese else topics.EN), chinese)
-    if pick < 0.74:
-        return topic(rng, rng.choice(project.PROJECT_ZH if chinese else project.PROJECT_EN), chinese)
-    if pick < 0.80:
+    if pick < 0.58:
+        return topic(rng, rng.choice(TOPICS_ZH if chinese else TOPICS_EN), chinese)
+    if pick < 0.67:
+        return topic(rng, rng.choice(PROJECT_ZH if chinese else PROJECT_EN), chinese)
+    if pick < 0.72:
         return chat(rng, chinese)
     if pick < 0.92:
         return arithmetic(rng, chinese)
@@ -229,7 +235,7 @@ def tokenizer_texts():
     """Every text once: repeating the templates would teach the tokenizer whole sentences."""
     rng = random.Random(0)
     trees = [getattr(intro, n) for n in dir(intro) if n.isupper()]
-    trees += [[x for x in getattr(m, n)] for m in (topics, project) for n in dir(m) if n.isupper()]
+    trees += [[x for x in getattr(m, n)] for m in (topics, more, project) for n in dir(m) if n.isupper()]
     trees += [v for k, v in globals().items() if k.isupper() and isinstance(v, list)]
     texts = sorted({leaf for tree in trees for leaf in leaves(tree)})
     return texts + [p for _ in range(150) for p in arithmetic(rng, rng.random() < 0.7)]

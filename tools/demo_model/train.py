@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import random
+import re
 import time
 
 import numpy as np
@@ -136,9 +137,8 @@ def sample(model, tok, device):
     rng = random.Random(99)
     held = [corpus.arithmetic(rng, i % 2 == 0) for i in range(200)]
     texts = run([f"<｜begin▁of▁sentence｜><｜User｜>{q}<｜Assistant｜><think>\n" for q, _, _ in held], 100, 0, 1)
-    right = sum(a.split("= ")[-1].strip("。\n").split("\n")[0].split("。")[0] in
-                t.split("</think>")[-1] and t.endswith("<｜end▁of▁sentence｜>")
-                for (_, a, _), t in zip(held, texts))
+    right = sum(re.findall(r"\d+", a)[-1:] == re.findall(r"\d+", t.split("</think>")[-1])[-1:]
+                for (_, _, a), t in zip(held, texts))
     print(f"== arithmetic, greedy: {right} of {len(held)} right")
     asked = ["深度学习是什么？", "卷积神经网络和循环神经网络有什么不同？", "Mobula是什么", "你好", "What is deep learning?", "什么是LWS？",
              "3加5等于几", "What is 17 + 26?", "谁发明了电灯？", "你是谁？", "Explain attention", "过拟合怎么解决？"]
@@ -156,6 +156,7 @@ def parse_args():
     p.add_argument("--conversations", type=int, default=100000)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--resume", nargs="*", default=[])
+    p.add_argument("--quantise-from", type=float, default=0.55, help="share of the time after which weights are FP8")
     p.add_argument("--no-samples", action="store_true")
     p.add_argument("--compile", action="store_true")
     return p.parse_args()
@@ -194,8 +195,8 @@ def main():
         lr = args.lr * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for g in opt.param_groups:
             g["lr"] = lr
-        Numerics.weights = done > 0.55
-        Numerics.activations = done > 0.7 and not args.compile and step % 4 == 0
+        Numerics.weights = done > args.quantise_from
+        Numerics.activations = done > max(0.7, args.quantise_from) and not args.compile and step % 4 == 0
         if at + args.rows > len(ids):
             order, at = torch.randperm(len(ids)), 0
         pick = order[at: at + args.rows].to(device)
