@@ -6,7 +6,7 @@
 #include "engine/sched/sched.h"
 
 typedef enum mob__seq_state {
-  MOB__WAITING,    // in `waiting`; may hold a slot when it was preempted
+  MOB__WAITING,    // in `waiting`
   MOB__RUNNING,    // in `running`
   MOB__PREEMPTING, // in neither: its last steps are under way, then its pages come free and it waits
   MOB__ENDED,      // in neither: freed when its last step is complete
@@ -18,7 +18,7 @@ struct mob_sched_seq {
   int priority;
   uint64_t arrival; // rank within a priority
   int batch;        // micro-batch, while running
-  uint32_t slot;    // MOB__NO_SLOT until the first step is planned
+  uint32_t slot;    // MOB__NO_SLOT until the first step is planned, and again after a preemption
 
   // Tokens known so far: prompt, then outputs. Those sampled by steps under way are not yet here.
   MOB_VEC(int32_t) tokens;

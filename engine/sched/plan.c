@@ -63,7 +63,9 @@ static void add_rows(plan_t *p, mob_sched_seq_t *seq, uint32_t count) {
     *mob_vec_push(&s->open) = (mob_seq_open_t){.slot = seq->slot,
                                                .sampling = seq->sampling,
                                                .prompt = seq->tokens.at,
-                                               .prompt_count = seq->prompt_count};
+                                               .prompt_count = (uint32_t)seq->tokens.len,
+                                               .generated = (uint32_t)seq->tokens.len -
+                                                            seq->prompt_count};
   }
   uint32_t end = seq->planned + count;
   while (seq->pages.len < pages_for(end)) {
@@ -199,17 +201,26 @@ static void push_aside(plan_t *p, const mob_sched_seq_t *seq) {
   mob_sched_t *s = p->s;
   if (s->config.policy != MOB_SCHED_PRIORITY || !s->running.len) return;
   mob_sched_seq_t *worst = s->running.at[s->running.len - 1];
-  if (worst->priority <= seq->priority || pages_coming(s) > 0) return;
+  if (worst->priority <= seq->priority || s->preempting.len || s->closing.len) return;
   mob__preempt(s, worst);
+}
+
+// A preempted sequence does not wait yet while its last steps are under way, but keeps its place.
+static bool overtakes(const mob_sched_t *s, const mob_sched_seq_t *seq) {
+  for (size_t i = 0; i < s->preempting.len; i++)
+    if (mob__ranks_before(s, s->preempting.at[i], seq)) return true;
+  return false;
 }
 
 static void admit(plan_t *p) {
   mob_sched_t *s = p->s;
   while (s->waiting.len && p->budget > 0 && !p->blocked) {
     mob_sched_seq_t *seq = s->waiting.at[0];
-    if (seq->slot == MOB__NO_SLOT &&
-        (s->slots_used >= (uint32_t)s->config.max_seqs || !s->free_slots.len))
+    if (overtakes(s, seq)) return;
+    if (s->slots_used >= (uint32_t)s->config.max_seqs || !s->free_slots.len) {
+      push_aside(p, seq);
       return;
+    }
     if (!smallest_batch(s, p->batch)) return;
     take_prefix(s, seq);
     uint32_t count = 0;

@@ -173,8 +173,16 @@ static void leave_running(mob_sched_t *s, mob_sched_seq_t *seq) {
   s->batch_size[seq->batch]--;
 }
 
+static void give_slot_back(mob_sched_t *s, mob_sched_seq_t *seq) {
+  if (seq->slot == MOB__NO_SLOT) return;
+  *mob_vec_push(&s->closing) = seq->slot;
+  s->slots_used--;
+  seq->slot = MOB__NO_SLOT;
+}
+
 void mob__preempt(mob_sched_t *s, mob_sched_seq_t *seq) {
   leave_running(s, seq);
+  give_slot_back(s, seq);
   seq->state = MOB__PREEMPTING;
   *mob_vec_push(&s->preempting) = seq;
   s->stats.preemptions++;
@@ -186,11 +194,7 @@ static void end_seq(mob_sched_t *s, mob_sched_seq_t *seq) {
     leave_running(s, seq);
   else
     mob__remove(seq->state == MOB__WAITING ? &s->waiting : &s->preempting, seq);
-  if (seq->slot != MOB__NO_SLOT) {
-    *mob_vec_push(&s->closing) = seq->slot;
-    s->slots_used--;
-    seq->slot = MOB__NO_SLOT;
-  }
+  give_slot_back(s, seq);
   seq->owner = NULL;
   seq->state = MOB__ENDED;
   *mob_vec_push(&s->ended) = seq;
@@ -225,7 +229,8 @@ static mob_sched_finish_t finish_of(const mob_sched_seq_t *seq, int32_t token) {
   return outputs >= seq->max_outputs ? MOB_SCHED_LENGTH : MOB_SCHED_RUNNING;
 }
 
-// The entries of `slot`, which stand together; those at positions already delivered (before a preemption) are left out.
+// The entries of `slot`, which stand together. After a preemption some were delivered before, and outputs are
+// part of what the executor takes for the prompt: both are left out.
 static void take_prompt_logprobs(mob_sched_seq_t *seq, uint32_t slot, const mob_step_result_t *result,
                                  mob_sched_event_t *event) {
   uint32_t first = 0;
@@ -233,6 +238,7 @@ static void take_prompt_logprobs(mob_sched_seq_t *seq, uint32_t slot, const mob_
   uint32_t end = first;
   while (end < result->prompt_count && result->prompt[end].slot == slot) end++;
   while (first < end && result->prompt[first].position < seq->prompt_logprobs_seen) first++;
+  while (first < end && result->prompt[end - 1].position >= seq->prompt_count) end--;
   if (first == end) return;
   event->prompt = &result->prompt[first];
   event->prompt_count = end - first;

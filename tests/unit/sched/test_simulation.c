@@ -13,7 +13,7 @@ typedef struct request {
   uint32_t prompt_count, max_tokens, min_tokens;
   uint64_t seed;
   int priority;
-  bool ignore_eos, prompt_logprobs;
+  bool ignore_eos, prompt_logprobs, opened;
   uint64_t hash; // of prompt and outputs so far
   uint32_t outputs, logprobs_seen;
   int end; // mob_sched_finish_t, -1 aborted
@@ -83,8 +83,8 @@ static void on_event(sim_t *sim, const mob_sched_event_t *e) {
   for (uint32_t i = 0; i < e->prompt_count; i++) {
     assert_true(r->prompt_logprobs);
     assert_int_equal(e->prompt[i].position, ++r->logprobs_seen);
-    if (r->logprobs_seen < r->prompt_count)
-      assert_int_equal(e->prompt[i].chosen.token, r->prompt[r->logprobs_seen]);
+    assert_true(r->logprobs_seen < r->prompt_count);
+    assert_int_equal(e->prompt[i].chosen.token, r->prompt[r->logprobs_seen]);
   }
   if (!e->token) return;
   if (r->prompt_logprobs) assert_true(r->logprobs_seen + 1 >= r->prompt_count);
@@ -102,13 +102,22 @@ static void on_event(sim_t *sim, const mob_sched_event_t *e) {
   sim->alive--;
 }
 
+// First come, first served: nobody gets its first slot before an older sequence.
+static void on_open(sim_t *sim, uint64_t arrival) {
+  for (size_t i = 0; i < sim->requests.len; i++) {
+    request_t *r = sim->requests.at[i];
+    if (r->seed != arrival || r->opened) continue;
+    r->opened = true;
+    assert_true(arrival > sim->opened);
+    sim->opened = arrival;
+  }
+}
+
 static bool plan(sim_t *sim) {
   const mob_step_t *step = mob_sched_plan(sim->sched);
   if (!step) return false;
-  for (uint32_t i = 0; sim->config.policy == MOB_SCHED_FCFS && i < step->open_count; i++) {
-    assert_true(step->open[i].sampling.seed > sim->opened);
-    sim->opened = step->open[i].sampling.seed;
-  }
+  if (sim->config.policy == MOB_SCHED_FCFS)
+    for (uint32_t i = 0; i < step->open_count; i++) on_open(sim, step->open[i].sampling.seed);
   device_push(&sim->device, step);
   return true;
 }
