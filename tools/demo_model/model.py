@@ -320,11 +320,12 @@ class DemoModel(nn.Module):
         self.model = Body(c)
         self.lm_head = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
         nn.init.normal_(self.lm_head.weight, std=0.02)
-        angle = torch.outer(torch.arange(c["max_position_embeddings"], dtype=torch.float64), yarn_frequencies(c))
+        # Angles in float32, as transformers has them: at position 1500 the rounding already shows in the logits.
+        angle = torch.outer(torch.arange(c["max_position_embeddings"]).float(), yarn_frequencies(c).float())
         s = c["rope_scaling"]
         m = yarn_m(s["factor"], s["mscale"]) / yarn_m(s["factor"], s["mscale_all_dim"])
-        self.register_buffer("cos", (angle.cos() * m).float(), persistent=False)
-        self.register_buffer("sin", (angle.sin() * m).float(), persistent=False)
+        self.register_buffer("cos", angle.cos() * m, persistent=False)
+        self.register_buffer("sin", angle.sin() * m, persistent=False)
 
     def hidden(self, ids, mask=None):
         """ids [batch, tokens]; mask bool [batch, 1, tokens, tokens], true where attention is allowed, or causal."""
