@@ -159,9 +159,13 @@ def yarn_m(factor, mscale):
 
 
 def yarn_frequencies(c):
-    """Inverse frequencies after YaRN's interpolation (arXiv 2309.00071, section 3.2)."""
+    """Inverse frequencies after YaRN's interpolation (arXiv 2309.00071, section 3.2).
+
+    In float32 and in transformers' order of operations: at position 1500, one unit in the last place of a frequency
+    already shows in the fourth decimal of the logits.
+    """
     s, dim, base = c["rope_scaling"], c["qk_rope_head_dim"], c["rope_theta"]
-    freq = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    period = base ** (torch.arange(0, dim, 2).float() / dim)
 
     def corr(rotations):
         length = s["original_max_position_embeddings"]
@@ -169,8 +173,8 @@ def yarn_frequencies(c):
 
     low = max(math.floor(corr(s["beta_fast"])), 0)
     high = min(math.ceil(corr(s["beta_slow"])), dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
-    return freq / s["factor"] * ramp + freq * (1 - ramp)
+    keep = 1 - ((torch.arange(dim // 2).float() - low) / max(high - low, 0.001)).clamp(0, 1)
+    return 1.0 / (s["factor"] * period) * (1 - keep) + 1.0 / period * keep
 
 
 def rotate(x, cos, sin):
@@ -320,8 +324,7 @@ class DemoModel(nn.Module):
         self.model = Body(c)
         self.lm_head = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
         nn.init.normal_(self.lm_head.weight, std=0.02)
-        # Angles in float32, as transformers has them: at position 1500 the rounding already shows in the logits.
-        angle = torch.outer(torch.arange(c["max_position_embeddings"]).float(), yarn_frequencies(c).float())
+        angle = torch.outer(torch.arange(c["max_position_embeddings"]).float(), yarn_frequencies(c))
         s = c["rope_scaling"]
         m = yarn_m(s["factor"], s["mscale"]) / yarn_m(s["factor"], s["mscale_all_dim"])
         self.register_buffer("cos", angle.cos() * m, persistent=False)
