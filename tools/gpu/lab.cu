@@ -182,6 +182,8 @@ static double relative_l2(const std::vector<__nv_bfloat16> &y, const std::vector
 
 // -------------------------------------------------------------------------------- few-token linear
 
+static int variant; // 1: leaves partial sums unsummed, to see what summing costs
+
 static void launch_few(const LinearFew &p, cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute dependent = {};
@@ -194,7 +196,7 @@ static void launch_few(const LinearFew &p, cudaStream_t stream) {
   config.stream = stream;
   if (p.m <= 8) {
     config.dynamicSmemBytes = LinearFewShared<1>::kBytes;
-    CUDA(cudaLaunchKernelEx(&config, linear_few_kernel<1>, p));
+    CUDA(variant == 1 ? cudaLaunchKernelEx(&config, linear_few_kernel<1, 1>, p) : cudaLaunchKernelEx(&config, linear_few_kernel<1>, p));
   } else {
     config.dynamicSmemBytes = LinearFewShared<2>::kBytes;
     CUDA(cudaLaunchKernelEx(&config, linear_few_kernel<2>, p));
@@ -215,16 +217,15 @@ static void bench_few(const char *name, int m, int64_t n, int64_t k, int experts
   }
   uint8_t *x;
   __nv_bfloat16 *y;
-  float *partial, *ref;
-  int *arrived, *ids, *count;
-  const size_t blocks = (size_t)((n + 63) / 64) * active;
+  float4 *partial;
+  float *ref;
+  int *ids, *count;
   CUDA(cudaMalloc(&x, k / 128 * record_bytes(padded)));
   CUDA(cudaMalloc(&y, (size_t)active * m * n * 2));
   CUDA(cudaMemset(y, 0xff, (size_t)active * m * n * 2));
-  CUDA(cudaMalloc(&partial, (size_t)sms * 2 * 64 * padded * 4));
+  CUDA(cudaMalloc(&partial, (size_t)sms * 64 * padded * 4));
+  CUDA(cudaMemset(partial, 0xff, (size_t)sms * 64 * padded * 4));
   CUDA(cudaMalloc(&ref, (size_t)m * n * 4));
-  CUDA(cudaMalloc(&arrived, blocks * 4));
-  CUDA(cudaMemset(arrived, 0, blocks * 4));
   CUDA(cudaMalloc(&ids, active * 4));
   CUDA(cudaMalloc(&count, 4));
   std::vector<int> host_ids(active);
@@ -232,7 +233,7 @@ static void bench_few(const char *name, int m, int64_t n, int64_t k, int experts
   CUDA(cudaMemcpy(ids, host_ids.data(), active * 4, cudaMemcpyHostToDevice));
   CUDA(cudaMemcpy(count, &active, 4, cudaMemcpyHostToDevice));
   fill_acts<<<sms * 2, 256>>>(x, 5, m, k, padded);
-  LinearFew p = {w[0], one, experts ? ids : nullptr, experts ? count : nullptr, x, 0, y, partial, arrived, m, (int)n, (int)k};
+  LinearFew p = {w[0], one, experts ? ids : nullptr, experts ? count : nullptr, x, 0, y, partial, m, (int)n, (int)k};
   cudaStream_t stream;
   CUDA(cudaStreamCreate(&stream));
   CUDA(cudaDeviceSynchronize());
@@ -267,7 +268,7 @@ static void bench_few(const char *name, int m, int64_t n, int64_t k, int experts
   CUDA(cudaGraphDestroy(graph));
   CUDA(cudaStreamDestroy(stream));
   for (int i = 0; i < copies; i++) cudaFree(w[i]);
-  cudaFree(x); cudaFree(y); cudaFree(partial); cudaFree(ref); cudaFree(arrived); cudaFree(ids); cudaFree(count);
+  cudaFree(x); cudaFree(y); cudaFree(partial); cudaFree(ref); cudaFree(ids); cudaFree(count);
 }
 
 // How fast the unpacking instruction is: conversions of two a clock and SM.
@@ -304,6 +305,13 @@ int main() {
   measure_roof();
   CUDA(cudaFuncSetAttribute(linear_few_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, LinearFewShared<1>::kBytes));
   CUDA(cudaFuncSetAttribute(linear_few_kernel<2>, cudaFuncAttributeMaxDynamicSharedMemorySize, LinearFewShared<2>::kBytes));
+  CUDA(cudaFuncSetAttribute(linear_few_kernel<1, 1>, cudaFuncAttributeMaxDynamicSharedMemorySize, LinearFewShared<1>::kBytes));
+  for (variant = 1; variant >= 0; variant--) {
+    bench_few(variant ? "q_b tp8 (unsummed)" : "q_b tp8", 1, 3072, 1536, 0);
+    bench_few(variant ? "qkv_a (unsummed)" : "qkv_a", 1, 2112, 7168, 0);
+    bench_few(variant ? "whole blocks (unsummed)" : "whole blocks", 1, 8448, 1536, 0);
+  }
+  variant = 0;
   for (int m : {1, 8, 16}) {
     bench_few("qkv_a", m, 2112, 7168, 0);
     bench_few("q_b tp1", m, 24576, 1536, 0);
