@@ -46,6 +46,9 @@ typedef struct mob_seq_open {
   mob_sampling_t sampling;
   const int32_t *prompt; // whole prompt: penalties look at it, prompt logprobs need the next id
   uint32_t prompt_count;
+  // The last so many ids of `prompt` were generated before (a sequence that comes back after preemption): they
+  // count as output for penalties, min_tokens and the index of the next draw. 0 for a new sequence.
+  uint32_t generated;
 } mob_seq_open_t;
 
 typedef struct mob_seq_step {

@@ -16,7 +16,7 @@
 #include "engine/comm/comm.h"
 #include "runtime/base/mem.h"
 
-enum { SMALL = 16384, SPINS = 2000 }; // floats a rank; pause instructions
+enum { SMALL = 16384, SPINS = 1000 }; // floats a rank; pause instructions
 
 typedef struct rank_state {
   float *small[2];  // [SMALL] each

@@ -1,0 +1,213 @@
+// Feed-forward part of a layer: dense, or router, grouped experts and shared expert. Two passes over one list of
+// "tasks" (a network and the rows it works on): gate/up into `act`, then down, where a thread owns a range of
+// hidden columns and adds the tasks in order: no two threads write the same place and the order of adding is fixed.
+#include <math.h>
+#include <string.h>
+
+#include "engine/cpu/exec.h"
+#include "runtime/base/mem.h"
+
+enum { TILE_ROWS = 32, BATCH = 64 };
+
+typedef struct task {
+  const mob_ffn_t *net;
+  const int32_t *rows;  // of the step; NULL: row i is i
+  const float *weights; // NULL: 1
+  int m;
+  float *act;           // [m][net->gate.rows]
+  int64_t first_unit;   // of the first pass
+} task_t;
+
+typedef struct ffn {
+  mob_rank_t *rank;
+  task_t *tasks;
+  int count;
+  int64_t units;
+} ffn_t;
+
+static void gate_up_tile(void *arg, int64_t unit, int thread) {
+  const ffn_t *f = arg;
+  mob_rank_t *rank = f->rank;
+  const mob_cpu_ops_t *ops = rank->exec->ops;
+  int low = 0, high = f->count - 1;
+  while (low < high) { // the last task that begins at or before `unit`
+    int mid = (low + high + 1) / 2;
+    if (f->tasks[mid].first_unit <= unit) low = mid;
+    else high = mid - 1;
+  }
+  const task_t *t = &f->tasks[low];
+  int64_t inter = t->net->gate.rows, r0 = (unit - t->first_unit) * TILE_ROWS;
+  int64_t r1 = r0 + TILE_ROWS < inter ? r0 + TILE_ROWS : inter;
+  const float *x[BATCH];
+  float *gate[BATCH], *up[BATCH], *scratch = rank->scratch[thread];
+  for (int from = 0; from < t->m; from += BATCH) {
+    int n = t->m - from < BATCH ? t->m - from : BATCH;
+    for (int i = 0; i < n; i++) {
+      int64_t row = t->rows ? t->rows[from + i] : from + i;
+      x[i] = rank->norm + row * rank->exec->desc->hidden;
+      gate[i] = t->act + (from + i) * inter + r0;
+      up[i] = scratch + i * TILE_ROWS;
+    }
+    ops->gemm(&t->net->gate, r0, r1, x, gate, n);
+    ops->gemm(&t->net->up, r0, r1, x, up, n);
+    for (int i = 0; i < n; i++) ops->silu_mul(gate[i], up[i], gate[i], r1 - r0);
+  }
+}
+
+static void down_tile(void *arg, int64_t unit, int thread) {
+  const ffn_t *f = arg;
+  mob_rank_t *rank = f->rank;
+  const mob_cpu_ops_t *ops = rank->exec->ops;
+  int64_t hidden = rank->exec->desc->hidden, r0 = unit * TILE_ROWS;
+  int64_t r1 = r0 + TILE_ROWS < hidden ? r0 + TILE_ROWS : hidden;
+  const float *x[BATCH];
+  float *y[BATCH], *scratch = rank->scratch[thread];
+  for (int k = 0; k < f->count; k++) {
+    const task_t *t = &f->tasks[k];
+    for (int from = 0; from < t->m; from += BATCH) {
+      int n = t->m - from < BATCH ? t->m - from : BATCH;
+      for (int i = 0; i < n; i++) {
+        x[i] = t->act + (from + i) * t->net->gate.rows;
+        y[i] = scratch + i * TILE_ROWS;
+      }
+      ops->gemm(&t->net->down, r0, r1, x, y, n);
+      for (int i = 0; i < n; i++) {
+        int64_t row = t->rows ? t->rows[from + i] : from + i;
+        ops->axpy(t->weights ? t->weights[from + i] : 1.0f, y[i], rank->part + row * hidden + r0, r1 - r0);
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ router
+
+typedef struct router {
+  mob_rank_t *rank;
+  const float *bias;
+} router_t;
+
+// The `count` best groups of experts stay, all others get -inf in `choice`. A group's score is the sum of its two best.
+static void keep_groups(const mob_model_desc_t *d, float *choice) {
+  int size = d->n_experts / d->n_group;
+  float score[d->n_group];
+  for (int g = 0; g < d->n_group; g++) {
+    float best = -INFINITY, second = -INFINITY;
+    for (int e = g * size; e < (g + 1) * size; e++) {
+      if (choice[e] > best) {
+        second = best;
+        best = choice[e];
+      } else if (choice[e] > second) {
+        second = choice[e];
+      }
+    }
+    score[g] = best + second;
+  }
+  for (int g = 0; g < d->n_group; g++) {
+    int better = 0;
+    for (int o = 0; o < d->n_group; o++) better += score[o] > score[g] || (score[o] == score[g] && o < g);
+    if (better >= d->topk_group)
+      for (int e = g * size; e < (g + 1) * size; e++) choice[e] = -INFINITY;
+  }
+}
+
+// Experts and weights of one row, in ascending order of expert.
+static void route_row(void *arg, int64_t row, int thread) {
+  (void)thread;
+  const router_t *r = arg;
+  mob_rank_t *rank = r->rank;
+  const mob_model_desc_t *d = rank->exec->desc;
+  float *score = rank->router + row * d->n_experts, choice[d->n_experts];
+  if (d->scoring == MOB_SCORE_SIGMOID) {
+    for (int e = 0; e < d->n_experts; e++) score[e] = 1.0f / (1.0f + expf(-score[e]));
+  } else {
+    float max = score[0], sum = 0;
+    for (int e = 1; e < d->n_experts; e++) max = score[e] > max ? score[e] : max;
+    for (int e = 0; e < d->n_experts; e++) sum += score[e] = expf(score[e] - max);
+    for (int e = 0; e < d->n_experts; e++) score[e] /= sum;
+  }
+  for (int e = 0; e < d->n_experts; e++) choice[e] = score[e] + (r->bias ? r->bias[e] : 0.0f);
+  if (d->topk_group < d->n_group) keep_groups(d, choice);
+  int32_t *ids = rank->expert_ids + row * d->top_k;
+  float *weights = rank->expert_weights + row * d->top_k, sum = 0;
+  for (int k = 0; k < d->top_k; k++) {
+    int best = -1;
+    for (int e = 0; e < d->n_experts; e++)
+      if (choice[e] > -INFINITY && (best < 0 || choice[e] > choice[best])) best = e;
+    if (best < 0) best = k; // only when scores are not numbers; stays in bounds
+    choice[best] = -INFINITY;
+    int at = k;
+    for (; at > 0 && ids[at - 1] > best; at--) ids[at] = ids[at - 1];
+    ids[at] = best;
+    sum += score[best];
+  }
+  if (d->scoring == MOB_SCORE_SIGMOID) sum += 1e-20f;
+  for (int k = 0; k < d->top_k; k++)
+    weights[k] = (d->norm_topk_prob ? score[ids[k]] / sum : score[ids[k]]) * d->routed_scale;
+}
+
+static void route(mob_rank_t *rank, const mob_layer_t *w, int m) {
+  const mob_model_desc_t *d = rank->exec->desc;
+  mob__linear(rank, &w->m[MOB_W_ROUTER], NULL, rank->norm, d->hidden, rank->router, d->n_experts, m);
+  router_t r = {rank, w->v[MOB_W_ROUTER_BIAS]};
+  mob_team_run(rank->team, m, (double)m * d->n_experts * (d->top_k + 8), route_row, &r);
+}
+
+// One task for every expert with rows, in ascending order; fills group_rows and group_weights.
+static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, float **act) {
+  const mob_model_desc_t *d = rank->exec->desc;
+  int begin[d->n_experts + 1], count = 0;
+  memset(begin, 0, sizeof begin);
+  for (int i = 0; i < m * d->top_k; i++) begin[rank->expert_ids[i] + 1]++;
+  for (int e = 0; e < d->n_experts; e++) begin[e + 1] += begin[e];
+  int at[d->n_experts];
+  memcpy(at, begin, sizeof at);
+  for (int i = 0; i < m * d->top_k; i++) {
+    int slot = at[rank->expert_ids[i]]++;
+    rank->group_rows[slot] = i / d->top_k;
+    rank->group_weights[slot] = rank->expert_weights[i];
+  }
+  for (int e = 0; e < d->n_experts; e++) {
+    int rows = begin[e + 1] - begin[e];
+    if (rows == 0 || w->experts[e].gate.rows == 0) continue; // nobody wants it, or another rank has it
+    tasks[count++] = (task_t){&w->experts[e], rank->group_rows + begin[e], rank->group_weights + begin[e], rows, *act, 0};
+    *act += (int64_t)rows * w->experts[e].gate.rows;
+  }
+  return count;
+}
+
+size_t mob__ffn_task_bytes(const mob_exec_t *exec) {
+  return ((size_t)exec->desc->n_experts + 1) * sizeof(task_t);
+}
+
+size_t mob__ffn_scratch(const mob_exec_t *exec) {
+  (void)exec;
+  return (size_t)TILE_ROWS * BATCH;
+}
+
+mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
+  const mob_exec_t *exec = rank->exec;
+  const mob_model_desc_t *d = exec->desc;
+  const mob_layer_t *w = &rank->weights.layers[layer];
+  int m = (int)job->step.token_count;
+  float *act = rank->act;
+  task_t *tasks = rank->tasks;
+  ffn_t f = {.rank = rank, .tasks = tasks};
+  mob__norm_rows(rank, rank->x, w->v[MOB_W_FFN_NORM], rank->norm, m);
+  if (d->is_moe[exec->spec.first_layer + layer]) {
+    route(rank, w, m);
+    f.count = group(rank, w, m, tasks, &act);
+    if (d->n_shared) tasks[f.count++] = (task_t){&w->shared, NULL, NULL, m, act, 0};
+  } else {
+    tasks[f.count++] = (task_t){&w->dense, NULL, NULL, m, act, 0};
+  }
+  double cost = 0;
+  for (int k = 0; k < f.count; k++) {
+    tasks[k].first_unit = f.units;
+    f.units += (tasks[k].net->gate.rows + TILE_ROWS - 1) / TILE_ROWS;
+    cost += (double)tasks[k].m * (double)tasks[k].net->gate.rows * d->hidden;
+  }
+  mob_team_run(rank->team, f.units, 2 * cost, gate_up_tile, &f);
+  memset(rank->part, 0, (size_t)m * (size_t)d->hidden * sizeof(float));
+  mob_team_run(rank->team, (d->hidden + TILE_ROWS - 1) / TILE_ROWS, cost, down_tile, &f);
+  return mob__add_parts(rank, m, NULL);
+}
