@@ -273,7 +273,8 @@ static mob_status complete_row(mob_sched_t *s, const mob__row_t *row,
     mob__settle(s, seq);
     return MOB_OK;
   }
-  mob_sched_event_t event = {.owner = seq->owner, .token = token};
+  mob_sched_event_t event = {
+      .owner = seq->owner, .token = token, .cached_tokens = seq->cached_tokens};
   if (seq->sampling.prompt_logprobs >= 0)
     take_prompt_logprobs(seq, row->slot, result, &event);
   if (token) {

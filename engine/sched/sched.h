@@ -68,6 +68,7 @@ typedef struct mob_sched_event {
   mob_sched_finish_t finish;  // else than RUNNING: the sequence is gone
   const mob_prompt_logprob_t *prompt; // [prompt_count], in order of position; points into the result
   uint32_t prompt_count;
+  uint32_t cached_tokens; // as mob_sched_cached_tokens(), for a sequence that is gone
 } mob_sched_event_t;
 
 typedef struct mob_sched_stats {

@@ -84,6 +84,7 @@ typedef struct mob_gen_request {
   uint32_t stop_token_count;
   int priority;            // lower runs first under --scheduling-policy priority
   mob_sampling_t sampling; // stop_ids/stop_id_count are filled by the engine; arrays are copied
+  bool draw_seed;          // the client asked for no seed: sampling.seed is drawn from the engine's stream
 } mob_gen_request_t;
 
 typedef struct mob_gen_events {
