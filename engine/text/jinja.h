@@ -146,6 +146,7 @@ typedef struct mob__jnodes {
 typedef struct mob__jarg {
   mob__jstring_t name;  // text NULL: positional. Of a macro's parameters: always set
   mob__jnode_t *value;  // of a parameter: its default or NULL
+  char spread;          // '*' for *list, 'd' for **dict, else 0
 } mob__jarg_t;
 
 struct mob__jnode {

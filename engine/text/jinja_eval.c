@@ -1,4 +1,5 @@
 // Expressions to values.
+#include <stdio.h>
 #include <string.h>
 
 #include "engine/text/jinja.h"
@@ -52,8 +53,16 @@ static bool loop_attr(mob__jinja_t *r, const mob__jloop_t *loop, mob__jstring_t 
   return true;
 }
 
+// How Jinja names a value in its errors.
+static const char *object_name(mob__jvalue_t v, char out[64]) {
+  if (v.type == MOB__J_NONE) return "None";
+  snprintf(out, 64, "%s object", mob__j_type_name(v));
+  return out;
+}
+
 static mob__jvalue_t missing(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t key) {
-  return mob__j_undefined(r, "'%s object' has no attribute '%.*s'", mob__j_type_name(v),
+  char name_[64];
+  return mob__j_undefined(r, "'%s' has no attribute '%.*s'", object_name(v, name_),
                           (int)(key.len < 100 ? key.len : 100), key.text);
 }
 
@@ -95,6 +104,7 @@ static size_t byte_of(mob__jstring_t s, size_t index) {
 }
 
 mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key, mob__jvalue_t *out) {
+  char text[64];
   MOB_TRY(mob__j_defined(v));
   if (v.type == MOB__J_DICT) {
     r->steps += v.u.dict->len / 16;
@@ -109,7 +119,7 @@ mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t k
     int64_t n = (int64_t)length_of(v), i = key.type == MOB__J_INT ? key.u.i : key.u.b;
     if (i < 0) i += n;
     if (i < 0 || i >= n) {
-      *out = mob__j_undefined(r, "%s object has no element %lld", mob__j_type_name(v), (long long)(key.type == MOB__J_INT ? key.u.i : key.u.b));
+      *out = mob__j_undefined(r, "%s has no element %lld", object_name(v, text), (long long)(key.type == MOB__J_INT ? key.u.i : key.u.b));
     } else if (v.type == MOB__J_STRING) {
       size_t at = byte_of(v.u.s, (size_t)i), width;
       mob_utf8_decode(v.u.s.text + at, &width);
@@ -120,7 +130,11 @@ mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t k
     return MOB_OK;
   }
   if (key.type == MOB__J_STRING) return mob__jinja_get_attr(r, v, key.u.s, out);
-  *out = mob__j_undefined(r, "%s object has no such element", mob__j_type_name(v));
+  if (key.type == MOB__J_INT) {
+    *out = mob__j_undefined(r, "%s has no element %lld", object_name(v, text), (long long)key.u.i);
+  } else {
+    *out = mob__j_undefined(r, "%s has no such element", object_name(v, text));
+  }
   return MOB_OK;
 }
 
@@ -184,18 +198,41 @@ static mob_status slice(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t
   return MOB_OK;
 }
 
+static void add_arg(mob__jinja_t *r, mob__jargs_t *args, size_t *cap, const mob__jstring_t *name_, mob__jvalue_t v) {
+  if (args->len + args->named_len == *cap) {
+    size_t grown = *cap * 2 + 4;
+    mob__jvalue_t *at = mob__j_alloc(r, grown * sizeof *at);
+    mob__jvariable_t *named = mob__j_alloc(r, grown * sizeof *named);
+    if (args->len) memcpy(at, args->at, args->len * sizeof *at);
+    if (args->named_len) memcpy(named, args->named, args->named_len * sizeof *named);
+    args->at = at;
+    args->named = named;
+    *cap = grown;
+  }
+  if (name_) args->named[args->named_len++] = (mob__jvariable_t){*name_, v};
+  else args->at[args->len++] = v;
+}
+
 mob_status mob__jinja_eval_args(mob__jinja_t *r, const mob__jnode_t *node, mob__jargs_t *out) {
+  size_t cap = 0;
   *out = (mob__jargs_t){0};
-  if (node->arg_count == 0) return MOB_OK;
-  out->at = mob__j_alloc(r, node->arg_count * sizeof *out->at);
-  out->named = mob__j_alloc(r, node->arg_count * sizeof *out->named);
   for (size_t i = 0; i < node->arg_count; i++) {
+    const mob__jarg_t *arg = &node->args[i];
     mob__jvalue_t v;
-    MOB_TRY(mob__jinja_eval(r, node->args[i].value, &v));
-    if (node->args[i].name.text) {
-      out->named[out->named_len++] = (mob__jvariable_t){node->args[i].name, v};
+    mob__jlist_t *list;
+    MOB_TRY(mob__jinja_eval(r, arg->value, &v));
+    if (!arg->spread) {
+      add_arg(r, out, &cap, arg->name.text ? &arg->name : NULL, v);
+    } else if (arg->spread == '*') {
+      MOB_TRY(mob__j_defined(v));
+      MOB_TRY(mob__j_iterate(r, v, &list));
+      for (size_t k = 0; k < list->len; k++) add_arg(r, out, &cap, NULL, list->at[k]);
     } else {
-      out->at[out->len++] = v;
+      if (v.type != MOB__J_DICT) return mob_fail(MOB_E_INVALID, "argument after ** must be a mapping, not %s", mob__j_type_name(v));
+      for (size_t k = 0; k < v.u.dict->len; k++) {
+        if (v.u.dict->at[k].key.type != MOB__J_STRING) return mob_fail(MOB_E_INVALID, "keywords must be strings");
+        add_arg(r, out, &cap, &v.u.dict->at[k].key.u.s, v.u.dict->at[k].value);
+      }
     }
   }
   return MOB_OK;

@@ -159,9 +159,14 @@ static mob_status f_items(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t *
 }
 
 // "a.b.0": the attribute of an attribute. An index for a number.
-static mob_status dotted(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t path, mob__jvalue_t *out) {
+// `absent` (or NULL) stands in for what is not there.
+static mob_status dotted_or(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t path, const mob__jvalue_t *absent, mob__jvalue_t *out) {
   *out = v;
-  if (path.type != MOB__J_STRING) return mob__jinja_get_item(r, v, path, out);
+  if (path.type != MOB__J_STRING) {
+    MOB_TRY(mob__jinja_get_item(r, v, path, out));
+    if (absent && out->type == MOB__J_UNDEFINED) *out = *absent;
+    return MOB_OK;
+  }
   mob__jstring_t s = path.u.s;
   for (size_t start = 0; start <= s.len;) {
     const char *dot = s.len > start ? memchr(s.text + start, '.', s.len - start) : NULL;
@@ -175,9 +180,14 @@ static mob_status dotted(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t path, m
     }
     // As environment.getitem: an item first, then an attribute.
     MOB_TRY(mob__jinja_get_item(r, *out, number ? mob__j_int(n) : mob__j_string(part), out));
+    if (absent && out->type == MOB__J_UNDEFINED) *out = *absent;
     start = end + 1;
   }
   return MOB_OK;
+}
+
+static mob_status dotted(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t path, mob__jvalue_t *out) {
+  return dotted_or(r, v, path, NULL, out);
 }
 
 static mob_status f_join(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t *args, mob__jvalue_t *out) {
@@ -522,11 +532,10 @@ static mob_status f_map(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t *ar
   *out = mob__j_new_list(r, MOB__J_LIST);
   for (size_t i = 0; i < items->len; i++) {
     MOB_TRY(mob__jinja_enter(r, 0));
-    mob_status status = by_attribute ? dotted(r, items->at[i], attribute, &item)
+    mob_status status = by_attribute ? dotted_or(r, items->at[i], attribute, has_default ? &other : NULL, &item)
                                      : mob__jinja_filter(r, args->at[0].u.s, items->at[i], &rest, &item);
     mob__jinja_leave(r);
     if (status != MOB_OK) return status;
-    if (has_default && item.type == MOB__J_UNDEFINED) item = other;
     mob__j_push(r, out->u.list, item);
   }
   return MOB_OK;

@@ -101,12 +101,12 @@ static size_t digits(const lexer_t *x, size_t i) {
 
 static mob_status number(lexer_t *x) {
   size_t start = x->pos, i = digits(x, start);
-  bool real = false;
-  if (i + 1 < x->len && x->in[i] == '.' && x->in[i + 1] >= '0' && x->in[i + 1] <= '9') {
+  bool real = false, after_dot = start > 0 && x->in[start - 1] == '.'; // a.0.1 holds no float
+  if (!after_dot && i + 1 < x->len && x->in[i] == '.' && x->in[i + 1] >= '0' && x->in[i + 1] <= '9') {
     real = true;
     i = digits(x, i + 1);
   }
-  if (i < x->len && (x->in[i] == 'e' || x->in[i] == 'E')) {
+  if (!after_dot && i < x->len && (x->in[i] == 'e' || x->in[i] == 'E')) {
     size_t k = i + 1;
     if (k < x->len && (x->in[k] == '+' || x->in[k] == '-')) k++;
     if (k < x->len && x->in[k] >= '0' && x->in[k] <= '9') {

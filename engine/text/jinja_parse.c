@@ -86,10 +86,6 @@ static mob_status arguments(mob__jparser_t *p, mob__jnode_t *node) {
       MOB_TRY(expect_op(p, ","));
       if (mob__jinja_skip_op(p, ")")) break;
     }
-    if (mob__jinja_is_op(p, "*") || mob__jinja_is_op(p, "**")) {
-      return mob_fail(MOB_E_UNSUPPORTED, "template line %d: * and ** arguments are not supported",
-                      p->token->line);
-    }
     if (node->arg_count == cap) {
       cap = cap ? cap * 2 : 4;
       mob__jarg_t *grown = MOB_ARENA_ARRAY(p->arena, mob__jarg_t, cap);
@@ -97,11 +93,15 @@ static mob_status arguments(mob__jparser_t *p, mob__jnode_t *node) {
       node->args = grown;
     }
     mob__jarg_t *arg = &node->args[node->arg_count];
-    if (p->token->type == MOB__JT_NAME && p->token[1].type == MOB__JT_OP &&
+    if (mob__jinja_skip_op(p, "*")) {
+      arg->spread = '*';
+    } else if (mob__jinja_skip_op(p, "**")) {
+      arg->spread = 'd';
+    } else if (p->token->type == MOB__JT_NAME && p->token[1].type == MOB__JT_OP &&
         mob__jstr_is(p->token[1].s, "=")) {
       arg->name = p->token->s;
       p->token += 2;
-    } else if (node->arg_count && arg[-1].name.text) {
+    } else if (node->arg_count && (arg[-1].name.text || arg[-1].spread)) {
       return mob__jinja_syntax_error(p, "expected a named argument");
     }
     MOB_TRY(mob__jinja_expression(p, true, &arg->value));

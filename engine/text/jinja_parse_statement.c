@@ -25,7 +25,16 @@ static mob_status body_until(mob__jparser_t *p, const char *name, mob__jnodes_t 
   return MOB_OK;
 }
 
+static mob_status target(mob__jparser_t *p, bool attributes, mob__jnode_t **out);
+
 static mob_status one_target(mob__jparser_t *p, bool attributes, mob__jnode_t **out) {
+  if (mob__jinja_is_op(p, "(")) { // a, (b, c)
+    if (p->depth >= MOB__JINJA_MAX_NESTING) return mob__jinja_syntax_error(p, "expected less nesting");
+    p->depth++;
+    mob_status status = target(p, attributes, out);
+    p->depth--;
+    return status;
+  }
   mob__jnode_t *node = mob__jinja_node(p, MOB__JE_NAME);
   MOB_TRY(expect_name(p, &node->name));
   static const char *const constants[] = {"true", "false", "none", "True", "False", "None"};
@@ -52,7 +61,7 @@ static mob_status target(mob__jparser_t *p, bool attributes, mob__jnode_t **out)
     mob__jnode_t *tuple = mob__jinja_node(p, MOB__JE_TUPLE), *item;
     mob__jinja_add(p, &tuple->items, *out);
     while (mob__jinja_skip_op(p, ",")) {
-      if (p->token->type != MOB__JT_NAME || mob__jinja_is_name(p, "in")) break;
+      if ((p->token->type != MOB__JT_NAME && !mob__jinja_is_op(p, "(")) || mob__jinja_is_name(p, "in")) break;
       MOB_TRY(one_target(p, attributes, &item));
       mob__jinja_add(p, &tuple->items, item);
     }

@@ -148,7 +148,7 @@ static void json_string_to(mob__jstring_t s, bool ensure_ascii, mob_buf_t *out) 
     if (simple) {
       mob_buf_putc(out, '\\');
       mob_buf_putc(out, to[simple - from]);
-    } else if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000 && c != 0x7F)) {
+    } else if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000)) {
       mob_buf_printf(out, "\\u%04x", c);
     } else if (ensure_ascii && c >= 0x10000) {
       c -= 0x10000;

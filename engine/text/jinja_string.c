@@ -303,6 +303,8 @@ static mob_status convert(mob__jinja_t *r, mob__jstring_t s, letter_case_t to, m
       mob_buf_puts(&buf, to == UPPER || to == SWAP ? "SS" : "Ss");
     } else if (upper) {
       append_cp(&buf, (uint32_t)(to == UPPER || to == SWAP ? utf8proc_toupper((utf8proc_int32_t)c) : utf8proc_totitle((utf8proc_int32_t)c)));
+    } else if (c == 0x130) { // dotted capital I
+      mob_buf_puts(&buf, "i\xCC\x87");
     } else {
       append_cp(&buf, (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
     }
