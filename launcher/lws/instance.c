@@ -55,6 +55,7 @@ static void release(mob_lws_instance_t *c) {
 void mob__instance_close(mob_lws_instance_t *c) {
   release(c);
   mob__timer_cancel(&c->restart);
+  mob__timer_cancel(&c->seen);
   mob_buf_free(&c->line);
   mob_buf_free(&c->error);
 }
@@ -92,12 +93,9 @@ static void run_post_start(mob_lws_instance_t *c) {
 // The program runs: its status pipe closed on exec.
 static void running(mob_lws_instance_t *c) {
   c->starting = false;
+  if (c->stopping) return; // killed while it was created: that closed the pipe
   c->started_ms = mob_now_ms();
   mob__pod_event(c->pod, false, "Started", "Started container %s, pid %d", c->spec->name, (int)c->pid);
-  if (c->stopping) {
-    on_term_time(c);
-    return;
-  }
   run_post_start(c);
   if (!c->init) mob__probe_start_all(c);
   mob__kubelet_changed(c->pod);
@@ -153,6 +151,12 @@ fail:
   mob__timer_set(&c->restart, loop_of(c), MOB_LWS_BACKOFF_FIRST_MS, start, c);
 }
 
+static void on_restart_seen(void *arg) {
+  mob_lws_instance_t *c = arg;
+  c->seen_restarts = c->restarts;
+  mob__kubelet_changed(c->pod);
+}
+
 void mob__instance_has_process(mob_lws_instance_t *c, int pidfd) {
   c->state = MOB_LWS_RUNNING;
   c->reason = NULL;
@@ -160,8 +164,17 @@ void mob__instance_has_process(mob_lws_instance_t *c, int pidfd) {
   c->pid = mob__pidfd_pid(pidfd);
   c->started_ms = mob_now_ms();
   if (c->pod->deleting && !c->stopping) mob__instance_stop(c, c->pod->grace_s, "pod deleted");
+  mob__pod_event(c->pod, false, "Created", "Created container %s%s", c->spec->name, c->restarts ? " again" : "");
   if (c->starting && c->status_pipe < 0 && c->error.len == 0) running(c);
-  if (c->restarts) mob__kubelet_changed(c->pod); // the restart counts from here on
+  if (c->restarts > c->seen_restarts) {
+    // The restart counts from here on: the container exists, though its program may not run yet.
+    uint64_t delay = mob__kubelet_lws_delay(c->pod);
+    if (delay) {
+      mob__timer_set(&c->seen, loop_of(c), delay, on_restart_seen, c);
+    } else {
+      on_restart_seen(c);
+    }
+  }
 }
 
 // ---- the end
@@ -234,7 +247,7 @@ static void on_kill_time(void *arg) { mob__instance_kill(arg); }
 
 static void on_term_time(void *arg) {
   mob_lws_instance_t *c = arg;
-  if (c->starting || c->pidfd < 0) return; // running() comes here again
+  if (c->starting || c->pidfd < 0) return;
   uint64_t age = mob_now_ms() - c->started_ms;
   if (age < TERM_AFTER_START_MS) {
     mob__timer_set(&c->term, loop_of(c), TERM_AFTER_START_MS - age, on_term_time, c);
@@ -265,7 +278,11 @@ void mob__instance_stop(mob_lws_instance_t *c, int64_t grace_s, const char *why)
   if (!c->pod->deleting) { // else the pod's own period runs already
     mob__timer_set(&c->kill, loop_of(c), (uint64_t)grace_s * 1000, on_kill_time, c);
   }
-  if (c->starting || c->pidfd < 0) return;
+  if (c->pidfd < 0) return;
+  if (c->starting) { // created, but nothing of the user's runs in it: no one to ask
+    mob__instance_kill(c);
+    return;
+  }
   const mob_lws_handler_t *h = &c->spec->pre_stop;
   switch (h->kind) {
   case MOB_LWS_HANDLER_NONE:

@@ -54,6 +54,12 @@ unsigned mob__pod_restarts(const mob_lws_pod_t *pod) {
   return n;
 }
 
+unsigned mob__pod_seen_restarts(const mob_lws_pod_t *pod) {
+  unsigned n = 0;
+  for (size_t i = 0; i < pod->instance_count; i++) n += pod->instances[i].seen_restarts;
+  return n;
+}
+
 const char *mob__pod_status(const mob_lws_pod_t *pod) {
   if (pod->deleting) return "Terminating";
   for (size_t i = 0; i < pod->instance_count; i++) {
@@ -70,6 +76,23 @@ void mob__kubelet_changed(mob_lws_pod_t *pod) {
     mob__pod_event(pod, false, ready ? "Ready" : "NotReady", ready ? "all containers are ready" : "is not ready any more");
   }
   pod->kubelet->on_change(pod->kubelet->owner, pod);
+}
+
+// A command that fails at once would make its group anew hundreds of times a second, where a cluster takes about
+// one. So the second failure in a row soon after the pod's creation is told late.
+#define QUICK_MS 2000
+#define SLOW_DOWN_MS 1000
+
+uint64_t mob__kubelet_lws_delay(mob_lws_pod_t *pod) {
+  mob_lws_kubelet_t *k = pod->kubelet;
+  uint64_t delay = (uint64_t)(k->config.lws_delay_s * 1000);
+  uintptr_t count = (uintptr_t)mob_map_gets(&k->quick, pod->id.name);
+  if (mob_wall_ms() - pod->created_ms >= QUICK_MS) {
+    mob_map_removes(&k->quick, pod->id.name);
+    return delay;
+  }
+  mob_map_puts(&k->quick, pod->id.name, (void *)(count + 1));
+  return count > 0 && delay < SLOW_DOWN_MS ? SLOW_DOWN_MS : delay;
 }
 
 // ---- the sandbox

@@ -4,12 +4,14 @@
 
 #include "launcher/lws/cgroup.h"
 #include "launcher/lws/pod.h"
+#include "runtime/base/map.h"
 
 typedef struct mob_lws_kubelet_config {
   const char *image_dir, *shell, *state_dir;
   mob_lws_pair_list_t claims; // claim -> host directory
   mob_lws_pair_list_t env;    // what the image's own ENV would add
   int64_t grace_s;            // overrides the pods' own; -1: does not
+  double lws_delay_s;         // between a container's restart and LWS's hearing of it
   bool show_output;           // print containers' output with the pod's name in front
 } mob_lws_kubelet_config_t;
 
@@ -27,6 +29,7 @@ struct mob_lws_kubelet {
   MOB_VEC(mob_lws_pod_t *) pods;
   unsigned next_link;
   uint32_t next_exec;
+  mob_map_t quick; // pod name -> how often in a row it failed soon after its creation
 };
 
 // Starts the pod; NULL with a message when that is impossible.

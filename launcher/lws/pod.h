@@ -42,6 +42,7 @@ struct mob_lws_instance {
   bool starting;      // the start command is out, the program does not run yet
   bool ready, startup_passed;
   unsigned restarts, starts;
+  unsigned seen_restarts; // as LWS knows them by now
   mob_lws_backoff_t backoff;
   uint64_t started_ms; // monotonic
   int last_status;     // of waitpid, of the last end; -1 when there was none
@@ -51,7 +52,7 @@ struct mob_lws_instance {
   mob_lws_watch_t *output_watch, *status_watch;
   mob_buf_t line;     // of output, not yet ended
   mob_buf_t error;    // why it could not start
-  mob_lws_timer_t *restart, *term, *kill, *pre_stop_wait;
+  mob_lws_timer_t *restart, *seen, *term, *kill, *pre_stop_wait;
   uint32_t pre_stop_id, post_start_id; // execs under way
   struct mob_lws_net_check *hook_check;
   bool stopping; // asked to end
@@ -84,7 +85,8 @@ struct mob_lws_pod {
 
 bool mob__pod_ready(const mob_lws_pod_t *pod);
 bool mob__pod_pending(const mob_lws_pod_t *pod); // phase Pending: some container never ran
-unsigned mob__pod_restarts(const mob_lws_pod_t *pod); // of all its containers
+unsigned mob__pod_restarts(const mob_lws_pod_t *pod);      // of all its containers
+unsigned mob__pod_seen_restarts(const mob_lws_pod_t *pod); // those that LWS has heard of
 // "Running", "Pending", "Terminating", "CrashLoopBackOff", ... as the STATUS column of kubectl.
 const char *mob__pod_status(const mob_lws_pod_t *pod);
 

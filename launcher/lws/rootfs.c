@@ -50,6 +50,55 @@ static mob_status link_to(const char *target, const char *path) {
   return MOB_OK;
 }
 
+// A directory of the host that nobody may write to here (read-only, or of an owner that the user namespace does not
+// know) becomes a tmpfs that shows the same entries.
+static mob_status ensure_writable(const char *dir) {
+  if (access(dir, W_OK) == 0) return MOB_OK;
+  char host[PATH_MAX], from[PATH_MAX], to[PATH_MAX], target[PATH_MAX];
+  snprintf(host, sizeof host, HOST "%s", dir);
+  DIR *entries = opendir(host);
+  if (!entries) return failed("cannot read", dir);
+  mob_status status = tmpfs(dir, "mode=755");
+  for (struct dirent *e; status == MOB_OK && (e = readdir(entries));) {
+    struct stat st;
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+    snprintf(from, sizeof from, "%s/%s", host, e->d_name);
+    snprintf(to, sizeof to, "%s/%s", dir, e->d_name);
+    if (lstat(from, &st) != 0) continue;
+    if (S_ISLNK(st.st_mode)) {
+      ssize_t n = readlink(from, target, sizeof target - 1);
+      target[n > 0 ? n : 0] = 0;
+      status = link_to(target, to);
+    } else if (S_ISDIR(st.st_mode) || S_ISREG(st.st_mode)) {
+      if (S_ISDIR(st.st_mode)) {
+        mkdir(to, 0755);
+      } else {
+        int fd = open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+        if (fd >= 0) close(fd);
+      }
+      status = bind(from, to, true);
+    }
+  }
+  closedir(entries);
+  return status;
+}
+
+// mkdir -p below the entered root.
+static mob_status make_dirs(const char *path) {
+  char dir[PATH_MAX], parent[PATH_MAX] = "/";
+  for (const char *p = path; *p;) {
+    p += strspn(p, "/");
+    p += strcspn(p, "/");
+    snprintf(dir, sizeof dir, "%.*s", (int)(p - path), path);
+    if (!mob_is_dir(dir)) {
+      MOB_TRY(ensure_writable(parent));
+      if (mkdir(dir, 0755) != 0 && errno != EEXIST) return failed("cannot create the directory", dir);
+    }
+    snprintf(parent, sizeof parent, "%s", dir);
+  }
+  return MOB_OK;
+}
+
 // ---- the sandbox's part
 
 static mob_status volume_path(const mob_lws_sandbox_spec_t *spec, size_t i, char out[PATH_MAX]) {
@@ -235,17 +284,18 @@ static mob_status make_system_dirs(void) {
 // The image's programs: the directory itself, so that programs find what lies beside them, and links.
 static mob_status install_image(const mob_lws_sandbox_spec_t *spec) {
   char from[PATH_MAX];
-  MOB_TRY(mob_mkdirs("/opt/mobula/bin"));
+  MOB_TRY(make_dirs("/opt/mobula/bin"));
   snprintf(from, sizeof from, HOST "%s", spec->image_dir);
   MOB_TRY(bind(from, "/opt/mobula/bin", true));
   snprintf(from, sizeof from, HOST "%s/../lib", spec->image_dir);
   const char *base = strrchr(spec->image_dir, '/');
   if (base && strcmp(base, "/bin") == 0 && mob_is_dir(from)) { // an installation's own libraries
-    MOB_TRY(mob_mkdirs("/opt/mobula/lib"));
+    MOB_TRY(make_dirs("/opt/mobula/lib"));
     MOB_TRY(bind(from, "/opt/mobula/lib", true));
   }
-  MOB_TRY(mob_mkdirs("/usr/local/bin"));
-  MOB_TRY(mob_mkdirs("/vllm-workspace/examples/online_serving"));
+  MOB_TRY(make_dirs("/usr/local/bin"));
+  MOB_TRY(ensure_writable("/usr/local/bin"));
+  MOB_TRY(make_dirs("/vllm-workspace/examples/online_serving"));
   DIR *dir = opendir("/opt/mobula/bin");
   if (!dir) return failed("cannot read the image's programs in", spec->image_dir);
   mob_status status = MOB_OK;
@@ -284,7 +334,8 @@ static mob_status install_shell(const char *shell) {
 
 static mob_status install_names(const mob_lws_sandbox_spec_t *spec) {
   char hostname[256], from[PATH_MAX];
-  MOB_TRY(mob_mkdirs("/run/mobula"));
+  MOB_TRY(make_dirs("/run/mobula"));
+  MOB_TRY(ensure_writable("/etc"));
   snprintf(from, sizeof from, HOST "%s", spec->hosts_dir);
   MOB_TRY(bind(from, "/run/mobula", true));
   // A link into a directory, because the file is replaced whole: a reader sees the old or the new names.
@@ -302,15 +353,16 @@ static mob_status mount_volume(const mob_lws_sandbox_spec_t *spec, const mob_lws
   MOB_TRY(volume_path(spec, i, volume));
   snprintf(from, sizeof from, HOST "%s%s%s", v->host_path ? v->host_path : volume, m->sub_path ? "/" : "",
            m->sub_path ? m->sub_path : "");
-  if (m->sub_path && !mob_file_exists(from) && !v->host_path) MOB_TRY(mob_mkdirs(from));
+  if (m->sub_path && !mob_file_exists(from) && !v->host_path) MOB_TRY(make_dirs(from));
   struct stat st;
   if (stat(from, &st) != 0) return failed("no such volume directory:", from + strlen(HOST));
   if (S_ISDIR(st.st_mode)) {
-    MOB_TRY(mob_mkdirs(m->path));
+    MOB_TRY(make_dirs(m->path));
   } else {
     char *parent = mob_strdup(m->path);
     *strrchr(parent, '/') = 0;
-    mob_status status = *parent ? mob_mkdirs(parent) : MOB_OK;
+    mob_status status = *parent ? make_dirs(parent) : MOB_OK;
+    if (status == MOB_OK) status = ensure_writable(*parent ? parent : "/");
     free(parent);
     MOB_TRY(status);
     int fd = open(m->path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);

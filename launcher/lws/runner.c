@@ -102,7 +102,9 @@ static void on_change(void *owner, mob_lws_pod_t *pod) {
 
 static void on_gone(void *owner, mob_lws_pod_t *pod) {
   mob_lws_runner_t *r = owner;
-  mob__event(&r->events, false, pod->id.name, "Gone", "pod %s ended", pod->uid);
+  char object[96];
+  snprintf(object, sizeof object, "pod/%s", pod->id.name);
+  mob__event(&r->events, false, object, "Gone", "no process of it is left, uid %s", pod->uid);
   mob__services_pod_gone(&r->services, pod);
   // Out of the list before a successor of the same name comes in.
   for (size_t i = 0; i < r->kubelet.pods.len; i++) {
@@ -143,7 +145,7 @@ static void delete_pod(void *owner, void *pod) {
 
 static mob_lws_pod_state_t pod_state(void *owner, void *pod) {
   (void)owner;
-  return (mob_lws_pod_state_t){mob__pod_ready(pod), mob__pod_pending(pod), mob__pod_restarts(pod)};
+  return (mob_lws_pod_state_t){mob__pod_ready(pod), mob__pod_pending(pod), mob__pod_seen_restarts(pod)};
 }
 
 static void controller_event(void *owner, bool warning, const char *object, const char *reason, const char *text) {
@@ -186,5 +188,6 @@ int mob__runner_run(mob_lws_runner_t *r, int64_t replicas, void (*started)(void 
   close(r->signal_fd);
   mob__controller_free(&r->controller);
   mob_vec_free(&r->kubelet.pods);
+  mob_map_free(&r->kubelet.quick);
   return r->exit_code;
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "launcher/lws/commands.h"
+#include "launcher/lws/loopback.h"
 #include "launcher/lws/options.h"
 #include "launcher/lws/run.h"
 #include "launcher/lws/state.h"
@@ -20,7 +21,7 @@ typedef struct up {
   mob_lws_words_t files, pvcs, forwards, envs;
   const char *image_dir, *shell, *state_option, *name, *network;
   int64_t replicas, grace, port_base;
-  double cpu;
+  double cpu, lws_delay;
   bool logs, no_logs, detach, no_forward;
   // from it
   mob_arena_t arena;
@@ -29,6 +30,7 @@ typedef struct up {
   char *state_dir;
   bool has_loop;
   int lock, ready_fd; // ready_fd: to the waiting parent of a detached runner, -1 without
+  mob_lws_words_t links; // that loopback mode made on the host
   mob_lws_runner_t runner;
 } up_t;
 
@@ -266,6 +268,7 @@ static void configure(up_t *up) {
       .claims = {up->claims.at, up->claims.len},
       .env = {up->env.at, up->env.len},
       .grace_s = up->grace,
+      .lws_delay_s = up->lws_delay,
       .show_output = up->logs || (!up->no_logs && !up->detach && isatty(1)),
   };
   r->kubelet.loop = r->services.loop = &r->loop;
@@ -280,6 +283,9 @@ static mob_status prepare(up_t *up) {
   MOB_TRY(mob__state_open(up->state_dir, &up->lock));
   mob__cgroup_sweep();
   MOB_TRY(mob__lws_network_choose(up->network, &r->network));
+  if (r->network.mode == MOB_LWS_LOOPBACK) {
+    MOB_TRY(mob__loopback_prepare(&up->manifest, r->kubelet.config.claims, up->image_dir, &up->links));
+  }
   // What callers reach is bound before the process leaves their network namespace.
   MOB_TRY(bind_services(up));
   if (up->detach) MOB_TRY(detach(up));
@@ -314,6 +320,7 @@ static int run(up_t *up) {
   }
   if (up->has_loop) uv_loop_close(&r->loop);
   if (r->has_cgroup) mob__cgroup_close(&r->cgroup);
+  mob__loopback_undo(&up->links);
   if (r->network.netlink > 0) close(r->network.netlink);
   if (up->lock >= 0) mob__state_close(up->state_dir, up->lock);
   return code;
@@ -339,6 +346,9 @@ int mob__lws_up(int argc, char **argv) {
        "what /bin/sh is in pods (default bash). With dash the shell stays PID 1,\nSIGTERM reaches no program, and every "
        "end costs the whole grace period", 0},
       {"grace", "SECONDS", MOB_LWS_OPT_INT, &up->grace, "instead of the pods' terminationGracePeriodSeconds", 0},
+      {"lws-delay", "SECONDS", MOB_LWS_OPT_NUMBER, &up->lws_delay,
+       "how long LWS takes to hear of a container's restart (default 0). A cluster\nneeds about 1: so long the restarted "
+       "container runs before its group is\nrecreated", 0},
       {"forward", "SVC:PORT=LOCAL", MOB_LWS_OPT_WORDS, &up->forwards,
        "local port for a Service's port (default: the same number)", 0},
       {"port-base", "PORT", MOB_LWS_OPT_INT, &up->port_base, "number the Services' local ports from here on", 0},
