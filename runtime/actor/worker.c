@@ -305,12 +305,13 @@ static void on_push_task(void *owner, mob_rpc_call_t *rpc, const void *message) 
     free(call);
     mob_rpc_reply_status(rpc, GRPC_STATUS_UNAVAILABLE, "the actor is ending");
   } else if (task->type == RAY__RPC__TASK_TYPE__ACTOR_CREATION_TASK) {
-    if (create(ctx, request) == MOB_OK) {
+    mob_status status = create(ctx, request);
+    if (status == MOB_OK) {
       mob_call_reply(call, (mob_bytes_t){0});
     } else {
       char *why = mob_strdup(mob_errmsg());
       MOB_ERROR("the actor could not be created: %s", why);
-      mob_call_fail(call, MOB_E_INVALID, why);
+      mob_call_fail(call, status, why);
       mob_actor_exit(ctx, 1, why);
       free(why);
     }

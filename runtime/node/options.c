@@ -40,7 +40,7 @@ enum {
   OPT_VERBOSE,
   OPT_HELP,
   OPT_READY_FD,
-  OPT_LOG_TO_STDERR,
+  OPT_LOG_TO_FILE,
   OPT_DASHBOARD, // --include-dashboard: false is what we do, true is not
 };
 
@@ -79,7 +79,7 @@ static const flag_t flags[] = {
     {"include-dashboard", BOOLEAN, OPT_DASHBOARD, NULL},
     {"no-monitor", FLAG, OPT_SILENT, NULL},
     {"ready-fd", INTEGER, OPT_READY_FD, NULL},
-    {"log-to-stderr", FLAG, OPT_LOG_TO_STDERR, NULL},
+    {"log-to-file", FLAG, OPT_LOG_TO_FILE, NULL},
     {"object-manager-port", INTEGER, OPT_IGNORED, NULL},
     {"runtime-env-agent-port", INTEGER, OPT_IGNORED, NULL},
     {"dashboard-host", TEXT, OPT_IGNORED, NULL},
@@ -301,7 +301,7 @@ static mob_status read_labels(mob_start_options_t *options, const char *text, co
     char *key = trimmed(item, (size_t)(sign - item));
     char *value = trimmed(sign + 1, strlen(sign + 1));
     free(item);
-    if (strncmp(key, "ray.io/", 7) == 0 && strcmp(key, "ray.io/node-id") == 0) {
+    if (strcmp(key, "ray.io/node-id") == 0) {
       mob_status status = mob_fail(MOB_E_INVALID, "Error: --%s: the label %s is set by the node itself.",
                                    flag, key);
       free(key);
@@ -427,7 +427,7 @@ static mob_status apply(mob_start_options_t *options, const flag_t *flag, const 
   case OPT_HEAD: options->head = true; break;
   case OPT_BLOCK: options->block = true; break;
   case OPT_NO_REDIRECT: options->no_redirect_output = true; break;
-  case OPT_LOG_TO_STDERR: options->log_to_stderr = true; break;
+  case OPT_LOG_TO_FILE: options->log_to_stderr = false; break;
   case OPT_HELP: options->help = true; break;
   case OPT_SILENT: break;
   default: note_ignored(options, flag->name);
@@ -500,7 +500,7 @@ void mob_start_options_help(mob_buf_t *out, const char *command) {
   mob_buf_puts(out, "\nAccepted for the sake of existing commands, without a meaning here:\n ");
   size_t column = 1;
   for (size_t i = 0; i < MOB_LEN(flags); i++) {
-    if (flags[i].help || flags[i].option == OPT_READY_FD || flags[i].option == OPT_LOG_TO_STDERR) continue;
+    if (flags[i].help || flags[i].option == OPT_READY_FD || flags[i].option == OPT_LOG_TO_FILE) continue;
     size_t len = strlen(flags[i].name) + 3;
     if (column + len > 90) {
       mob_buf_puts(out, "\n ");

@@ -45,7 +45,7 @@ typedef struct mob_start_options {
 
   // Between a launcher and the daemon that it starts; not for users, and not in the help.
   int ready_fd;       // where to report READY or the cause of a failure; -1: nowhere
-  bool log_to_stderr; // the log goes to stderr as well as into the session's folder
+  bool log_to_stderr; // the log goes to stderr as well as into the session's folder; else there alone
 } mob_start_options_t;
 
 void mob_start_options_init(mob_start_options_t *options);
