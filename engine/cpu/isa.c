@@ -6,6 +6,13 @@
 
 const mob_cpu_ops_t *mob_cpu_ops_named(const char *name) {
   if (strcmp(name, "scalar") == 0) return &mob_cpu_ops_scalar;
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // The file is compiled for all that the build's _avx512 flags name, so all of it must be there.
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+  if (avx2 && strcmp(name, "avx2") == 0) return &mob_cpu_ops_avx2;
+  if (avx512 && strcmp(name, "avx512") == 0) return &mob_cpu_ops_avx512;
   return NULL;
 }
 

@@ -48,7 +48,7 @@ typedef struct mob_cpu_ops {
   float (*max)(const float *x, int64_t n);
 } mob_cpu_ops_t;
 
-extern const mob_cpu_ops_t mob_cpu_ops_scalar;
+extern const mob_cpu_ops_t mob_cpu_ops_scalar, mob_cpu_ops_avx2, mob_cpu_ops_avx512;
 
 // The best table for this CPU; MOB_CPU_ISA=scalar|avx2|avx512 forces one that the CPU has.
 const mob_cpu_ops_t *mob_cpu_ops_pick(void);

@@ -4,20 +4,24 @@
 
 #include "engine/cpu/ops.h"
 
-float mob_e4m3_to_f32(uint8_t code) {
-  int exponent = code >> 3 & 15, mantissa = code & 7;
-  float magnitude = (code & 0x7f) == 0x7f ? NAN
-                    : exponent            ? ldexpf(1.0f + (float)mantissa / 8.0f, exponent - 7)
-                                          : ldexpf((float)mantissa, -9);
-  return code & 0x80 ? -magnitude : magnitude;
+static float from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
-float mob_f16_to_f32(uint16_t bits) {
-  int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  float magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
-                    : exponent     ? ldexpf(1.0f + (float)mantissa / 1024.0f, exponent - 15)
-                                   : ldexpf((float)mantissa, -24);
-  return bits & 0x8000 ? -magnitude : magnitude;
+float mob_e4m3_to_f32(uint8_t code) { // 1 sign, 4 exponent (bias 7), 3 mantissa; no infinity
+  uint32_t sign = (uint32_t)(code & 0x80) << 24, rest = code & 0x7f;
+  if (rest == 0x7f) return from_bits(sign | 0x7fc00000);
+  if (rest < 8) return (sign ? -0x1p-9f : 0x1p-9f) * (float)rest;
+  return from_bits(sign | ((rest << 20) + (120u << 23)));
+}
+
+float mob_f16_to_f32(uint16_t bits) { // 1 sign, 5 exponent (bias 15), 10 mantissa
+  uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7fff;
+  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 1023) << 13);
+  if (rest < 1024) return (sign ? -0x1p-24f : 0x1p-24f) * (float)rest;
+  return from_bits(sign | ((rest << 13) + (112u << 23)));
 }
 
 // Element c of a row, without its scale.

@@ -1,0 +1,158 @@
+// The CPU backend against Hugging Face transformers (tests/golden, made by tools/golden/engine.py), and against itself
+// under every way of cutting the work: tensor and pipeline parallel, chunks, both forms of latent attention, threads.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "golden_case.h"
+#include "harness.h"
+#include "runtime/base/mem.h"
+
+static float max_error(const float *a, const float *b, size_t n) {
+  float worst = 0;
+  for (size_t i = 0; i < n; i++) {
+    float d = fabsf(a[i] - b[i]);
+    if (!(d <= worst)) worst = d; // a NaN stays
+  }
+  return worst;
+}
+
+typedef struct way {
+  int tp, pp, threads;
+  bool expert_parallel, queue;
+  uint32_t chunk;
+  const char *mla;
+} way_t;
+
+// Logits [64][vocab] of the greedy path of a golden, computed in one way; the caller frees them.
+static float *compute(const golden_t *g, const way_t *way) {
+  harness_config_t config = {.dir = g->dir, .tp = way->tp, .pp = way->pp, .threads = way->threads,
+                             .expert_parallel = way->expert_parallel};
+  harness_t *h;
+  if (way->mla) setenv("MOB_CPU_MLA", way->mla, 1);
+  else unsetenv("MOB_CPU_MLA");
+  if (harness_open(&config, &h) != MOB_OK) fail_msg("%s tp %d pp %d: %s", g->path, way->tp, way->pp, mob_errmsg());
+  float *logits = MOB_NEW_ARRAY(float, g->token_count * (size_t)g->vocab);
+  int32_t tokens[g->token_count];
+  harness_run_t run = {.prompt = g->prompt, .prompt_count = g->prompt_count, .chunk = way->chunk,
+                       .generate = g->token_count, .queue = way->queue, .logits = logits, .tokens = tokens};
+  if (harness_generate(h, &run) != MOB_OK) fail_msg("%s: %s", g->path, mob_errmsg());
+  for (uint32_t i = 0; i < g->token_count; i++)
+    if (tokens[i] != g->tokens[i])
+      fail_msg("%s: tp %d pp %d: token %u is %d, transformers has %d", g->path, way->tp, way->pp, i, tokens[i],
+               g->tokens[i]);
+  harness_close(h);
+  return logits;
+}
+
+static bool divides(const golden_t *g, int tp, int pp) {
+  const json_t *config = json_object_get(g->root, "config");
+  int64_t heads = json_integer_value(json_object_get(config, "num_attention_heads"));
+  int64_t layers = json_integer_value(json_object_get(config, "num_hidden_layers"));
+  return heads % tp == 0 && pp <= layers;
+}
+
+static void test_logits_and_tokens_are_those_of_transformers(void **state) {
+  (void)state;
+  char paths[64][512];
+  int count = golden_list(paths, 64);
+  assert_in_range(count, 10, 64);
+  for (int i = 0; i < count; i++) {
+    golden_t g;
+    golden_load(paths[i], &g);
+    float *logits = compute(&g, &(way_t){.tp = 1, .pp = 1});
+    float worst = 0;
+    for (uint32_t r = 0; r < g.row_count; r++)
+      worst = fmaxf(worst, max_error(logits + g.rows[r] * (size_t)g.vocab, g.logits + r * (size_t)g.vocab,
+                                     (size_t)g.vocab));
+    print_message("%-24s largest difference of a logit %.1e\n", strrchr(paths[i], '/') + 1, (double)worst);
+    assert_true(worst < 1e-4f);
+    free(logits);
+    golden_free(&g);
+  }
+}
+
+static void test_parallel_ways_agree(void **state) {
+  (void)state;
+  static const way_t ways[] = {
+      {2, 1, 1, false, false, 0, NULL}, {4, 1, 1, false, false, 0, NULL}, {8, 1, 1, false, false, 0, NULL},
+      {1, 2, 1, false, false, 0, NULL}, {1, 3, 1, false, false, 0, NULL}, {1, 4, 1, false, false, 0, NULL},
+      {2, 2, 4, false, false, 0, NULL}, {8, 2, 1, false, false, 0, NULL}, {2, 1, 1, true, false, 0, NULL},
+      {4, 2, 1, true, false, 0, NULL},  {1, 1, 3, false, false, 0, NULL},
+  };
+  char paths[64][512];
+  int count = golden_list(paths, 64);
+  for (int i = 0; i < count; i++) {
+    golden_t g;
+    golden_load(paths[i], &g);
+    size_t n = g.token_count * (size_t)g.vocab;
+    float *expected = compute(&g, &(way_t){.tp = 1, .pp = 1});
+    for (size_t k = 0; k < MOB_LEN(ways); k++) {
+      if (!divides(&g, ways[k].tp, ways[k].pp)) continue;
+      float *logits = compute(&g, &ways[k]);
+      // Stages and threads change no bit; tensor parallelism changes the order of sums.
+      if (ways[k].tp == 1) assert_memory_equal(logits, expected, n * sizeof *logits);
+      else assert_true(max_error(logits, expected, n) < 1e-4f);
+      free(logits);
+    }
+    // The same number of ranks over two stages: again the same bits.
+    float *tp2 = compute(&g, &(way_t){.tp = 2, .pp = 1}), *tp2pp2 = compute(&g, &(way_t){.tp = 2, .pp = 2});
+    assert_memory_equal(tp2, tp2pp2, n * sizeof *tp2);
+    free(tp2);
+    free(tp2pp2);
+    free(expected);
+    golden_free(&g);
+  }
+}
+
+static void test_chunks_and_forms_of_attention_agree(void **state) {
+  (void)state;
+  char paths[64][512];
+  int count = golden_list(paths, 64);
+  for (int i = 0; i < count; i++) {
+    golden_t g;
+    golden_load(paths[i], &g);
+    size_t n = g.token_count * (size_t)g.vocab;
+    float *absorbed = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "absorbed"});
+    float *expanded = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "expanded"});
+    assert_true(max_error(absorbed, expanded, n) < 1e-4f);
+    for (uint32_t chunk = 1; chunk < 80; chunk = chunk * 3 + 2) {
+      float *one = compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "expanded"});
+      float *two = compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "absorbed"});
+      assert_memory_equal(one, expanded, n * sizeof *one);
+      assert_memory_equal(two, absorbed, n * sizeof *two);
+      free(one);
+      free(two);
+    }
+    free(absorbed);
+    free(expanded);
+    golden_free(&g);
+  }
+  unsetenv("MOB_CPU_MLA");
+}
+
+static void test_queued_steps_take_the_sampled_ids(void **state) {
+  (void)state;
+  golden_t g;
+  golden_load(MOB_SOURCE_DIR "/tests/golden/deepseek_v3/base_fp8.json", &g);
+  static const way_t ways[] = {{1, 1, 1, false, true, 0, NULL}, {2, 2, 1, false, true, 0, NULL},
+                               {1, 4, 1, false, true, 16, NULL}, {8, 2, 1, false, true, 64, NULL}};
+  for (size_t k = 0; k < MOB_LEN(ways); k++) free(compute(&g, &ways[k])); // compares the tokens
+  golden_free(&g);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_logits_and_tokens_are_those_of_transformers),
+      cmocka_unit_test(test_queued_steps_take_the_sampled_ids),
+      cmocka_unit_test(test_parallel_ways_agree),
+      cmocka_unit_test(test_chunks_and_forms_of_attention_agree),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
