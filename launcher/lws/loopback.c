@@ -38,7 +38,9 @@ static void stand_in(const char *target, const char *path, mob_lws_words_t *made
   } else if (make_parents(link, made) && symlink(target, link) == 0) {
     *mob_vec_push(made) = link;
   } else {
-    mob_buf_printf(missing, "\n  ln -s %s %s", target, link);
+    char *line = mob_sprintf("\n  ln -s %s %s", target, link);
+    if (!strstr(mob_buf_cstr(missing), line)) mob_buf_puts(missing, line); // leader and workers often mount the same
+    free(line);
     free(link);
   }
 }
