@@ -49,7 +49,7 @@ struct mob_gcs {
   mob__tasks_t *tasks;
   uv_timer_t pass; // the next scheduling pass
   uv_timer_t tick; // every 250 ms: silence, back-offs, time-outs
-  int handles;
+  size_t holds; // the two timers, and calls to nodes and workers that come back here
   bool closing;
   void (*closed)(void *arg);
   void *closed_arg;
@@ -84,6 +84,10 @@ void mob__gcs_store_del(mob_gcs_t *gcs, mob_table_t table, const void *key, size
 // Puts, then answers `call` with the reply (of which the caller keeps nothing): OK in its status.
 void mob__gcs_put_reply(mob_gcs_t *gcs, mob_table_t table, const void *key, size_t key_len,
                         const void *message, mob_rpc_call_t *call, const void *reply);
+
+// The GCS is freed when nothing holds it any more.
+void mob__gcs_hold(mob_gcs_t *gcs);
+void mob__gcs_release(mob_gcs_t *gcs);
 
 // ------------------------------------------------------------------------------------------- events
 
@@ -121,8 +125,9 @@ void mob__nodes_free(mob__nodes_t *nodes);
 void mob__nodes_close_clients(mob__nodes_t *nodes);
 mob__node_t *mob__node_find(mob_gcs_t *gcs, const void *id, size_t len); // dead ones too; or NULL
 mob__node_t *mob__node_alive(mob_gcs_t *gcs, const void *id, size_t len);
-// The living ones in the order in which they joined; NULL ends.
-mob__node_t *mob__node_next(mob_gcs_t *gcs, mob__node_t *after);
+// The living ones in the order in which they joined. The caller frees the list.
+mob__node_t **mob__nodes_alive(mob_gcs_t *gcs, size_t *count);
+// The node may be freed by this: it is not to be used afterwards.
 void mob__node_die(mob_gcs_t *gcs, mob__node_t *node, Ray__Rpc__NodeDeathInfo__Reason reason,
                    const char *why);
 mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node);
@@ -158,7 +163,6 @@ void mob__publish(mob_gcs_t *gcs, Ray__Rpc__ChannelType channel, const void *key
 void mob__publish_error(mob_gcs_t *gcs, const uint8_t *job_id, const char *type, const char *text);
 
 mob__jobs_t *mob__jobs_new(mob_gcs_t *gcs);
-void mob__jobs_close(mob__jobs_t *jobs);
 void mob__jobs_free(mob__jobs_t *jobs);
 void mob__jobs_tick(mob_gcs_t *gcs);
 void mob__jobs_node_dead(mob_gcs_t *gcs, mob__node_t *node);
