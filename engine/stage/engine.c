@@ -55,10 +55,12 @@ static void describe(const mob_engine_t *e, int stage, char *text, size_t size) 
   if (e->link) e->transport->describe(e->link, stage, ip, &pid);
   if (s->pid) pid = s->pid;
   int n = snprintf(text, size, "stage %d of %d", stage, e->config.pp);
-  if (ip[0] || s->ip[0])
-    n += snprintf(text + n, size - (size_t)n, " (%s, pid %d)", ip[0] ? ip : s->ip, pid);
+  if (!ip[0] && !s->ip[0]) return;
+  n += snprintf(text + n, size - (size_t)n, " (%s, pid %d", ip[0] ? ip : s->ip, pid);
   if (s->heard_ms)
-    snprintf(text + n, size - (size_t)n, ", last heard of %.1f s ago", (double)(mob_now_ms() - s->heard_ms) / 1000);
+    n += snprintf(text + n, size - (size_t)n, ", last heard of %.1f s ago",
+                  (double)(mob_now_ms() - s->heard_ms) / 1000);
+  snprintf(text + n, size - (size_t)n, ")");
 }
 
 void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char *why) {
@@ -66,7 +68,7 @@ void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char 
   bool started = e->state == MOB__ENGINE_READY;
   char who[256] = "the group", text[1024];
   if (stage >= 0) describe(e, stage, who, sizeof who);
-  snprintf(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who, started ? "lost" : "failed to start",
+  snprintf(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who, started ? "was lost" : "failed to start",
            why, cause, (unsigned long long)e->epoch);
   e->state = MOB__ENGINE_LOST;
   MOB_ERROR("%s", text);
