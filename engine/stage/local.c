@@ -73,9 +73,10 @@ static void on_send(void *owner, mob_bytes_t message) {
 }
 
 static void on_end(void *owner, bool lost, const char *why) {
+  local_stage_t *s = owner;
   (void)lost;
   (void)why;
-  close_stage(owner);
+  if (!s->frozen) close_stage(s); // a stopped process would not act either
 }
 
 static void on_down(void *owner, void *message) {
