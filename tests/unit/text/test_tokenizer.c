@@ -37,7 +37,7 @@ static void test_smallest(void **state) {
   (void)state;
   mob_tokenizer_t *tok = load("{" MODEL "," PRE "," DEC "}", NULL);
   assert_encodes(tok, "aab ab", false, "0 2 3 2"); // the space has no merge with "ab"
-  assert_encodes(tok, "axb", false, "0 1");        // no unknown token: bytes without one vanish
+  assert_encodes(tok, "axb", false, "2"); // no unknown token: a byte without one vanishes before merging
   assert_encodes(tok, "", true, "");
   assert_int_equal(mob_tokenizer_vocab_size(tok), 4);
   assert_int_equal(mob_tokenizer_id_of(tok, "ab"), 2);
@@ -178,12 +178,12 @@ static void test_long_words(void **state) {
 static void test_costly_pattern(void **state) {
   (void)state;
   const char *json = "{" DEC "," MODEL ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":"
-                     "{\"Regex\":\"(a+a+)+$b\"},\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}}";
+                     "{\"Regex\":\"(?:a+a+)+[bc]\"},\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}}";
   mob_tokenizer_t *tok = load(json, NULL);
   mob_buf_t text = {0};
   mob_ids_t ids = {0};
   for (int i = 0; i < 5000; i++) mob_buf_putc(&text, 'a');
-  mob_buf_putc(&text, 'c');
+  mob_buf_putc(&text, 'z');
   assert_int_equal(mob_tokenizer_encode(tok, (char *)text.data, text.len, false, &ids), MOB_E_FORMAT);
   assert_non_null(strstr(mob_errmsg(), "pattern"));
   mob_buf_free(&text);
