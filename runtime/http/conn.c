@@ -81,12 +81,12 @@ static void set_timer(mob__conn_t *conn, uint64_t ms) {
 
 // A reply that the connection itself gives: malformed, too large, too slow. The client may still be sending.
 static void refuse(mob__conn_t *conn, int status) {
-  const char *text = status == 400 ? "Invalid HTTP request received." : mob__status_text(status);
+  const char *text = status == 400 ? "Invalid HTTP request received." : mob_http_status_text(status);
   char reply[512];
   int n = snprintf(reply, sizeof reply,
                    "HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %zu\r\n"
                    "connection: close\r\n\r\n%s",
-                   status, mob__status_text(status), strlen(text), text);
+                   status, mob_http_status_text(status), strlen(text), text);
   mob__conn_send(conn, reply, (size_t)n);
   conn->last = conn->unread = true;
   set_timer(conn, MOB__LINGER_MS);

@@ -62,6 +62,7 @@ void mob_http_begin(mob_http_request_t *req, int status, const char *content_typ
                     const mob_http_field_t *extra, size_t extra_count); // chunked
 void mob_http_write(mob_http_request_t *req, const void *data, size_t len);
 void mob_http_end(mob_http_request_t *req);
+const char *mob_http_status_text(int status); // "OK", "Not Found", ...
 size_t mob_http_unsent(const mob_http_request_t *req); // bytes queued in this process: back-pressure
 
 #endif

@@ -50,7 +50,6 @@ mob__parsed_t mob__parser_feed(mob__parser_t *parser, const char *data, size_t l
 bool mob__parser_idle(const mob__parser_t *parser); // no byte of a next request was seen
 mob_http_request_t *mob__parser_take(mob__parser_t *parser);
 void mob__request_free(mob_http_request_t *req);
-const char *mob__status_text(int status);
 
 // ---- tls.c
 mob_status mob__tls_ctx_new(const mob_http_config_t *config, mob__tls_ctx_t **out);

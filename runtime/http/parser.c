@@ -227,7 +227,7 @@ const char *mob_http_header(const mob_http_request_t *req, const char *name) {
   return NULL;
 }
 
-const char *mob__status_text(int status) {
+const char *mob_http_status_text(int status) {
   switch (status) {
 #define XX(num, name, text)                                                                        \
   case num: return #text;

@@ -35,7 +35,7 @@ static const char *http_date(void) {
 
 static void put_head(mob_buf_t *buf, mob_http_request_t *req, int status, const char *content_type,
                      const mob_http_field_t *extra, size_t extra_count) {
-  mob_buf_printf(buf, "HTTP/1.1 %d %s\r\ndate: %s\r\nserver: mobula\r\n", status, mob__status_text(status),
+  mob_buf_printf(buf, "HTTP/1.1 %d %s\r\ndate: %s\r\nserver: mobula\r\n", status, mob_http_status_text(status),
                  http_date());
   if (content_type) mob_buf_printf(buf, "content-type: %s\r\n", content_type);
   for (size_t i = 0; i < extra_count; i++) {
