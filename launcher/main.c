@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/stage/stage.h"
 #include "launcher/cmd_ray.h"
 #include "runtime/actor/worker.h"
 #include "runtime/base/log.h"
@@ -11,7 +12,7 @@
 #include "runtime/node/node.h"
 #include "runtime/rpc/ray_version.h"
 
-#if __has_include("engine/api/vllm.h")
+#if __has_include("engine/api/vllm.h") && __has_include("launcher/cmd_vllm.c")
 #include "engine/api/vllm.h"
 #define HAVE_VLLM 1
 #endif
@@ -85,6 +86,7 @@ static const command_t *find(const char *name) {
 }
 
 int main(int argc, char **argv) {
+  mob_stage_register(); // for the processes of actors
   const char *slash = argc ? strrchr(argv[0], '/') : NULL;
   const command_t *command = argc ? find(slash ? slash + 1 : argv[0]) : NULL;
   if (command) return command->run(argc, argv);
