@@ -27,26 +27,30 @@ void mob_say_started(const mob_start_options_t *options, const char *ip, const c
   say_banner();
   if (options->head) {
     MOB_SAY("Next steps");
-    MOB_SAY("  To add another node to this Ray cluster, run");
-    MOB_SAY("    ray start --address='%s'", address);
+    mob_say_indent(2);
+    MOB_SAY("To add another node to this Ray cluster, run");
+    MOB_SAY("  ray start --address='%s'", address);
     mob_say_gap();
-    MOB_SAY("  To serve a model on this Ray cluster, run");
-    MOB_SAY("    vllm serve MODEL_DIR");
+    MOB_SAY("To serve a model on this Ray cluster, run");
+    MOB_SAY("  vllm serve MODEL_DIR");
     mob_say_gap();
   }
-  MOB_SAY("%sTo terminate the Ray runtime, run", options->head ? "  " : "");
-  MOB_SAY("%s  ray stop", options->head ? "  " : "");
+  MOB_SAY("To terminate the Ray runtime, run");
+  MOB_SAY("  ray stop");
   if (options->head) {
     mob_say_gap();
-    MOB_SAY("  To view the status of the cluster, use");
-    MOB_SAY("    ray status");
+    MOB_SAY("To view the status of the cluster, use");
+    MOB_SAY("  ray status");
   }
+  mob_say_indent(0);
   if (options->block) {
     mob_say_gap();
     MOB_SAY("--block");
-    MOB_SAY("  This command will now block forever until terminated by a signal.");
-    MOB_SAY("  Running subprocesses are monitored and a message will be printed if any of them terminate "
+    mob_say_indent(2);
+    MOB_SAY("This command will now block forever until terminated by a signal.");
+    MOB_SAY("Running subprocesses are monitored and a message will be printed if any of them terminate "
             "unexpectedly. Subprocesses exit with SIGTERM will be treated as graceful, thus NOT reported.");
+    mob_say_indent(0);
   }
 }
 

@@ -132,7 +132,7 @@ static void on_message(void *owner, const Ray__Rpc__PubMessage *message) {
              node->state == RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__ALIVE,
              node->death_info ? node->death_info->reason_message : "", true);
   } else if (message->inner_message_case == RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_ACTOR_MESSAGE) {
-    mob__actor_on_table(cluster, message->actor_message);
+    mob__handle_on_table(cluster, message->actor_message);
   }
 }
 
@@ -147,7 +147,7 @@ static void close_hold(mob_cluster_t *cluster) {
 
 static void fail_actors(mob_cluster_t *cluster, mob_status status, const char *why) {
   for (size_t i = cluster->actors.len; i-- > 0;) {
-    if (i < cluster->actors.len) mob__actor_lost(cluster->actors.at[i], status, why);
+    if (i < cluster->actors.len) mob__handle_lost(cluster->actors.at[i], status, why);
   }
 }
 

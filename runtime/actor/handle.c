@@ -297,7 +297,7 @@ static void become_dead(mob_actor_t *actor, const char *why, bool restarting, mo
   leave(actor);
 }
 
-void mob__actor_lost(mob_actor_t *actor, mob_status status, const char *why) {
+void mob__handle_lost(mob_actor_t *actor, mob_status status, const char *why) {
   become_dead(actor, why, false, status);
 }
 
@@ -355,7 +355,7 @@ static void apply(mob_actor_t *actor, const Ray__Rpc__ActorTableData *data) {
   }
 }
 
-void mob__actor_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData *data) {
+void mob__handle_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData *data) {
   // Backwards, and by index: a handler may release handles, its own among them.
   for (size_t i = cluster->actors.len; i-- > 0;) {
     if (i >= cluster->actors.len) continue;

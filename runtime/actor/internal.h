@@ -68,8 +68,8 @@ void mob__cluster_address(const mob_cluster_t *cluster, Ray__Rpc__Address *out);
 
 // -------------------------------------------------------------------------------------------- actors
 
-void mob__actor_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData *data);
-void mob__actor_lost(mob_actor_t *actor, mob_status status, const char *why); // cluster closed or lost
+void mob__handle_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData *data);
+void mob__handle_lost(mob_actor_t *actor, mob_status status, const char *why); // cluster closed or lost
 
 // ------------------------------------------------------------------------------------------- streams
 

@@ -112,7 +112,7 @@ static Ray__Rpc__ActorCreationTaskSpec *creation(const mob_cluster_t *cluster,
 
 mob_status mob__creation_task(const mob_cluster_t *cluster, const mob_actor_options_t *options,
                               const uint8_t actor_id[MOB_ACTOR_ID_LEN], Ray__Rpc__TaskSpec **out) {
-  Ray__Rpc__RuntimeEnvInfo *env;
+  Ray__Rpc__RuntimeEnvInfo *env = NULL;
   uint8_t task_id[MOB_TASK_ID_LEN];
   if (!options->class_name || !*options->class_name) return mob_fail(MOB_E_INVALID, "the actor has no class");
   MOB_TRY(runtime_env(options->env, &env));

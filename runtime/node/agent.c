@@ -40,8 +40,8 @@ static mob_status prepare(mob_node_t *node, const Ray__Rpc__Bundle *bundle) {
 static void cancel_bundle(mob_node_t *node, const uint8_t *pg, int index) {
   for (size_t i = 0; i < node->workers.len; i++) {
     mob_worker_t *worker = node->workers.at[i];
-    if (mob__worker_in_bundle(worker, pg, index)) {
-      mob__worker_end(worker, true, "its placement group was removed");
+    if (mob__node_worker_in_bundle(worker, pg, index)) {
+      mob__node_worker_end(worker, true, "its placement group was removed");
     }
   }
   if (mob_ledger_cancel(&node->ledger, pg, index)) mob__node_changed(node);
@@ -119,17 +119,17 @@ static void on_release_bundles(void *owner, mob_rpc_call_t *call, const void *me
 // ----------------------------------------------------------------------------------------------- workers
 
 static void on_lease(void *owner, mob_rpc_call_t *call, const void *message) {
-  mob__worker_lease(owner, call, message);
+  mob__node_worker_lease(owner, call, message);
 }
 
 static void on_return(void *owner, mob_rpc_call_t *call, const void *message) {
   const Ray__Rpc__ReturnWorkerLeaseRequest *request = message;
   Ray__Rpc__ReturnWorkerLeaseReply reply = RAY__RPC__RETURN_WORKER_LEASE_REPLY__INIT;
-  mob_worker_t *worker = mob__worker_by_lease(owner, request->lease_id);
+  mob_worker_t *worker = mob__node_worker_by_lease(owner, request->lease_id);
   // A process serves one actor; there is nothing to return it to.
   if (worker) {
     const char *why = request->disconnect_worker_error_detail;
-    mob__worker_end(worker, true, *why ? why : "its lease was returned");
+    mob__node_worker_end(worker, true, *why ? why : "its lease was returned");
   }
   mob_rpc_reply(call, &reply);
 }
@@ -137,17 +137,17 @@ static void on_return(void *owner, mob_rpc_call_t *call, const void *message) {
 static void on_cancel_lease(void *owner, mob_rpc_call_t *call, const void *message) {
   const Ray__Rpc__CancelWorkerLeaseRequest *request = message;
   Ray__Rpc__CancelWorkerLeaseReply reply = RAY__RPC__CANCEL_WORKER_LEASE_REPLY__INIT;
-  mob_worker_t *worker = mob__worker_by_lease(owner, request->lease_id);
+  mob_worker_t *worker = mob__node_worker_by_lease(owner, request->lease_id);
   reply.success = worker != NULL;
-  if (worker) mob__worker_end(worker, true, "its lease was cancelled");
+  if (worker) mob__node_worker_end(worker, true, "its lease was cancelled");
   mob_rpc_reply(call, &reply);
 }
 
 static void on_kill(void *owner, mob_rpc_call_t *call, const void *message) {
   const Ray__Rpc__KillLocalActorRequest *request = message;
   Ray__Rpc__KillLocalActorReply reply = RAY__RPC__KILL_LOCAL_ACTOR_REPLY__INIT;
-  mob_worker_t *worker = mob__worker_by_id(owner, request->worker_id);
-  if (worker) mob__worker_end(worker, request->force_kill, "it was killed by request");
+  mob_worker_t *worker = mob__node_worker_by_id(owner, request->worker_id);
+  if (worker) mob__node_worker_end(worker, request->force_kill, "it was killed by request");
   mob_rpc_reply(call, &reply);
 }
 
@@ -157,13 +157,13 @@ static void on_release_workers(void *owner, mob_rpc_call_t *call, const void *me
   Ray__Rpc__ReleaseUnusedActorWorkersReply reply = RAY__RPC__RELEASE_UNUSED_ACTOR_WORKERS_REPLY__INIT;
   MOB_VEC(mob_worker_t *) used = {0};
   for (size_t i = 0; i < request->n_worker_ids_in_use; i++) {
-    mob_worker_t *worker = mob__worker_by_id(node, request->worker_ids_in_use[i]);
+    mob_worker_t *worker = mob__node_worker_by_id(node, request->worker_ids_in_use[i]);
     if (worker) *mob_vec_push(&used) = worker;
   }
   for (size_t i = 0; i < node->workers.len; i++) {
     bool found = false;
     for (size_t j = 0; j < used.len; j++) found = found || used.at[j] == node->workers.at[i];
-    if (!found) mob__worker_end(node->workers.at[i], true, "no actor uses it");
+    if (!found) mob__node_worker_end(node->workers.at[i], true, "no actor uses it");
   }
   mob_vec_free(&used);
   mob_rpc_reply(call, &reply);
@@ -172,7 +172,7 @@ static void on_release_workers(void *owner, mob_rpc_call_t *call, const void *me
 static void on_is_dead(void *owner, mob_rpc_call_t *call, const void *message) {
   const Ray__Rpc__IsLocalWorkerDeadRequest *request = message;
   Ray__Rpc__IsLocalWorkerDeadReply reply = RAY__RPC__IS_LOCAL_WORKER_DEAD_REPLY__INIT;
-  reply.is_dead = !mob__worker_by_id(owner, request->worker_id);
+  reply.is_dead = !mob__node_worker_by_id(owner, request->worker_id);
   mob_rpc_reply(call, &reply);
 }
 
@@ -182,7 +182,7 @@ static void on_pids(void *owner, mob_rpc_call_t *call, const void *message) {
   (void)message;
   reply.pids = MOB_NEW_ARRAY(int32_t, node->workers.len + 1);
   for (; reply.n_pids < node->workers.len; reply.n_pids++) {
-    reply.pids[reply.n_pids] = mob__worker_pid(node->workers.at[reply.n_pids]);
+    reply.pids[reply.n_pids] = mob__node_worker_pid(node->workers.at[reply.n_pids]);
   }
   mob_rpc_reply(call, &reply);
   free(reply.pids);

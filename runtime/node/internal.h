@@ -76,15 +76,15 @@ void mob__sync_tick(mob_node_t *node);  // every heartbeat
 mob_status mob__agent_listen(mob_node_t *node);
 
 // worker_pool.c: `call` is answered when the process can be called, or cannot be started.
-void mob__worker_lease(mob_node_t *node, mob_rpc_call_t *call,
+void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
                        const Ray__Rpc__RequestWorkerLeaseRequest *request);
-mob_worker_t *mob__worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id);
-mob_worker_t *mob__worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id);
-bool mob__worker_in_bundle(const mob_worker_t *worker, const uint8_t *pg, int index);
-pid_t mob__worker_pid(const mob_worker_t *worker);
+mob_worker_t *mob__node_worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id);
+mob_worker_t *mob__node_worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id);
+bool mob__node_worker_in_bundle(const mob_worker_t *worker, const uint8_t *pg, int index);
+pid_t mob__node_worker_pid(const mob_worker_t *worker);
 // Without `force` SIGTERM first, and SIGKILL after some seconds.
-void mob__worker_end(mob_worker_t *worker, bool force, const char *why);
-void mob__workers_end_all(mob_node_t *node, bool force, const char *why);
-void mob__workers_free(mob_node_t *node); // kills and forgets what is left
+void mob__node_worker_end(mob_worker_t *worker, bool force, const char *why);
+void mob__node_workers_end_all(mob_node_t *node, bool force, const char *why);
+void mob__node_workers_free(mob_node_t *node); // kills and forgets what is left
 
 #endif

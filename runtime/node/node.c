@@ -80,7 +80,7 @@ static void finish(mob_node_t *node) {
   }
   if (node->resolving) uv_cancel((uv_req_t *)&node->resolve);
   clear_files(node);
-  mob__workers_free(node);
+  mob__node_workers_free(node);
   if (node->children) mob_children_close(node->children);
   node->children = NULL;
   mob__sync_close(node);
@@ -154,7 +154,7 @@ void mob_node_stop(mob_node_t *node, const char *why) {
     mob__node_workers_gone(node);
     return;
   }
-  mob__workers_end_all(node, false, why);
+  mob__node_workers_end_all(node, false, why);
   uv_timer_start(&node->timer, on_stop_time, STOP_GRACE_MS, 0);
 }
 

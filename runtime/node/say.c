@@ -8,6 +8,7 @@
 
 static bool record = true;
 static bool color;
+static int indent;
 
 void mob_say_setup(mob_log_style_t style, int want_color) {
   record = style == MOB_STYLE_RECORD || (style == MOB_STYLE_AUTO && !isatty(STDIN_FILENO));
@@ -20,6 +21,10 @@ bool mob_say_is_record(void) {
 
 void mob_say_gap(void) {
   if (!record) putchar('\n');
+}
+
+void mob_say_indent(int columns) {
+  indent = columns;
 }
 
 void mob_say_at(mob_say_level_t level, const char *file, int line, const char *fmt, ...) {
@@ -36,8 +41,8 @@ void mob_say_at(mob_say_level_t level, const char *file, int line, const char *f
     strftime(stamp, sizeof stamp, "%Y-%m-%d %H:%M:%S", &tm);
     fprintf(out, "%s,%03ld\t%s %s:%d -- ", stamp, now.tv_nsec / 1000000, names[level],
             slash ? slash + 1 : file, line);
-  } else if (color && colors[level]) {
-    fputs(colors[level], out);
+  } else {
+    fprintf(out, "%*s%s", indent, "", color && colors[level] ? colors[level] : "");
   }
   va_list args;
   va_start(args, fmt);

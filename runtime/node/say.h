@@ -16,7 +16,8 @@ void mob_say_setup(mob_log_style_t style, int color);
 bool mob_say_is_record(void);
 void mob_say_at(mob_say_level_t level, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
-void mob_say_gap(void); // an empty line; nothing in record style
+void mob_say_gap(void);          // an empty line; nothing in record style
+void mob_say_indent(int columns); // of the lines that follow; nothing in record style
 
 #define MOB_SAY(...) mob_say_at(MOB_SAY_INFO, __FILE__, __LINE__, __VA_ARGS__)
 #define MOB_SAY_OK(...) mob_say_at(MOB_SAY_SUCC, __FILE__, __LINE__, __VA_ARGS__)

@@ -174,7 +174,7 @@ mob_status mob_status_text(const char *json, size_t len, bool verbose, mob_buf_t
   strftime(stamp, sizeof stamp, "%Y-%m-%d %H:%M:%S", &tm);
   size_t start = out->len;
   mob_buf_printf(out, "======== Autoscaler status: %s.%06d ========\n", stamp,
-                 (int)((at - (double)seconds) * 1e6));
+                 (int)llround((at - (double)seconds) * 1e6) % 1000000);
   int dashes = (int)(out->len - start - 1);
   if (verbose) {
     json_t *gcs = json_object_get(root, "gcs_request_time");

@@ -233,7 +233,7 @@ static void on_kill_time(uv_timer_t *timer) {
   mob_child_kill(worker->child, SIGKILL);
 }
 
-void mob__worker_end(mob_worker_t *worker, bool force, const char *why) {
+void mob__node_worker_end(mob_worker_t *worker, bool force, const char *why) {
   if (!worker->child) return;
   if (!worker->stopping && why) set_why(worker, why);
   bool first = !worker->stopping;
@@ -246,11 +246,11 @@ void mob__worker_end(mob_worker_t *worker, bool force, const char *why) {
   }
 }
 
-void mob__workers_end_all(mob_node_t *node, bool force, const char *why) {
-  for (size_t i = 0; i < node->workers.len; i++) mob__worker_end(node->workers.at[i], force, why);
+void mob__node_workers_end_all(mob_node_t *node, bool force, const char *why) {
+  for (size_t i = 0; i < node->workers.len; i++) mob__node_worker_end(node->workers.at[i], force, why);
 }
 
-void mob__workers_free(mob_node_t *node) {
+void mob__node_workers_free(mob_node_t *node) {
   for (size_t i = 0; i < node->workers.len; i++) {
     mob_worker_t *worker = node->workers.at[i];
     if (worker->child) kill(worker->pid, SIGKILL);
@@ -518,7 +518,7 @@ static mob_worker_t *new_worker(mob_node_t *node, const Ray__Rpc__LeaseSpec *lea
   return worker;
 }
 
-void mob__worker_lease(mob_node_t *node, mob_rpc_call_t *call,
+void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
                        const Ray__Rpc__RequestWorkerLeaseRequest *request) {
   const Ray__Rpc__LeaseSpec *lease = request->lease_spec;
   if (node->phase != MOB_NODE_READY || node->draining) {
@@ -555,7 +555,7 @@ void mob__worker_lease(mob_node_t *node, mob_rpc_call_t *call,
 
 // ---------------------------------------------------------------------------------------------- look-up
 
-mob_worker_t *mob__worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id) {
+mob_worker_t *mob__node_worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id) {
   for (size_t i = 0; i < node->workers.len; i++) {
     mob_worker_t *worker = node->workers.at[i];
     if (mob_pb_bytes_equal(worker_id, worker->id, sizeof worker->id)) return worker;
@@ -563,7 +563,7 @@ mob_worker_t *mob__worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id)
   return NULL;
 }
 
-mob_worker_t *mob__worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id) {
+mob_worker_t *mob__node_worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id) {
   for (size_t i = 0; i < node->workers.len; i++) {
     mob_worker_t *worker = node->workers.at[i];
     if (worker->lease_len && mob_pb_bytes_equal(lease_id, worker->lease_id, worker->lease_len)) return worker;
@@ -571,11 +571,11 @@ mob_worker_t *mob__worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_i
   return NULL;
 }
 
-bool mob__worker_in_bundle(const mob_worker_t *worker, const uint8_t *pg, int index) {
+bool mob__node_worker_in_bundle(const mob_worker_t *worker, const uint8_t *pg, int index) {
   return worker->holding.in_bundle && worker->holding.index == index &&
          memcmp(worker->holding.pg, pg, MOB_NODE_PG_LEN) == 0;
 }
 
-pid_t mob__worker_pid(const mob_worker_t *worker) {
+pid_t mob__node_worker_pid(const mob_worker_t *worker) {
   return worker->pid;
 }

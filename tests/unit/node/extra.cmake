@@ -1,0 +1,9 @@
+# The actor class that test_cluster.c loads, and a test program that is its own daemon and worker.
+add_library(actor_echo MODULE unit/node/classes/echo.c)
+target_link_libraries(actor_echo PRIVATE mob_flags PkgConfig::libuv)
+set_target_properties(actor_echo PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+if(TARGET test_node_cluster)
+  target_link_options(test_node_cluster PRIVATE -rdynamic)
+  add_dependencies(test_node_cluster actor_echo)
+  set_tests_properties(node.cluster PROPERTIES RUN_SERIAL ON)
+endif()
