@@ -36,7 +36,7 @@ static void close_chunk(mob__task_t *task, mob_buf_t *out, size_t completion) {
   mob_json_close(out, ']');
   if (continuous(task)) put_usage(out, task->inputs.at[0].ids.len, completion, 0);
   mob_json_close(out, '}');
-  mob__event(task, out);
+  mob__sse_event(task, out);
   mob_buf_free(out);
 }
 
@@ -175,7 +175,7 @@ void mob__chat_usage_event(mob__task_t *task) {
   mob_json_close(&out, ']');
   put_usage(&out, task->inputs.at[0].ids.len, completion_tokens(task), cached(task));
   mob_json_close(&out, '}');
-  mob__event(task, &out);
+  mob__sse_event(task, &out);
   mob_buf_free(&out);
 }
 

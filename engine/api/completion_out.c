@@ -87,7 +87,7 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
     mob_json_put_null(&out, "usage");
   }
   mob_json_close(&out, '}');
-  mob__event(task, &out);
+  mob__sse_event(task, &out);
   mob_buf_free(&out);
 }
 
@@ -105,7 +105,7 @@ void mob__completion_usage_event(mob__task_t *task) {
   mob_json_close(&out, ']');
   put_usage(&out, prompt_tokens(task), tokens, false);
   mob_json_close(&out, '}');
-  mob__event(task, &out);
+  mob__sse_event(task, &out);
   mob_buf_free(&out);
 }
 

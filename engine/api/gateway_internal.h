@@ -112,7 +112,7 @@ void mob__chat_reply(mob__task_t *task, mob_buf_t *out);
 void mob__completion_event(mob__task_t *task, mob__seq_t *seq);
 void mob__completion_usage_event(mob__task_t *task);
 void mob__completion_reply(mob__task_t *task, mob_buf_t *out);
-void mob__event(mob__task_t *task, const mob_buf_t *json); // sends "data: JSON\n\n"
+void mob__sse_event(mob__task_t *task, const mob_buf_t *json); // sends "data: JSON\n\n"
 // The sequences that are answered for prompt `input`: all, or the n best of best_of. `out` has room for n.
 void mob__chosen(const mob__task_t *task, size_t input, mob__seq_t **out);
 

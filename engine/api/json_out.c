@@ -62,7 +62,7 @@ void mob_json_int(mob_buf_t *out, int64_t value) {
 
 void mob_json_double(mob_buf_t *out, double value) {
   separate(out);
-  if (isfinite(value)) mob_py_float(out, value);
+  if (isfinite(value)) mob_json_float(out, value);
   else mob_buf_puts(out, "null");
 }
 
@@ -104,7 +104,7 @@ void mob_json_put_null(mob_buf_t *out, const char *key) {
 
 // ------------------------------------------------------------------------------------------- Python
 
-void mob_py_float(mob_buf_t *out, double value) {
+void mob_json_float(mob_buf_t *out, double value) {
   if (isnan(value)) return mob_buf_puts(out, "nan");
   if (isinf(value)) return mob_buf_puts(out, value < 0 ? "-inf" : "inf");
   char text[40];
@@ -191,7 +191,7 @@ static void repr(mob_buf_t *out, const json_t *value, size_t limit) {
     break;
   case JSON_STRING: mob_py_repr_text(out, json_string_value(value), json_string_length(value)); break;
   case JSON_INTEGER: mob_buf_printf(out, "%lld", (long long)json_integer_value(value)); break;
-  case JSON_REAL: mob_py_float(out, json_real_value(value)); break;
+  case JSON_REAL: mob_json_float(out, json_real_value(value)); break;
   case JSON_TRUE: mob_buf_puts(out, "True"); break;
   case JSON_FALSE: mob_buf_puts(out, "False"); break;
   case JSON_NULL: mob_buf_puts(out, "None"); break;

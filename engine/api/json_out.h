@@ -27,7 +27,7 @@ void mob_json_put_bool(mob_buf_t *out, const char *key, bool value);
 void mob_json_put_null(mob_buf_t *out, const char *key);
 
 // The shortest decimal that reads back as `value`, written as Python's repr() does: "1.0", "1e-05", "-0.25".
-void mob_py_float(mob_buf_t *out, double value);
+void mob_json_float(mob_buf_t *out, double value);
 // The text between the quotes of json.dumps(): everything but ASCII as \uXXXX.
 void mob_json_ascii(mob_buf_t *out, const char *text, size_t len);
 // Python's repr() of a JSON value: what a pydantic error shows as its input.

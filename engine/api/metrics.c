@@ -93,7 +93,7 @@ static void head(writer_t *w, const char *name, const char *help, const char *ty
 
 static void put_value(writer_t *w, const char *name, const char *labels, double value) {
   mob_buf_printf(w->out, "%s{%s%s%s} ", name, w->label, *labels ? "," : "", labels);
-  mob_py_float(w->out, value);
+  mob_json_float(w->out, value);
   mob_buf_putc(w->out, '\n');
 }
 
@@ -113,13 +113,13 @@ static void put_histogram(writer_t *w, const char *name, const char *help, const
   for (size_t i = 0; i < hist->bound_count; i++) {
     cumulative += hist->counts[i];
     mob_buf_printf(w->out, "%s_bucket{%s,le=\"", name, w->label);
-    mob_py_float(w->out, hist->bounds[i]);
+    mob_json_float(w->out, hist->bounds[i]);
     mob_buf_printf(w->out, "\"} %llu.0\n", (unsigned long long)cumulative);
   }
   mob_buf_printf(w->out, "%s_bucket{%s,le=\"+Inf\"} %llu.0\n", name, w->label, (unsigned long long)hist->total);
   mob_buf_printf(w->out, "%s_count{%s} %llu.0\n", name, w->label, (unsigned long long)hist->total);
   mob_buf_printf(w->out, "%s_sum{%s} ", name, w->label);
-  mob_py_float(w->out, hist->sum);
+  mob_json_float(w->out, hist->sum);
   mob_buf_putc(w->out, '\n');
 }
 

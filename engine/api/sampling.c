@@ -14,7 +14,7 @@
 
 static mob_status refuse_float(const char *text, double got) {
   mob_buf_t number = {0};
-  mob_py_float(&number, got);
+  mob_json_float(&number, got);
   mob_status status = REFUSE("%s, got %s.", text, mob_buf_cstr(&number));
   mob_buf_free(&number);
   return status;

@@ -161,7 +161,7 @@ static void reply_tokens(mob__task_t *task) {
 
 // -------------------------------------------------------------------------------------------- replies
 
-void mob__event(mob__task_t *task, const mob_buf_t *json) {
+void mob__sse_event(mob__task_t *task, const mob_buf_t *json) {
   if (!task->http) return;
   if (!task->begun) {
     mob__begin_stream(task->gateway, task->http);
@@ -244,7 +244,7 @@ static void complete(mob__task_t *task) {
     mob_buf_t out = {0};
     (chat ? mob__chat_reply : mob__completion_reply)(task, &out);
     if (task->request.stream) { // best_of > n: one event with everything
-      mob__event(task, &out);
+      mob__sse_event(task, &out);
       end_stream(task);
     } else {
       mob__reply_json(task->gateway, take_http(task), 200, &out);
