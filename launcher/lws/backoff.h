@@ -1,5 +1,5 @@
-// The kubelet's delay before a container is started again: none the first time, then 10 s, doubling to
-// 300 s; a run of 10 minutes makes it new again.
+// The kubelet's delay before a container is started again: none the first time, then 10 s, doubling
+// to 300 s; a run of 10 minutes makes it new again.
 #ifndef MOB_LWS_BACKOFF_H
 #define MOB_LWS_BACKOFF_H
 

@@ -21,11 +21,13 @@ static mob_status write_text(const char *dir, const char *file, const char *text
   ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
   int error = errno;
   if (fd >= 0) close(fd);
-  if (n < 0) return mob_fail(MOB_E_IO, "cannot write \"%s\" to %s: %s", text, path, strerror(error));
+  if (n < 0)
+    return mob_fail(MOB_E_IO, "cannot write \"%s\" to %s: %s", text, path, strerror(error));
   return MOB_OK;
 }
 
-// Where the cpu controller is mounted: v1's own hierarchy first, else v2 with cpu switched on for children.
+// Where the cpu controller is mounted: v1's own hierarchy first, else v2 with cpu switched on for
+// children.
 static bool find_root(char *out, size_t size, bool *v2, char *why, size_t why_size) {
   FILE *mounts = fopen("/proc/self/mounts", "re");
   char line[1024], dir[512], type[64], options[512], unified[512] = "";
@@ -34,7 +36,8 @@ static bool find_root(char *out, size_t size, bool *v2, char *why, size_t why_si
     if (sscanf(line, "%*s %511s %63s %511s", dir, type, options) != 3) continue;
     if (strcmp(type, "cgroup2") == 0) snprintf(unified, sizeof unified, "%s", dir);
     if (strcmp(type, "cgroup") != 0) continue;
-    for (char *save, *word = strtok_r(options, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
+    for (char *save, *word = strtok_r(options, ",", &save); word;
+         word = strtok_r(NULL, ",", &save)) {
       if (strcmp(word, "cpu") == 0) found = true;
     }
     if (found) snprintf(out, size, "%s", dir);
@@ -107,7 +110,8 @@ mob_status mob__cgroup_open(double cpus, mob_lws_cgroup_t *out) {
   out->cpus = cpus;
   snprintf(out->dir, sizeof out->dir, "%s/" NAME_PREFIX "%d", root, (int)getpid());
   if (mkdir(out->dir, 0755) != 0 && errno != EEXIST) {
-    return mob_fail(MOB_E_UNSUPPORTED, "--cpu-per-pod: cannot create %s: %s (run as root)", out->dir, strerror(errno));
+    return mob_fail(MOB_E_UNSUPPORTED, "--cpu-per-pod: cannot create %s: %s (run as root)",
+                    out->dir, strerror(errno));
   }
   if (out->v2) {
     mob_status status = write_text(out->dir, "cgroup.subtree_control", "+cpu");
@@ -119,14 +123,16 @@ mob_status mob__cgroup_open(double cpus, mob_lws_cgroup_t *out) {
   return MOB_OK;
 }
 
-static void pod_dir(const mob_lws_cgroup_t *group, const char *pod, unsigned link, char *out, size_t size) {
+static void pod_dir(const mob_lws_cgroup_t *group, const char *pod, unsigned link, char *out,
+                    size_t size) {
   snprintf(out, size, "%s/%s-%u", group->dir, pod, link); // a replaced pod may still be ending
 }
 
 mob_status mob__cgroup_add(mob_lws_cgroup_t *group, const char *pod, unsigned link, pid_t pid) {
   char dir[620], text[64];
   pod_dir(group, pod, link, dir, sizeof dir);
-  if (mkdir(dir, 0755) != 0 && errno != EEXIST) return mob_fail(MOB_E_IO, "cannot create %s: %s", dir, strerror(errno));
+  if (mkdir(dir, 0755) != 0 && errno != EEXIST)
+    return mob_fail(MOB_E_IO, "cannot create %s: %s", dir, strerror(errno));
   long quota = (long)(group->cpus * PERIOD_US + 0.5);
   if (group->v2) {
     snprintf(text, sizeof text, "%ld %d", quota, PERIOD_US);
@@ -147,4 +153,6 @@ void mob__cgroup_remove(mob_lws_cgroup_t *group, const char *pod, unsigned link)
   rmdir(dir);
 }
 
-void mob__cgroup_close(mob_lws_cgroup_t *group) { remove_below(group->dir); }
+void mob__cgroup_close(mob_lws_cgroup_t *group) {
+  remove_below(group->dir);
+}

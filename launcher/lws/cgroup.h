@@ -13,8 +13,8 @@ typedef struct mob_lws_cgroup {
   double cpus; // for each pod
 } mob_lws_cgroup_t;
 
-// Finds where CPU can be limited; a failure names what is missing. Removes directories that runners which
-// no longer exist left there.
+// Finds where CPU can be limited; a failure names what is missing. Removes directories that runners
+// which no longer exist left there.
 mob_status mob__cgroup_open(double cpus, mob_lws_cgroup_t *out);
 mob_status mob__cgroup_add(mob_lws_cgroup_t *group, const char *pod, unsigned link, pid_t pid);
 void mob__cgroup_remove(mob_lws_cgroup_t *group, const char *pod, unsigned link);

@@ -22,7 +22,8 @@ static mob_status send_line(int fd, json_t *request) {
   mob_status status = MOB_OK;
   while (sent < len && status == MOB_OK) {
     ssize_t n = send(fd, line + sent, len - sent, MSG_NOSIGNAL);
-    if (n < 0 && errno != EINTR) status = mob_fail(MOB_E_UNAVAILABLE, "the runner ended: %s", strerror(errno));
+    if (n < 0 && errno != EINTR)
+      status = mob_fail(MOB_E_UNAVAILABLE, "the runner ended: %s", strerror(errno));
     if (n > 0) sent += (size_t)n;
   }
   free(line);
@@ -74,7 +75,8 @@ mob_status mob__client_ask(const char *dir, json_t *request, double timeout_s, j
   return status;
 }
 
-int mob__client_command(const char *command, const char *dir, const char *name, json_t *request, double timeout_s) {
+int mob__client_command(const char *command, const char *dir, const char *name, json_t *request,
+                        double timeout_s) {
   char *path = NULL;
   json_t *answer = NULL;
   mob_status status = mob__state_find(dir, name, &path);
@@ -102,13 +104,21 @@ int mob__lws_down(int argc, char **argv) {
       {"now", NULL, MOB_LWS_OPT_FLAG, &now, "kill the pods, without their grace periods", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
-  const mob_lws_usage_t usage = {"down", "", "Deletes all pods, each with its grace period, and ends the runner. Returns when "
-                                 "nothing is left.", options, MOB_LEN(options), false};
+  const mob_lws_usage_t usage = {
+      "down",
+      "",
+      "Deletes all pods, each with its grace period, and ends the runner. Returns when "
+      "nothing is left.",
+      options,
+      MOB_LEN(options),
+      false};
   int code = mob__options_parse(&usage, argc, argv, &words);
-  if (code < 0 && words.len) code = mob__usage_error("down", "takes no \"%s\"; choose a runner with --name", words.at[0]);
+  if (code < 0 && words.len)
+    code = mob__usage_error("down", "takes no \"%s\"; choose a runner with --name", words.at[0]);
   mob_vec_free(&words);
   if (code >= 0) return code;
-  return mob__client_command("down", dir, name, json_pack("{s:s, s:b}", "op", "down", "now", (int)now), INFINITY);
+  return mob__client_command("down", dir, name,
+                             json_pack("{s:s, s:b}", "op", "down", "now", (int)now), INFINITY);
 }
 
 int mob__lws_scale(int argc, char **argv) {
@@ -119,13 +129,14 @@ int mob__lws_scale(int argc, char **argv) {
       {"replicas", "N", MOB_LWS_OPT_INT, &replicas, "number of groups", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
-  const mob_lws_usage_t usage = {"scale", "[LEADERWORKERSET]", "Changes the number of groups. The highest index goes first.",
-                                 options, MOB_LEN(options), false};
+  const mob_lws_usage_t usage = {
+      "scale", "[LEADERWORKERSET]", "Changes the number of groups. The highest index goes first.",
+      options, MOB_LEN(options),    false};
   int code = mob__options_parse(&usage, argc, argv, &words);
   if (code < 0 && words.len > 1) code = mob__usage_error("scale", "takes one LeaderWorkerSet");
   if (code < 0 && replicas < 0) code = mob__usage_error("scale", "needs --replicas N");
-  json_t *request = json_pack("{s:s, s:I, s:s*}", "op", "scale", "replicas", (json_int_t)replicas, "name",
-                              words.len ? words.at[0] : NULL);
+  json_t *request = json_pack("{s:s, s:I, s:s*}", "op", "scale", "replicas", (json_int_t)replicas,
+                              "name", words.len ? words.at[0] : NULL);
   mob_vec_free(&words);
   if (code >= 0) {
     json_decref(request);
@@ -140,28 +151,37 @@ int mob__lws_fault(int argc, char **argv) {
   mob_lws_words_t words = {0};
   const mob_lws_option_t options[] = {
       {"process", "PATTERN", MOB_LWS_OPT_STRING, &process,
-       "the processes whose name matches this regular expression or, when none does,\nwhose command line does", 0},
+       "the processes whose name matches this regular expression or, when none does,\nwhose "
+       "command line does",
+       0},
       {"pid", "N", MOB_LWS_OPT_INT, &pid, "the process with this id inside the pod", 0},
       {"signal", "N", MOB_LWS_OPT_INT, &sig, "signal of kill (default 9)", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
   const mob_lws_usage_t usage = {
-      "fault", "POD kill|freeze|thaw|link-down|link-up|delete|netem ARGS...|netem off",
-      "POD is a name or a unique ending of one, such as 0-1.\n"
+      "fault",
+      "POD kill|freeze|thaw|link-down|link-up|delete|netem ARGS...|netem off",
+      "POD is its name, or that without the set's, such as 0-1.\n"
       "  kill       SIGKILL to PID 1 of the pod, or to --process or --pid\n"
       "  freeze     SIGSTOP to all its processes, or to --process or --pid; thaw continues them\n"
-      "  link-down  its network goes silent: packets vanish, no connection is closed; link-up ends that\n"
+      "  link-down  its network goes silent: packets vanish, no connection is closed; link-up ends "
+      "that\n"
       "  delete     like kubectl delete pod\n"
       "  netem      tc-netem(8) on both ends of its link, such as: netem delay 20ms loss 5%",
-      options, MOB_LEN(options), true};
+      options,
+      MOB_LEN(options),
+      true};
   int code = mob__options_parse(&usage, argc, argv, &words);
   // Options may stand behind the action, too, but netem's words may look like any.
   mob_lws_words_t rest = {0};
   if (code < 0 && words.len > 2 && strcmp(words.at[1], "netem") != 0) {
-    code = mob__options_parse(&usage, (int)words.len - 1, (char **)(uintptr_t)(words.at + 1), &rest);
-    if (code < 0 && rest.len) code = mob__usage_error("fault", "does not know \"%s\" here", rest.at[0]);
+    code =
+        mob__options_parse(&usage, (int)words.len - 1, (char **)(uintptr_t)(words.at + 1), &rest);
+    if (code < 0 && rest.len)
+      code = mob__usage_error("fault", "does not know \"%s\" here", rest.at[0]);
   }
-  if (code < 0 && words.len < 2) code = mob__usage_error("fault", "needs a pod and what to do to it");
+  if (code < 0 && words.len < 2)
+    code = mob__usage_error("fault", "needs a pod and what to do to it");
   json_t *request = json_pack("{s:s}", "op", "fault");
   if (words.len >= 2) {
     json_object_set_new(request, "pod", json_string(words.at[0]));

@@ -34,7 +34,8 @@ mob_status mob__control_listen(const char *state_dir, int *fd) {
   snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", state_dir, MOB_LWS_CONTROL);
   *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   mode_t mask = umask(077); // who may speak here may kill processes
-  bool ok = *fd >= 0 && bind(*fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(*fd, 64) == 0;
+  bool ok = *fd >= 0 && bind(*fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+            listen(*fd, 64) == 0;
   umask(mask);
   if (!ok) return mob_fail(MOB_E_IO, "cannot listen on %s: %s", address.sun_path, strerror(errno));
   return MOB_OK;
@@ -68,7 +69,8 @@ static void flush(void *arg) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
       if (!client->write_watch) {
-        mob__watch_start(&client->write_watch, &client->runner->loop, client->fd, UV_WRITABLE, flush, client);
+        mob__watch_start(&client->write_watch, &client->runner->loop, client->fd, UV_WRITABLE,
+                         flush, client);
       }
       return;
     }
@@ -84,7 +86,8 @@ static void flush(void *arg) {
 static void reply(mob_lws_client_t *client, json_t *json) {
   char *text = json_dumps(json, JSON_COMPACT);
   json_decref(json);
-  mob_buf_puts(&client->out, text ? text : "{\"ok\":false,\"error\":\"the answer is not valid UTF-8\"}");
+  mob_buf_puts(&client->out,
+               text ? text : "{\"ok\":false,\"error\":\"the answer is not valid UTF-8\"}");
   mob_buf_putc(&client->out, '\n');
   free(text);
   if (!client->write_watch) flush(client);
@@ -93,7 +96,8 @@ static void reply(mob_lws_client_t *client, json_t *json) {
 static void reply_text(mob_lws_client_t *client, mob_status status, const char *text) {
   json_t *value = json_string(text);
   if (!value) value = json_string("?");
-  reply(client, json_pack("{s:b, s:o}", "ok", (int)(status == MOB_OK), status == MOB_OK ? "text" : "error", value));
+  reply(client, json_pack("{s:b, s:o}", "ok", (int)(status == MOB_OK),
+                          status == MOB_OK ? "text" : "error", value));
 }
 
 static void on_fault_done(void *arg, mob_status status, const char *text) {
@@ -110,7 +114,7 @@ static void scale(mob_lws_client_t *client, const json_t *request) {
   mob_lws_runner_t *r = client->runner;
   const char *name = json_string_value(json_object_get(request, "name"));
   const json_t *replicas = json_object_get(request, "replicas");
-  mob_lws_controlled_set_t *set = name                            ? mob__controller_find(&r->controller, name)
+  mob_lws_controlled_set_t *set = name ? mob__controller_find(&r->controller, name)
                                   : r->controller.sets.len == 1 ? r->controller.sets.at[0]
                                                                 : NULL;
   char text[200];
@@ -119,10 +123,12 @@ static void scale(mob_lws_client_t *client, const json_t *request) {
   } else if (!set) {
     snprintf(text, sizeof text, "there is no LeaderWorkerSet \"%.80s\" here", name ? name : "");
     reply_text(client, MOB_E_NOT_FOUND, text);
-  } else if (!json_is_integer(replicas) || json_integer_value(replicas) < 0 || json_integer_value(replicas) > 1000) {
+  } else if (!json_is_integer(replicas) || json_integer_value(replicas) < 0 ||
+             json_integer_value(replicas) > 1000) {
     reply_text(client, MOB_E_INVALID, "replicas must be from 0 to 1000 on one machine");
   } else {
-    snprintf(text, sizeof text, "leaderworkerset %s scaled to %lld", set->set->name, (long long)json_integer_value(replicas));
+    snprintf(text, sizeof text, "leaderworkerset %s scaled to %lld", set->set->name,
+             (long long)json_integer_value(replicas));
     mob__controller_scale(&r->controller, set, json_integer_value(replicas));
     reply_text(client, MOB_OK, text);
   }

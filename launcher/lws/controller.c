@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void event(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, bool warning, const char *reason,
-                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+static void event(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, bool warning,
+                  const char *reason, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
-static void event(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, bool warning, const char *reason,
-                  const char *fmt, ...) {
+static void event(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, bool warning,
+                  const char *reason, const char *fmt, ...) {
   char object[96], text[400];
   snprintf(object, sizeof object, "lws/%s", s->set->name);
   va_list args;
@@ -18,9 +18,12 @@ static void event(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, bo
   c->ops.event(c->owner, warning, object, reason, text);
 }
 
-static size_t worker_count(const mob_lws_controlled_set_t *s) { return (size_t)(s->set->size - 1); }
+static size_t worker_count(const mob_lws_controlled_set_t *s) {
+  return (size_t)(s->set->size - 1);
+}
 
-static void slot_name(const mob_lws_controlled_set_t *s, const mob_lws_group_t *g, int64_t worker, char out[80]) {
+static void slot_name(const mob_lws_controlled_set_t *s, const mob_lws_group_t *g, int64_t worker,
+                      char out[80]) {
   if (worker == 0) {
     snprintf(out, 80, "%s-%lld", s->set->name, (long long)g->index);
   } else {
@@ -30,12 +33,14 @@ static void slot_name(const mob_lws_controlled_set_t *s, const mob_lws_group_t *
 
 // ---- actions
 
-static void create(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g, mob_lws_slot_t *slot) {
+static void create(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g,
+                   mob_lws_slot_t *slot) {
   mob_lws_pod_identity_t id = {.set = s->set, .group = g->index, .worker = slot->worker};
   id.template_ = slot->worker ? s->set->worker : s->set->leader;
   slot_name(s, g, slot->worker, id.name);
   slot_name(s, g, 0, id.leader_name);
-  snprintf(id.subdomain, sizeof id.subdomain, "%s", s->set->unique_subdomain ? id.leader_name : s->set->name);
+  snprintf(id.subdomain, sizeof id.subdomain, "%s",
+           s->set->unique_subdomain ? id.leader_name : s->set->name);
   event(c, s, false, "SuccessfulCreate", "create Pod %s in StatefulSet %s successful", id.name,
         slot->worker ? id.leader_name : s->set->name);
   slot->deleting = false;
@@ -48,13 +53,14 @@ static void delete_slot(mob_lws_controller_t *c, mob_lws_slot_t *slot) {
   c->ops.delete_(c->owner, slot->pod);
 }
 
-static void delete_workers(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g) {
+static void delete_workers(mob_lws_controller_t *c, mob_lws_controlled_set_t *s,
+                           mob_lws_group_t *g) {
   g->sts_ending = g->sts;
   for (size_t i = 0; i < worker_count(s); i++) delete_slot(c, &g->workers[i]);
 }
 
-// Foreground propagation: leader and workers end at the same time, and the leader's name is free only
-// when all of them are gone.
+// Foreground propagation: leader and workers end at the same time, and the leader's name is free
+// only when all of them are gone.
 static void delete_group(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g) {
   g->foreground = true;
   delete_slot(c, &g->leader);
@@ -70,7 +76,8 @@ static bool any_worker(const mob_lws_controlled_set_t *s, const mob_lws_group_t 
   return false;
 }
 
-static bool any_pending(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, const mob_lws_group_t *g) {
+static bool any_pending(mob_lws_controller_t *c, const mob_lws_controlled_set_t *s,
+                        const mob_lws_group_t *g) {
   if (!g->leader.pod || c->ops.state(c->owner, g->leader.pod).pending) return true;
   for (size_t i = 0; i < worker_count(s); i++) {
     if (!g->workers[i].pod || c->ops.state(c->owner, g->workers[i].pod).pending) return true;
@@ -79,7 +86,8 @@ static bool any_pending(mob_lws_controller_t *c, const mob_lws_controlled_set_t 
 }
 
 // RecreateGroupOnPodRestart: a restarted container or a deleted pod takes the group with it.
-static void apply_restart_policy(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g) {
+static void apply_restart_policy(mob_lws_controller_t *c, mob_lws_controlled_set_t *s,
+                                 mob_lws_group_t *g) {
   if (s->set->restart == MOB_LWS_RESTART_NONE || !g->leader.pod || g->leader.deleting) return;
   const mob_lws_slot_t *failed = NULL;
   for (size_t i = 0; !failed && i <= worker_count(s); i++) {
@@ -94,14 +102,17 @@ static void apply_restart_policy(mob_lws_controller_t *c, mob_lws_controlled_set
   slot_name(s, g, failed->worker, pod);
   slot_name(s, g, 0, leader);
   // The word "Worker" stands there for leaders, too, in LWS itself.
-  event(c, s, false, "RecreateGroup", "Worker pod %s failed, deleted leader pod %s to recreate group %lld", pod, leader,
+  event(c, s, false, "RecreateGroup",
+        "Worker pod %s failed, deleted leader pod %s to recreate group %lld", pod, leader,
         (long long)g->index);
   delete_group(c, s, g);
 }
 
-static void reconcile_workers(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g) {
+static void reconcile_workers(mob_lws_controller_t *c, mob_lws_controlled_set_t *s,
+                              mob_lws_group_t *g) {
   if (g->sts_ending && !any_worker(s, g)) g->sts = g->sts_ending = false;
-  if (worker_count(s) == 0 || !g->leader.pod || g->leader.deleting || g->sts_ending || c->ending) return;
+  if (worker_count(s) == 0 || !g->leader.pod || g->leader.deleting || g->sts_ending || c->ending)
+    return;
   char leader[80];
   slot_name(s, g, 0, leader);
   if (!g->sts) {
@@ -114,7 +125,8 @@ static void reconcile_workers(mob_lws_controller_t *c, mob_lws_controlled_set_t 
   }
 }
 
-static void reconcile_group(mob_lws_controller_t *c, mob_lws_controlled_set_t *s, mob_lws_group_t *g) {
+static void reconcile_group(mob_lws_controller_t *c, mob_lws_controlled_set_t *s,
+                            mob_lws_group_t *g) {
   bool wanted = !c->ending && g->index < s->replicas;
   if (g->leader_ended && !any_worker(s, g)) {
     g->leader_ended = g->foreground = false;
@@ -155,7 +167,8 @@ static void reconcile_set(mob_lws_controller_t *c, mob_lws_controlled_set_t *s) 
   if (available != s->was_available) {
     s->was_available = available;
     event(c, s, false, available ? "AllGroupsReady" : "GroupsProgressing",
-          available ? "All replicas are ready, %lld of %lld" : "Replicas are progressing, %lld of %lld ready",
+          available ? "All replicas are ready, %lld of %lld"
+                    : "Replicas are progressing, %lld of %lld ready",
           (long long)mob__ready_groups(c, s), (long long)s->replicas);
   }
 }
@@ -195,8 +208,8 @@ void mob__controller_free(mob_lws_controller_t *c) {
 }
 
 // The slot that holds the pod, with its group and set; false when none does.
-static bool find_pod(mob_lws_controller_t *c, void *pod, mob_lws_controlled_set_t **set, mob_lws_group_t **group,
-                     mob_lws_slot_t **slot) {
+static bool find_pod(mob_lws_controller_t *c, void *pod, mob_lws_controlled_set_t **set,
+                     mob_lws_group_t **group, mob_lws_slot_t **slot) {
   for (size_t i = 0; i < c->sets.len; i++) {
     *set = c->sets.at[i];
     for (size_t k = 0; k < (*set)->groups.len; k++) {
@@ -230,8 +243,10 @@ void mob__controller_delete_pod(mob_lws_controller_t *c, void *pod) {
   mob__controller_reconcile(c);
 }
 
-void mob__controller_scale(mob_lws_controller_t *c, mob_lws_controlled_set_t *set, int64_t replicas) {
-  event(c, set, false, "Scaled", "replicas %lld -> %lld", (long long)set->replicas, (long long)replicas);
+void mob__controller_scale(mob_lws_controller_t *c, mob_lws_controlled_set_t *set,
+                           int64_t replicas) {
+  event(c, set, false, "Scaled", "replicas %lld -> %lld", (long long)set->replicas,
+        (long long)replicas);
   set->replicas = replicas;
   mob__controller_reconcile(c);
 }
@@ -259,7 +274,8 @@ mob_lws_controlled_set_t *mob__controller_find(const mob_lws_controller_t *c, co
   return NULL;
 }
 
-bool mob__group_ready(const mob_lws_controller_t *c, const mob_lws_controlled_set_t *s, const mob_lws_group_t *g) {
+bool mob__group_ready(const mob_lws_controller_t *c, const mob_lws_controlled_set_t *s,
+                      const mob_lws_group_t *g) {
   for (size_t i = 0; i <= worker_count(s); i++) {
     const mob_lws_slot_t *slot = i == 0 ? &g->leader : &g->workers[i - 1];
     if (!slot->pod || slot->deleting || !c->ops.state(c->owner, slot->pod).ready) return false;

@@ -15,8 +15,8 @@ void mob__event_time(int64_t at_ms, char out[16]) {
   snprintf(out + n, 16 - n, ".%03d", (int)(at_ms % 1000));
 }
 
-void mob__event(mob_lws_events_t *events, bool warning, const char *object, const char *reason, const char *fmt,
-                ...) {
+void mob__event(mob_lws_events_t *events, bool warning, const char *object, const char *reason,
+                const char *fmt, ...) {
   mob_lws_event_t *e = &events->ring[events->count++ % MOB_LWS_EVENTS_KEPT];
   e->at_ms = mob_wall_ms();
   e->warning = warning;
@@ -32,7 +32,8 @@ void mob__event(mob_lws_events_t *events, bool warning, const char *object, cons
   if (events->quiet) return;
   char time[16];
   mob__event_time(e->at_ms, time);
-  printf("%s %-7s %-20s %s: %s\n", time, warning ? "Warning" : "Normal", e->reason, e->object, e->text);
+  printf("%s %-7s %-20s %s: %s\n", time, warning ? "Warning" : "Normal", e->reason, e->object,
+         e->text);
   fflush(stdout);
 }
 
@@ -47,9 +48,10 @@ json_t *mob__events_json(const mob_lws_events_t *events, size_t last) {
     snprintf(text, sizeof text, "%s", e->text);
     json_t *string = json_string(text);
     for (size_t n = strlen(text); !string && n > 0; string = json_string(text)) text[--n] = 0;
-    json_array_append_new(list, json_pack("{s:I, s:s, s:s, s:s, s:o}", "time_ms", (json_int_t)e->at_ms, "type",
-                                          e->warning ? "Warning" : "Normal", "reason", e->reason, "object",
-                                          e->object, "message", string ? string : json_string("")));
+    json_array_append_new(
+        list, json_pack("{s:I, s:s, s:s, s:s, s:o}", "time_ms", (json_int_t)e->at_ms, "type",
+                        e->warning ? "Warning" : "Normal", "reason", e->reason, "object", e->object,
+                        "message", string ? string : json_string("")));
   }
   return list;
 }

@@ -22,9 +22,10 @@ typedef struct mob_lws_events {
   bool quiet;     // do not print
 } mob_lws_events_t;
 
-void mob__event(mob_lws_events_t *events, bool warning, const char *object, const char *reason, const char *fmt,
-                ...) __attribute__((format(printf, 5, 6)));
-json_t *mob__events_json(const mob_lws_events_t *events, size_t last); // newest last; a new reference
+void mob__event(mob_lws_events_t *events, bool warning, const char *object, const char *reason,
+                const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+json_t *mob__events_json(const mob_lws_events_t *events,
+                         size_t last); // newest last; a new reference
 // "15:04:05.123" of a time in milliseconds since 1970.
 void mob__event_time(int64_t at_ms, char out[16]);
 

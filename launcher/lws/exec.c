@@ -18,14 +18,14 @@
 static json_t *find_pod(json_t *status, const char *name) {
   size_t i, g, p;
   json_t *set, *group, *pod, *found = NULL;
-  size_t matches = 0, len = strlen(name);
+  size_t matches = 0;
   json_array_foreach(json_object_get(status, "sets"), i, set) {
     json_array_foreach(json_object_get(set, "groups"), g, group) {
       json_array_foreach(json_object_get(group, "pods"), p, pod) {
         const char *full = json_string_value(json_object_get(pod, "name"));
-        size_t n = strlen(full);
+        size_t prefix = strlen(json_string_value(json_object_get(set, "name"))) + 1;
         if (strcmp(full, name) == 0) return pod;
-        if (n > len && full[n - len - 1] == '-' && strcmp(full + n - len, name) == 0) {
+        if (strlen(full) > prefix && strcmp(full + prefix, name) == 0) {
           found = pod;
           matches++;
         }
@@ -53,7 +53,8 @@ static mob_status take_environment(pid_t pid, mob_buf_t *env) {
   MOB_TRY(mob_file_read(path, (size_t)4 << 20, env));
   mob_buf_putc(env, 0);
   clearenv();
-  for (const char *p = (const char *)env->data, *end = p + env->len; p < end && *p; p += strlen(p) + 1) {
+  for (const char *p = (const char *)env->data, *end = p + env->len; p < end && *p;
+       p += strlen(p) + 1) {
     if (strchr(p, '=')) putenv((char *)(uintptr_t)p);
   }
   return MOB_OK;
@@ -63,7 +64,8 @@ static bool same_user_namespace(pid_t pid) {
   char path[64];
   struct stat own, other;
   snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
-  return stat("/proc/self/ns/user", &own) == 0 && stat(path, &other) == 0 && own.st_ino == other.st_ino;
+  return stat("/proc/self/ns/user", &own) == 0 && stat(path, &other) == 0 &&
+         own.st_ino == other.st_ino;
 }
 
 static mob_status enter(pid_t pid) {
@@ -90,21 +92,24 @@ static int run(char **argv) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static mob_status find_process(const char *dir, const char *name, const char *pod_name, const char *container,
-                               pid_t *pid, bool *loopback) {
+static mob_status find_process(const char *dir, const char *name, const char *pod_name,
+                               const char *container, pid_t *pid, bool *loopback) {
   char *path = NULL;
   json_t *status = NULL;
   mob_status result = mob__state_find(dir, name, &path);
-  if (result == MOB_OK) result = mob__client_ask(path, json_pack("{s:s}", "op", "status"), 30, &status);
+  if (result == MOB_OK)
+    result = mob__client_ask(path, json_pack("{s:s}", "op", "status"), 30, &status);
   if (result == MOB_OK) {
     const char *mode = json_string_value(json_object_get(status, "network"));
     *loopback = mode && strcmp(mode, "loopback") == 0;
     json_t *pod = find_pod(status, pod_name);
     *pid = pod ? container_pid(pod, container) : 0;
     if (!pod) {
-      result = mob_fail(MOB_E_NOT_FOUND, "there is no pod \"%s\"; `mobula lws status` lists them", pod_name);
+      result = mob_fail(MOB_E_NOT_FOUND, "there is no pod \"%s\"; `mobula lws status` lists them",
+                        pod_name);
     } else if (!*pid) {
-      result = mob_fail(MOB_E_UNAVAILABLE, "the pod %s has no running container %s", pod_name, container ? container : "");
+      result = mob_fail(MOB_E_UNAVAILABLE, "the pod %s has no running container %s", pod_name,
+                        container ? container : "");
     }
   }
   json_decref(status);
@@ -116,11 +121,17 @@ int mob__lws_exec(int argc, char **argv) {
   const char *name = NULL, *dir = NULL, *container = NULL;
   mob_lws_words_t words = {0};
   const mob_lws_option_t options[] = {
-      {"container", "NAME", MOB_LWS_OPT_STRING, &container, "which container (default: the first that runs)", 0},
+      {"container", "NAME", MOB_LWS_OPT_STRING, &container,
+       "which container (default: the first that runs)", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
-  const mob_lws_usage_t usage = {"exec", "POD [--] COMMAND [ARG...]", "Runs a command inside a pod, with the container's "
-                                 "variables. Returns its exit status.", options, MOB_LEN(options), true};
+  const mob_lws_usage_t usage = {"exec",
+                                 "POD [--] COMMAND [ARG...]",
+                                 "Runs a command inside a pod, with the container's "
+                                 "variables. Returns its exit status.",
+                                 options,
+                                 MOB_LEN(options),
+                                 true};
   int code = mob__options_parse(&usage, argc, argv, &words);
   if (code < 0 && words.len < 2) code = mob__usage_error("exec", "needs a pod and a command");
   if (code < 0) {

@@ -6,7 +6,8 @@
 #include "runtime/base/buf.h"
 #include "runtime/base/mem.h"
 
-char *mob__lws_expand(const char *text, const char *(*lookup)(void *arg, const char *name), void *arg) {
+char *mob__lws_expand(const char *text, const char *(*lookup)(void *arg, const char *name),
+                      void *arg) {
   mob_buf_t out = {0};
   for (const char *p = text; *p; p++) {
     if (*p != '$' || !p[1]) {

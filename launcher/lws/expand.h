@@ -5,6 +5,7 @@
 #define MOB_LWS_EXPAND_H
 
 // `lookup` returns NULL for an unknown name. The caller frees the result.
-char *mob__lws_expand(const char *text, const char *(*lookup)(void *arg, const char *name), void *arg);
+char *mob__lws_expand(const char *text, const char *(*lookup)(void *arg, const char *name),
+                      void *arg);
 
 #endif

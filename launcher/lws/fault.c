@@ -1,4 +1,5 @@
-// Faults on request: processes that die or stand still, links that go silent, pods that are deleted.
+// Faults on request: processes that die or stand still, links that go silent, pods that are
+// deleted.
 #include <errno.h>
 #include <fcntl.h>
 #include <regex.h>
@@ -20,7 +21,8 @@ typedef struct target {
 
 typedef MOB_VEC(target_t) targets_t;
 
-static mob_status match(pid_t *pids, size_t count, const char *pattern, bool by_name, targets_t *out) {
+static mob_status match(pid_t *pids, size_t count, const char *pattern, bool by_name,
+                        targets_t *out) {
   regex_t regex;
   if (regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) != 0) {
     return mob_fail(MOB_E_INVALID, "\"%s\" is no regular expression", pattern);
@@ -38,13 +40,16 @@ static mob_status match(pid_t *pids, size_t count, const char *pattern, bool by_
   return MOB_OK;
 }
 
-// The processes that a request means: by pattern of name or else command line, by id in the pod, or `all`.
-static mob_status find_targets(const mob_lws_pod_t *pod, const json_t *request, bool all, targets_t *out) {
+// The processes that a request means: by pattern of name or else command line, by id in the pod, or
+// `all`.
+static mob_status find_targets(const mob_lws_pod_t *pod, const json_t *request, bool all,
+                               targets_t *out) {
   const char *pattern = json_string_value(json_object_get(request, "process"));
   const json_t *inner = json_object_get(request, "pid");
   pid_t *pids = NULL;
   size_t count = 0;
-  if (!pod->sandbox) return mob_fail(MOB_E_UNAVAILABLE, "the pod %s has no process now", pod->id.name);
+  if (!pod->sandbox)
+    return mob_fail(MOB_E_UNAVAILABLE, "the pod %s has no process now", pod->id.name);
   MOB_TRY(mob__descendants(pod->sandbox, &pids, &count));
   mob_status status = MOB_OK;
   if (pattern) {
@@ -57,8 +62,10 @@ static mob_status find_targets(const mob_lws_pod_t *pod, const json_t *request, 
     mob__process_name(pids[i], comm, cmdline, sizeof comm);
     snprintf(t.comm, sizeof t.comm, "%s", comm);
     bool wanted = all && !inner;
-    if (!wanted && pod->spec.mode == MOB_LWS_LOOPBACK) { // there the container's first process has any id
-      wanted = inner ? t.pid == (pid_t)json_integer_value(inner) : t.pid == pod->instances[pod->init_count].pid;
+    if (!wanted &&
+        pod->spec.mode == MOB_LWS_LOOPBACK) { // there the container's first process has any id
+      wanted = inner ? t.pid == (pid_t)json_integer_value(inner)
+                     : t.pid == pod->instances[pod->init_count].pid;
     } else if (!wanted) {
       wanted = t.inner == (inner ? (pid_t)json_integer_value(inner) : 1);
     }
@@ -66,13 +73,15 @@ static mob_status find_targets(const mob_lws_pod_t *pod, const json_t *request, 
   }
   free(pids);
   if (status == MOB_OK && out->len == 0) {
-    status = pattern ? mob_fail(MOB_E_NOT_FOUND, "no process of the pod %s matches \"%s\"", pod->id.name, pattern)
+    status = pattern ? mob_fail(MOB_E_NOT_FOUND, "no process of the pod %s matches \"%s\"",
+                                pod->id.name, pattern)
                      : mob_fail(MOB_E_NOT_FOUND, "the pod %s has no such process", pod->id.name);
   }
   return status;
 }
 
-static mob_status signal_targets(mob_lws_pod_t *pod, const json_t *request, int sig, bool all, mob_buf_t *text) {
+static mob_status signal_targets(mob_lws_pod_t *pod, const json_t *request, int sig, bool all,
+                                 mob_buf_t *text) {
   targets_t targets = {0};
   mob_status status = find_targets(pod, request, all, &targets);
   for (size_t i = 0; status == MOB_OK && i < targets.len; i++) {
@@ -80,7 +89,8 @@ static mob_status signal_targets(mob_lws_pod_t *pod, const json_t *request, int 
     if (kill(t->pid, sig) != 0 && errno != ESRCH) {
       status = mob_fail(MOB_E_IO, "cannot signal process %d: %s", (int)t->pid, strerror(errno));
     }
-    mob_buf_printf(text, "%s%s (pid %d in the pod, %d here)", i ? ", " : "", t->comm, (int)t->inner, (int)t->pid);
+    mob_buf_printf(text, "%s%s (pid %d in the pod, %d here)", i ? ", " : "", t->comm, (int)t->inner,
+                   (int)t->pid);
   }
   mob_vec_free(&targets);
   return status;
@@ -114,7 +124,8 @@ static void on_tc_done(void *arg) {
   if (ok) {
     snprintf(message, sizeof message, "netem set on the link of %s", n->pod);
   } else {
-    snprintf(message, sizeof message, "tc failed: %s (the kernel needs sch_netem, the machine iproute2)", text);
+    snprintf(message, sizeof message,
+             "tc failed: %s (the kernel needs sch_netem, the machine iproute2)", text);
   }
   n->reply(n->arg, ok ? MOB_OK : MOB_E_UNSUPPORTED, message);
   free(n);
@@ -140,13 +151,14 @@ static int run_tc(const char *device, bool off, const json_t *args) {
   return status == 0 ? 0 : 1;
 }
 
-static mob_status start_netem(mob_lws_runner_t *r, mob_lws_pod_t *pod, const json_t *args, mob_lws_fault_reply reply,
-                              void *arg) {
+static mob_status start_netem(mob_lws_runner_t *r, mob_lws_pod_t *pod, const json_t *args,
+                              mob_lws_fault_reply reply, void *arg) {
   if (pod->spec.mode == MOB_LWS_LOOPBACK) {
     return mob_fail(MOB_E_UNSUPPORTED, "in loopback mode pods have no link of their own");
   }
   if (json_array_size(args) == 0) {
-    return mob_fail(MOB_E_INVALID, "netem needs tc's words, such as `delay 20ms` or `loss 5%%`, or `off`");
+    return mob_fail(MOB_E_INVALID,
+                    "netem needs tc's words, such as `delay 20ms` or `loss 5%%`, or `off`");
   }
   const char *first = json_string_value(json_array_get(args, 0));
   bool off = first && strcmp(first, "off") == 0;
@@ -163,7 +175,9 @@ static mob_status start_netem(mob_lws_runner_t *r, mob_lws_pod_t *pod, const jso
     dup2(output[1], 2);
     snprintf(device, sizeof device, "mob-%u", pod->link);
     int failed = run_tc(device, off, args); // towards the pod
-    if (!failed) failed = setns(pod->sandbox_pidfd, CLONE_NEWNET) != 0 || run_tc("eth0", off, args); // and away from it
+    if (!failed)
+      failed = setns(pod->sandbox_pidfd, CLONE_NEWNET) != 0 ||
+               run_tc("eth0", off, args); // and away from it
     _exit(failed);
   }
   close(output[1]);
@@ -178,8 +192,8 @@ static mob_status start_netem(mob_lws_runner_t *r, mob_lws_pod_t *pod, const jso
 
 // ----
 
-static mob_status apply(mob_lws_runner_t *r, mob_lws_pod_t *pod, const char *action, const json_t *request,
-                        mob_buf_t *text) {
+static mob_status apply(mob_lws_runner_t *r, mob_lws_pod_t *pod, const char *action,
+                        const json_t *request, mob_buf_t *text) {
   const json_t *sig = json_object_get(request, "signal");
   if (strcmp(action, "kill") == 0) {
     mob_buf_puts(text, "killed ");
@@ -190,7 +204,8 @@ static mob_status apply(mob_lws_runner_t *r, mob_lws_pod_t *pod, const char *act
   if (freeze || strcmp(action, "thaw") == 0) {
     mob_buf_puts(text, freeze ? "froze " : "thawed ");
     MOB_TRY(signal_targets(pod, request, freeze ? SIGSTOP : SIGCONT, true, text));
-    if (!json_object_get(request, "process") && !json_object_get(request, "pid")) pod->frozen = freeze;
+    if (!json_object_get(request, "process") && !json_object_get(request, "pid"))
+      pod->frozen = freeze;
     return MOB_OK;
   }
   bool down = strcmp(action, "link-down") == 0;
@@ -201,22 +216,27 @@ static mob_status apply(mob_lws_runner_t *r, mob_lws_pod_t *pod, const char *act
     return MOB_OK;
   }
   if (strcmp(action, "delete") == 0) {
-    mob_buf_printf(text, "pod %s deleted, grace period %lld s", pod->id.name, (long long)pod->grace_s);
+    mob_buf_printf(text, "pod %s deleted, grace period %lld s", pod->id.name,
+                   (long long)pod->grace_s);
     mob__controller_delete_pod(&r->controller, pod);
     return MOB_OK;
   }
-  return mob_fail(MOB_E_INVALID, "unknown fault \"%s\"; known are kill, freeze, thaw, link-down, link-up, delete, netem",
-                  action);
+  return mob_fail(
+      MOB_E_INVALID,
+      "unknown fault \"%s\"; known are kill, freeze, thaw, link-down, link-up, delete, netem",
+      action);
 }
 
-void mob__fault_apply(mob_lws_runner_t *r, const json_t *request, mob_lws_fault_reply reply, void *arg) {
+void mob__fault_apply(mob_lws_runner_t *r, const json_t *request, mob_lws_fault_reply reply,
+                      void *arg) {
   const char *name = json_string_value(json_object_get(request, "pod"));
   const char *action = json_string_value(json_object_get(request, "action"));
   mob_lws_pod_t *pod = name ? mob__runner_find_pod(r, name) : NULL;
   mob_buf_t text = {0};
   mob_status status;
   if (!pod) {
-    status = mob_fail(MOB_E_NOT_FOUND, "there is no pod \"%s\", or it is no unique ending; `mobula lws status` lists them",
+    status = mob_fail(MOB_E_NOT_FOUND,
+                      "there is no pod \"%s\", or more than one; `mobula lws status` lists them",
                       name ? name : "");
   } else if (action && strcmp(action, "netem") == 0) {
     status = start_netem(r, pod, json_object_get(request, "args"), reply, arg);

@@ -13,13 +13,16 @@
 #include "launcher/lws/spawn.h"
 #include "runtime/base/clock.h"
 
-// A kubelet's order to end a container takes a round trip by way of the API server. A process that began in
-// this moment would not get the SIGTERM: PID 1 of a namespace loses what it has no handler for yet.
+// A kubelet's order to end a container takes a round trip by way of the API server. A process that
+// began in this moment would not get the SIGTERM: PID 1 of a namespace loses what it has no handler
+// for yet.
 #define TERM_AFTER_START_MS 300
 
 static void start(void *arg);
 
-static uv_loop_t *loop_of(mob_lws_instance_t *c) { return c->pod->kubelet->loop; }
+static uv_loop_t *loop_of(mob_lws_instance_t *c) {
+  return c->pod->kubelet->loop;
+}
 
 void mob__instance_init(mob_lws_instance_t *c, mob_lws_pod_t *pod, size_t index) {
   c->pod = pod;
@@ -28,7 +31,8 @@ void mob__instance_init(mob_lws_instance_t *c, mob_lws_pod_t *pod, size_t index)
   c->init = index < pod->init_count;
   c->pidfd = c->output = c->status_pipe = -1;
   c->last_status = -1;
-  c->reason = index < pod->init_count || pod->init_count == 0 ? "ContainerCreating" : "PodInitializing";
+  c->reason =
+      index < pod->init_count || pod->init_count == 0 ? "ContainerCreating" : "PodInitializing";
   for (int i = 0; i < MOB_LWS_PROBES; i++) {
     c->probers[i].instance = c;
     c->probers[i].kind = i;
@@ -75,7 +79,9 @@ void mob__pod_start_containers(mob_lws_pod_t *pod) {
 
 // ---- the start
 
-static void on_output(void *arg) { mob__output_read(arg, false); }
+static void on_output(void *arg) {
+  mob__output_read(arg, false);
+}
 
 static void on_term_time(void *arg);
 
@@ -95,7 +101,8 @@ static void running(mob_lws_instance_t *c) {
   c->starting = false;
   if (c->stopping) return; // killed while it was created: that closed the pipe
   c->started_ms = mob_now_ms();
-  mob__pod_event(c->pod, false, "Started", "Started container %s, pid %d", c->spec->name, (int)c->pid);
+  mob__pod_event(c->pod, false, "Started", "Started container %s, pid %d", c->spec->name,
+                 (int)c->pid);
   run_post_start(c);
   if (!c->init) mob__probe_start_all(c);
   mob__kubelet_changed(c->pod);
@@ -114,10 +121,12 @@ static void on_status(void *arg) {
   close(c->status_pipe);
   c->status_pipe = -1;
   if (c->error.len == 0) {
-    if (c->pid > 0) running(c); // else mob__instance_has_process() comes next and sees the closed pipe
+    if (c->pid > 0)
+      running(c); // else mob__instance_has_process() comes next and sees the closed pipe
     return;
   }
-  mob__pod_event(c->pod, true, "Failed", "Error: container %s: %s", c->spec->name, mob_buf_cstr(&c->error));
+  mob__pod_event(c->pod, true, "Failed", "Error: container %s: %s", c->spec->name,
+                 mob_buf_cstr(&c->error));
   mob__output_note(c, mob_buf_cstr(&c->error));
 }
 
@@ -142,12 +151,14 @@ static void start(void *arg) {
   mob__output_begin(c);
   mob__watch_start(&c->output_watch, loop_of(c), c->output, UV_READABLE, on_output, c);
   mob__watch_start(&c->status_watch, loop_of(c), c->status_pipe, UV_READABLE, on_status, c);
-  mob__pod_command(c->pod, MOB_LWS_CMD_START, (uint32_t)c->index, 0, 0, (int[]){output[1], status[1]}, 2);
+  mob__pod_command(c->pod, MOB_LWS_CMD_START, (uint32_t)c->index, 0, 0,
+                   (int[]){output[1], status[1]}, 2);
   close(output[1]);
   close(status[1]);
   return;
 fail:
-  mob__pod_event(c->pod, true, "Failed", "Error: container %s: no pipe: %s", c->spec->name, strerror(errno));
+  mob__pod_event(c->pod, true, "Failed", "Error: container %s: no pipe: %s", c->spec->name,
+                 strerror(errno));
   mob__timer_set(&c->restart, loop_of(c), MOB_LWS_BACKOFF_FIRST_MS, start, c);
 }
 
@@ -164,7 +175,8 @@ void mob__instance_has_process(mob_lws_instance_t *c, int pidfd) {
   c->pid = mob__pidfd_pid(pidfd);
   c->started_ms = mob_now_ms();
   if (c->pod->deleting && !c->stopping) mob__instance_stop(c, c->pod->grace_s, "pod deleted");
-  mob__pod_event(c->pod, false, "Created", "Created container %s%s", c->spec->name, c->restarts ? " again" : "");
+  mob__pod_event(c->pod, false, "Created", "Created container %s%s", c->spec->name,
+                 c->restarts ? " again" : "");
   if (c->starting && c->status_pipe < 0 && c->error.len == 0) running(c);
   if (c->restarts > c->seen_restarts) {
     // The restart counts from here on: the container exists, though its program may not run yet.
@@ -196,8 +208,8 @@ static void schedule_restart(mob_lws_instance_t *c, uint64_t ran_ms) {
   }
   c->state = MOB_LWS_WAITING;
   c->reason = c->init ? "Init:CrashLoopBackOff" : "CrashLoopBackOff";
-  mob__pod_event(c->pod, true, "BackOff", "Back-off restarting failed container %s, %llu s", c->spec->name,
-                 (unsigned long long)delay / 1000);
+  mob__pod_event(c->pod, true, "BackOff", "Back-off restarting failed container %s, %llu s",
+                 c->spec->name, (unsigned long long)delay / 1000);
   mob__timer_set(&c->restart, loop_of(c), delay, start, c);
 }
 
@@ -215,8 +227,8 @@ void mob__instance_exited(mob_lws_instance_t *c, int status) {
   bool success = WIFEXITED(status) && WEXITSTATUS(status) == 0;
   c->reason = success ? "Completed" : "Error";
   describe_end(status, end, sizeof end);
-  mob__pod_event(c->pod, !success && !c->pod->deleting, "Exited", "Container %s ended after %.1f s: %s", c->spec->name,
-                 (double)ran / 1000, end);
+  mob__pod_event(c->pod, !success && !c->pod->deleting, "Exited",
+                 "Container %s ended after %.1f s: %s", c->spec->name, (double)ran / 1000, end);
   if (c->pod->deleting) {
     mob__pod_maybe_ended(c->pod);
     return;
@@ -243,7 +255,9 @@ void mob__instance_kill(mob_lws_instance_t *c) {
   if (c->pidfd >= 0) mob__pidfd_kill(c->pidfd, SIGKILL);
 }
 
-static void on_kill_time(void *arg) { mob__instance_kill(arg); }
+static void on_kill_time(void *arg) {
+  mob__instance_kill(arg);
+}
 
 static void on_term_time(void *arg) {
   mob_lws_instance_t *c = arg;
@@ -260,7 +274,8 @@ static void on_hook_done(void *arg, bool ok, const char *why) {
   mob_lws_instance_t *c = arg;
   c->hook_check = NULL;
   if (!ok) {
-    mob__pod_event(c->pod, true, c->stopping ? "FailedPreStopHook" : "FailedPostStartHook", "%s", why);
+    mob__pod_event(c->pod, true, c->stopping ? "FailedPreStopHook" : "FailedPostStartHook", "%s",
+                   why);
   }
   if (c->stopping) {
     on_term_time(c);

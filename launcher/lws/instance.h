@@ -7,8 +7,8 @@
 // kubelet.c
 void mob__pod_event(mob_lws_pod_t *pod, bool warning, const char *reason, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
-void mob__pod_command(mob_lws_pod_t *pod, uint32_t op, uint32_t container, uint32_t handler, uint32_t id,
-                      const int *fds, size_t fd_count);
+void mob__pod_command(mob_lws_pod_t *pod, uint32_t op, uint32_t container, uint32_t handler,
+                      uint32_t id, const int *fds, size_t fd_count);
 // Milliseconds until LWS hears of the restart that just happened.
 uint64_t mob__kubelet_lws_delay(mob_lws_pod_t *pod);
 void mob__pod_maybe_ended(mob_lws_pod_t *pod); // a pod that is deleted ends with its last container

@@ -73,13 +73,15 @@ void mob__kubelet_changed(mob_lws_pod_t *pod) {
   bool ready = mob__pod_ready(pod);
   if (ready != pod->was_ready) {
     pod->was_ready = ready;
-    mob__pod_event(pod, false, ready ? "Ready" : "NotReady", ready ? "all containers are ready" : "is not ready any more");
+    mob__pod_event(pod, false, ready ? "Ready" : "NotReady",
+                   ready ? "all containers are ready" : "is not ready any more");
   }
   pod->kubelet->on_change(pod->kubelet->owner, pod);
 }
 
-// A command that fails at once would make its group anew hundreds of times a second, where a cluster takes about
-// one. So the second failure in a row soon after the pod's creation is told late.
+// A command that fails at once would make its group anew hundreds of times a second, where a
+// cluster takes about one. So the second failure in a row soon after the pod's creation is told
+// late.
 #define QUICK_MS 2000
 #define SLOW_DOWN_MS 1000
 
@@ -97,8 +99,8 @@ uint64_t mob__kubelet_lws_delay(mob_lws_pod_t *pod) {
 
 // ---- the sandbox
 
-void mob__pod_command(mob_lws_pod_t *pod, uint32_t op, uint32_t container, uint32_t handler, uint32_t id,
-                      const int *fds, size_t fd_count) {
+void mob__pod_command(mob_lws_pod_t *pod, uint32_t op, uint32_t container, uint32_t handler,
+                      uint32_t id, const int *fds, size_t fd_count) {
   mob_lws_command_t cmd = {op, container, handler, id};
   // A sandbox that is gone is noticed by its watch.
   if (pod->sock >= 0) mob__send_fds(pod->sock, &cmd, sizeof cmd, fds, fd_count);
@@ -122,7 +124,8 @@ static mob_status start_sandbox(mob_lws_pod_t *pod) {
     return mob_fail(MOB_E_IO, "cannot create the pod's namespaces: %s", strerror(errno));
   }
   pod->sock = pair[0];
-  mob__watch_start(&pod->sandbox_watch, k->loop, pod->sandbox_pidfd, UV_READABLE, on_sandbox_exit, pod);
+  mob__watch_start(&pod->sandbox_watch, k->loop, pod->sandbox_pidfd, UV_READABLE, on_sandbox_exit,
+                   pod);
   mob__watch_start(&pod->sock_watch, k->loop, pod->sock, UV_READABLE, on_sock, pod);
   if (k->cgroup) MOB_TRY(mob__cgroup_add(k->cgroup, pod->id.name, pod->link, pod->sandbox));
   if (k->network->mode != MOB_LWS_LOOPBACK) {
@@ -133,7 +136,8 @@ static mob_status start_sandbox(mob_lws_pod_t *pod) {
 }
 
 static void on_note(mob_lws_pod_t *pod, const mob_lws_note_t *note, int fd) {
-  mob_lws_instance_t *c = note->container < pod->instance_count ? &pod->instances[note->container] : NULL;
+  mob_lws_instance_t *c =
+      note->container < pod->instance_count ? &pod->instances[note->container] : NULL;
   switch (note->kind) {
   case MOB_LWS_NOTE_READY:
     pod->set_up = true;
@@ -150,7 +154,8 @@ static void on_note(mob_lws_pod_t *pod, const mob_lws_note_t *note, int fd) {
     mob__instance_exited(c, note->status);
     return;
   case MOB_LWS_NOTE_EXEC:
-    for (size_t i = 0; i < pod->instance_count; i++) mob__instance_exec_done(&pod->instances[i], note->id, note->status);
+    for (size_t i = 0; i < pod->instance_count; i++)
+      mob__instance_exec_done(&pod->instances[i], note->id, note->status);
     return;
   case MOB_LWS_NOTE_INFO:
     mob__pod_event(pod, true, "RootFilesystem", "%s", note->text);
@@ -201,13 +206,15 @@ static void on_sandbox_exit(void *arg) {
     k->on_gone(k->owner, pod);
     return;
   }
-  mob__pod_event(pod, true, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+  mob__pod_event(pod, true, "SandboxChanged",
+                 "Pod sandbox changed, it will be killed and re-created.");
   pod->set_up = false;
   pod->link = k->next_link++;
   mob__lws_network_address(k->network, pod->address);
   for (size_t i = 0; i < pod->instance_count; i++) mob__instance_lost(&pod->instances[i]);
   // The variables may hold the address.
-  if (mob__pod_build(pod) != MOB_OK || start_sandbox(pod) != MOB_OK) k->on_broken(k->owner, mob_errmsg());
+  if (mob__pod_build(pod) != MOB_OK || start_sandbox(pod) != MOB_OK)
+    k->on_broken(k->owner, mob_errmsg());
   mob__kubelet_changed(pod);
 }
 
@@ -226,7 +233,9 @@ static void make_uid(char out[37]) {
 static mob_status open_log(mob_lws_pod_t *pod) {
   char *path = mob_sprintf("%s/logs/%s.log", pod->kubelet->config.state_dir, pod->id.name);
   pod->log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  mob_status status = pod->log >= 0 ? MOB_OK : mob_fail(MOB_E_IO, "cannot open the log %s: %s", path, strerror(errno));
+  mob_status status = pod->log >= 0
+                          ? MOB_OK
+                          : mob_fail(MOB_E_IO, "cannot open the log %s: %s", path, strerror(errno));
   free(path);
   return status;
 }
@@ -248,7 +257,8 @@ mob_lws_pod_t *mob__kubelet_create(mob_lws_kubelet_t *k, const mob_lws_pod_ident
     mob__instance_init(&pod->instances[i], pod, i);
   }
   if (k->network->mode == MOB_LWS_LOOPBACK && pod->instance_count - pod->init_count > 1) {
-    mob_fail(MOB_E_UNSUPPORTED, "the pod %s has several containers, which loopback mode cannot keep apart", id->name);
+    mob_fail(MOB_E_UNSUPPORTED,
+             "the pod %s has several containers, which loopback mode cannot keep apart", id->name);
     goto fail;
   }
   if (mob__pod_build(pod) != MOB_OK || open_log(pod) != MOB_OK) goto fail;

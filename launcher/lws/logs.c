@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,32 +17,35 @@
 #include "runtime/base/buf.h"
 #include "runtime/base/file.h"
 
-// The log of the pod with this name or with the one name that ends so.
+// The log of the pod with this name, or whose name is a set's and this behind it: the shortest of
+// those that end so.
 static mob_status find_log(const char *dir, const char *pod, char **out) {
   char *logs = mob_path_join(dir, "logs");
   DIR *entries = opendir(logs);
   mob_status status = MOB_OK;
-  size_t matches = 0;
+  size_t matches = 0, shortest = SIZE_MAX;
   *out = NULL;
   for (struct dirent *e; entries && (e = readdir(entries));) {
     size_t n = strlen(e->d_name), len = strlen(pod);
     if (n < 4 || strcmp(e->d_name + n - 4, ".log") != 0) continue;
     n -= 4;
     bool whole = n == len && strncmp(e->d_name, pod, n) == 0;
-    if (!whole && !(n > len && e->d_name[n - len - 1] == '-' && strncmp(e->d_name + n - len, pod, len) == 0)) continue;
+    if (!whole &&
+        !(n > len && e->d_name[n - len - 1] == '-' && strncmp(e->d_name + n - len, pod, len) == 0))
+      continue;
+    if (whole) n = 0;
+    if (n > shortest) continue;
+    matches = n == shortest ? matches + 1 : 1;
+    shortest = n;
     free(*out);
     *out = mob_path_join(logs, e->d_name);
-    matches++;
-    if (whole) {
-      matches = 1;
-      break;
-    }
   }
   if (entries) closedir(entries);
   if (matches != 1) {
     free(*out);
     *out = NULL;
-    status = mob_fail(MOB_E_NOT_FOUND, "%s has %s log of a pod \"%s\"", logs, matches ? "more than one" : "no", pod);
+    status = mob_fail(MOB_E_NOT_FOUND, "%s has %s log of a pod \"%s\"", logs,
+                      matches ? "more than one" : "no", pod);
   }
   free(logs);
   return status;
@@ -67,7 +71,8 @@ static bool find_run(const mob_buf_t *text, size_t back, size_t *from, size_t *t
 
 // Prints what comes to the file until the runner is gone.
 static void follow(const char *path, const char *dir, size_t from) {
-  int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK), runner, fd = open(path, O_RDONLY | O_CLOEXEC);
+  int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK), runner,
+      fd = open(path, O_RDONLY | O_CLOEXEC);
   if (mob__state_connect(dir, &runner) != MOB_OK) runner = -1;
   if (watch < 0 || fd < 0 || inotify_add_watch(watch, path, IN_MODIFY) < 0) return;
   lseek(fd, (off_t)from, SEEK_SET);
@@ -94,13 +99,20 @@ int mob__lws_logs(int argc, char **argv) {
   bool follows = false, previous = false, all = false;
   mob_lws_words_t words = {0};
   const mob_lws_option_t options[] = {
-      {"follow", NULL, MOB_LWS_OPT_FLAG, &follows, "go on with what comes, until the runner ends (-f)", 'f'},
+      {"follow", NULL, MOB_LWS_OPT_FLAG, &follows,
+       "go on with what comes, until the runner ends (-f)", 'f'},
       {"previous", NULL, MOB_LWS_OPT_FLAG, &previous, "of the start before the latest", 0},
       {"all", NULL, MOB_LWS_OPT_FLAG, &all, "of all starts, of replaced pods too", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
-  const mob_lws_usage_t usage = {"logs", "POD", "Prints the output of the pod's latest start. POD is a name or a unique ending "
-                                 "of one, such as 0-1.", options, MOB_LEN(options), false};
+  const mob_lws_usage_t usage = {
+      "logs",
+      "POD",
+      "Prints the output of the pod's latest start. POD is its name, or that "
+      "without the set's, such as 0-1.",
+      options,
+      MOB_LEN(options),
+      false};
   int code = mob__options_parse(&usage, argc, argv, &words);
   if (code < 0 && words.len != 1) code = mob__usage_error("logs", "needs one pod");
   if (code >= 0) {
@@ -115,7 +127,8 @@ int mob__lws_logs(int argc, char **argv) {
   if (status == MOB_OK) {
     size_t from = 0, to = text.len;
     if (!all && !find_run(&text, previous ? 1 : 0, &from, &to)) {
-      status = mob_fail(MOB_E_NOT_FOUND, "the pod has no %s start", previous ? "previous" : "");
+      status = mob_fail(MOB_E_NOT_FOUND,
+                        previous ? "the pod has no previous start" : "the pod has not started yet");
     } else {
       fwrite(text.data + from, 1, to - from, stdout);
       fflush(stdout);

@@ -18,7 +18,9 @@ struct mob_lws_watch {
   void *arg;
 };
 
-static void free_handle(uv_handle_t *handle) { free(handle); }
+static void free_handle(uv_handle_t *handle) {
+  free(handle);
+}
 
 static void on_timer(uv_timer_t *handle) {
   mob_lws_timer_t *timer = (mob_lws_timer_t *)handle;
@@ -28,7 +30,8 @@ static void on_timer(uv_timer_t *handle) {
   fn(arg);
 }
 
-void mob__timer_set(mob_lws_timer_t **slot, uv_loop_t *loop, uint64_t ms, void (*fn)(void *arg), void *arg) {
+void mob__timer_set(mob_lws_timer_t **slot, uv_loop_t *loop, uint64_t ms, void (*fn)(void *arg),
+                    void *arg) {
   mob__timer_cancel(slot);
   mob_lws_timer_t *timer = MOB_NEW(mob_lws_timer_t);
   *timer = (mob_lws_timer_t){.slot = slot, .fn = fn, .arg = arg};
@@ -50,7 +53,8 @@ static void on_ready(uv_poll_t *handle, int status, int events) {
   watch->fn(watch->arg);
 }
 
-void mob__watch_start(mob_lws_watch_t **slot, uv_loop_t *loop, int fd, int events, void (*fn)(void *arg), void *arg) {
+void mob__watch_start(mob_lws_watch_t **slot, uv_loop_t *loop, int fd, int events,
+                      void (*fn)(void *arg), void *arg) {
   mob__watch_stop(slot);
   mob_lws_watch_t *watch = MOB_NEW(mob_lws_watch_t);
   watch->fn = fn;

@@ -30,7 +30,8 @@ static bool make_parents(const char *path, mob_lws_words_t *made) {
   return true;
 }
 
-static void stand_in(const char *target, const char *path, mob_lws_words_t *made, mob_buf_t *missing) {
+static void stand_in(const char *target, const char *path, mob_lws_words_t *made,
+                     mob_buf_t *missing) {
   char *link = mob_strdup(path);
   for (size_t n = strlen(link); n > 1 && link[n - 1] == '/'; n--) link[n - 1] = 0;
   if (same_file(link, target)) {
@@ -39,14 +40,15 @@ static void stand_in(const char *target, const char *path, mob_lws_words_t *made
     *mob_vec_push(made) = link;
   } else {
     char *line = mob_sprintf("\n  ln -s %s %s", target, link);
-    if (!strstr(mob_buf_cstr(missing), line)) mob_buf_puts(missing, line); // leader and workers often mount the same
+    if (!strstr(mob_buf_cstr(missing), line))
+      mob_buf_puts(missing, line); // leader and workers often mount the same
     free(line);
     free(link);
   }
 }
 
-static void stand_in_for_mounts(const mob_lws_template_t *t, mob_lws_pair_list_t claims, mob_lws_words_t *made,
-                                mob_buf_t *missing) {
+static void stand_in_for_mounts(const mob_lws_template_t *t, mob_lws_pair_list_t claims,
+                                mob_lws_words_t *made, mob_buf_t *missing) {
   for (size_t i = 0; i < t->container_count; i++) {
     const mob_lws_container_t *c = &t->containers[i];
     for (size_t k = 0; k < c->mount_count; k++) {
@@ -54,7 +56,8 @@ static void stand_in_for_mounts(const mob_lws_template_t *t, mob_lws_pair_list_t
       for (size_t v = 0; v < t->volume_count; v++) {
         const mob_lws_volume_t *volume = &t->volumes[v];
         if (strcmp(volume->name, m->volume) != 0 || !volume->source) continue;
-        const char *dir = volume->kind == MOB_LWS_VOLUME_CLAIM      ? mob__lws_pair_get(claims, volume->source)
+        const char *dir = volume->kind == MOB_LWS_VOLUME_CLAIM
+                              ? mob__lws_pair_get(claims, volume->source)
                           : volume->kind == MOB_LWS_VOLUME_HOSTPATH ? volume->source
                                                                     : NULL;
         if (!dir) continue;
@@ -66,13 +69,14 @@ static void stand_in_for_mounts(const mob_lws_template_t *t, mob_lws_pair_list_t
   }
 }
 
-mob_status mob__loopback_prepare(const mob_lws_manifest_t *manifest, mob_lws_pair_list_t claims, const char *image_dir,
-                                 mob_lws_words_t *made) {
+mob_status mob__loopback_prepare(const mob_lws_manifest_t *manifest, mob_lws_pair_list_t claims,
+                                 const char *image_dir, mob_lws_words_t *made) {
   mob_buf_t missing = {0};
   char *script = mob_path_join(image_dir, "ray_init.sh");
   if (mob_file_exists(script)) {
     stand_in(script, "/vllm-workspace/ray_init.sh", made, &missing);
-    stand_in(script, "/vllm-workspace/examples/online_serving/multi-node-serving.sh", made, &missing);
+    stand_in(script, "/vllm-workspace/examples/online_serving/multi-node-serving.sh", made,
+             &missing);
   }
   free(script);
   for (size_t i = 0; i < manifest->sets.len; i++) {
@@ -82,8 +86,10 @@ mob_status mob__loopback_prepare(const mob_lws_manifest_t *manifest, mob_lws_pai
   }
   mob_status status = MOB_OK;
   if (missing.len) {
-    status = mob_fail(MOB_E_UNSUPPORTED, "loopback mode cannot mount anything, and the pods' paths are not there; "
-                      "make them once, as root (mkdir -p their parents first):%s", mob_buf_cstr(&missing));
+    status = mob_fail(MOB_E_UNSUPPORTED,
+                      "loopback mode cannot mount anything, and the pods' paths are not there; "
+                      "make them once, as root (mkdir -p their parents first):%s",
+                      mob_buf_cstr(&missing));
   }
   mob_buf_free(&missing);
   return status;

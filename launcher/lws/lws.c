@@ -12,7 +12,8 @@ static const struct {
   const char *about;
 } commands[] = {
     {"up", mob__lws_up, "start the pods of the manifests and look after them"},
-    {"status", mob__lws_status, "show groups, pods, Services and events; or wait until all is ready"},
+    {"status", mob__lws_status,
+     "show groups, pods, Services and events; or wait until all is ready"},
     {"logs", mob__lws_logs, "print a pod's output"},
     {"scale", mob__lws_scale, "change the number of groups"},
     {"fault", mob__lws_fault, "kill, freeze, cut off or delete a pod"},
@@ -21,9 +22,11 @@ static const struct {
 };
 
 static void print_help(FILE *to) {
-  fprintf(to, "usage: mobula lws COMMAND ...\n\nRuns LeaderWorkerSets on this machine as a cluster would, each pod in its "
+  fprintf(to, "usage: mobula lws COMMAND ...\n\nRuns LeaderWorkerSets on this machine as a cluster "
+              "would, each pod in its "
               "own namespaces.\n\ncommands:\n");
-  for (size_t i = 0; i < MOB_LEN(commands); i++) fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].about);
+  for (size_t i = 0; i < MOB_LEN(commands); i++)
+    fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].about);
   fprintf(to, "\n`mobula lws COMMAND --help` describes each.\n");
 }
 

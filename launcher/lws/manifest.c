@@ -27,7 +27,8 @@ const char *mob__lws_pair_get(mob_lws_pair_list_t list, const char *key) {
   return NULL;
 }
 
-const mob_lws_config_t *mob__lws_manifest_config(const mob_lws_manifest_t *m, const char *kind, const char *name) {
+const mob_lws_config_t *mob__lws_manifest_config(const mob_lws_manifest_t *m, const char *kind,
+                                                 const char *name) {
   for (size_t i = 0; i < m->configs.len; i++) {
     if (strcmp(m->configs.at[i].kind, kind) == 0 && strcmp(m->configs.at[i].name, name) == 0) {
       return &m->configs.at[i];
@@ -36,7 +37,8 @@ const mob_lws_config_t *mob__lws_manifest_config(const mob_lws_manifest_t *m, co
   return NULL;
 }
 
-const char *mob__lws_read_name(mob_lws_reader_t *r, mob_lws_at_t root, const char **namespace_, size_t max) {
+const char *mob__lws_read_name(mob_lws_reader_t *r, mob_lws_at_t root, const char **namespace_,
+                               size_t max) {
   mob_lws_at_t meta = mob__rd_map(r, root, "metadata", true);
   *namespace_ = "default";
   if (!meta.node) return NULL;
@@ -49,7 +51,8 @@ const char *mob__lws_read_name(mob_lws_reader_t *r, mob_lws_at_t root, const cha
   const char *name = mob__rd_string(r, meta, "name", true);
   if (name && !mob__rd_is_name(name, true, max)) {
     mob__rd_error(r, mob__rd_field(r, meta, "name"),
-                  "\"%.80s\" must be at most %zu of a-z, 0-9 and -, beginning with a letter", name, max);
+                  "\"%.80s\" must be at most %zu of a-z, 0-9 and -, beginning with a letter", name,
+                  max);
     return NULL;
   }
   return name;
@@ -58,7 +61,8 @@ const char *mob__lws_read_name(mob_lws_reader_t *r, mob_lws_at_t root, const cha
 static bool is_label_value(const char *text) {
   size_t n = strlen(text);
   if (n == 0) return true;
-  if (n > 63 || !isalnum((unsigned char)text[0]) || !isalnum((unsigned char)text[n - 1])) return false;
+  if (n > 63 || !isalnum((unsigned char)text[0]) || !isalnum((unsigned char)text[n - 1]))
+    return false;
   for (size_t i = 0; i < n; i++) {
     if (!isalnum((unsigned char)text[i]) && !strchr("-_.", text[i])) return false;
   }
@@ -72,8 +76,10 @@ mob_lws_pair_list_t mob__lws_read_labels(mob_lws_reader_t *r, mob_lws_at_t map, 
     if (is_label_value(list.at[i].value)) continue;
     mob_lws_at_t value = mob__rd_field(r, at, list.at[i].key);
     if (strchr(list.at[i].value, '<')) {
-      mob__rd_warn(r, value, "\"%.63s\" is a placeholder, which a cluster refuses as a label; fill it in there",
-                   list.at[i].value);
+      mob__rd_warn(
+          r, value,
+          "\"%.63s\" is a placeholder, which a cluster refuses as a label; fill it in there",
+          list.at[i].value);
     } else {
       mob__rd_error(r, value, "\"%.80s\" is no label value: at most 63 letters, digits, -, _ and .",
                     list.at[i].value);
@@ -94,17 +100,19 @@ static void check_mounts(mob_lws_reader_t *r, mob_lws_at_t spec, const mob_lws_t
     const mob_lws_container_t *c = &t->containers[i];
     for (size_t k = 0; k < i; k++) {
       if (*c->name && strcmp(c->name, t->containers[k].name) == 0) {
-        mob__rd_error(r, (mob_lws_at_t){NULL, spec.path, c->line}, "two containers are named \"%s\"; rename one",
-                      c->name);
+        mob__rd_error(r, (mob_lws_at_t){NULL, spec.path, c->line},
+                      "two containers are named \"%s\"; rename one", c->name);
       }
     }
     for (size_t k = 0; k < c->mount_count; k++) {
       bool found = false;
-      for (size_t v = 0; v < t->volume_count; v++) found |= strcmp(t->volumes[v].name, c->mounts[k].volume) == 0;
+      for (size_t v = 0; v < t->volume_count; v++)
+        found |= strcmp(t->volumes[v].name, c->mounts[k].volume) == 0;
       if (!found) {
-        mob__rd_error(r, (mob_lws_at_t){NULL, spec.path, c->line},
-                      "container %s mounts the volume \"%.63s\", which spec.volumes lacks; add it there", c->name,
-                      c->mounts[k].volume);
+        mob__rd_error(
+            r, (mob_lws_at_t){NULL, spec.path, c->line},
+            "container %s mounts the volume \"%.63s\", which spec.volumes lacks; add it there",
+            c->name, c->mounts[k].volume);
       }
     }
   }
@@ -117,18 +125,23 @@ const mob_lws_template_t *mob__lws_read_template(mob_lws_reader_t *r, mob_lws_at
   t->line = at.line;
   mob__rd_keys(r, at, "metadata spec", "");
   mob_lws_at_t meta = mob__rd_map(r, at, "metadata", false);
-  mob__rd_keys(r, meta, "labels annotations name namespace creationTimestamp", "generateName finalizers");
+  mob__rd_keys(r, meta, "labels annotations name namespace creationTimestamp",
+               "generateName finalizers");
   t->labels = mob__lws_read_labels(r, meta, "labels");
   t->annotations = mob__rd_pairs(r, meta, "annotations");
   mob_lws_at_t spec = mob__rd_map(r, at, "spec", true);
   if (!spec.node) return t;
-  mob__rd_keys(r, spec,
-               "containers initContainers volumes terminationGracePeriodSeconds restartPolicy dnsPolicy",
-               "nodeSelector affinity tolerations schedulerName priorityClassName priority serviceAccountName "
-               "serviceAccount automountServiceAccountToken securityContext imagePullSecrets hostNetwork hostIPC "
-               "hostPID hostname subdomain topologySpreadConstraints runtimeClassName shareProcessNamespace "
-               "dnsConfig hostAliases resourceClaims enableServiceLinks readinessGates overhead nodeName "
-               "preemptionPolicy activeDeadlineSeconds os hostUsers schedulingGates setHostnameAsFQDN resources");
+  mob__rd_keys(
+      r, spec,
+      "containers initContainers volumes terminationGracePeriodSeconds restartPolicy dnsPolicy",
+      "nodeSelector affinity tolerations schedulerName priorityClassName priority "
+      "serviceAccountName "
+      "serviceAccount automountServiceAccountToken securityContext imagePullSecrets hostNetwork "
+      "hostIPC "
+      "hostPID hostname subdomain topologySpreadConstraints runtimeClassName shareProcessNamespace "
+      "dnsConfig hostAliases resourceClaims enableServiceLinks readinessGates overhead nodeName "
+      "preemptionPolicy activeDeadlineSeconds os hostUsers schedulingGates setHostnameAsFQDN "
+      "resources");
   const char *restart = mob__rd_string(r, spec, "restartPolicy", false);
   if (restart && strcmp(restart, "Always") != 0) {
     mob__rd_error(r, mob__rd_field(r, spec, "restartPolicy"),
@@ -137,11 +150,13 @@ const mob_lws_template_t *mob__lws_read_template(mob_lws_reader_t *r, mob_lws_at
   t->grace_s = mob__rd_int(r, spec, "terminationGracePeriodSeconds", 0, 1000000, 30);
   mob_lws_at_t init = mob__rd_list(r, spec, "initContainers", false);
   mob_lws_at_t main = mob__rd_list(r, spec, "containers", true);
-  if (main.node && main.node->count == 0) mob__rd_error(r, main, "is empty; a pod needs a container");
+  if (main.node && main.node->count == 0)
+    mob__rd_error(r, main, "is empty; a pod needs a container");
   t->init_count = init.node ? init.node->count : 0;
   t->container_count = t->init_count + (main.node ? main.node->count : 0);
   if (t->container_count > 64) {
-    mob__rd_error(r, spec, "%zu containers in one pod are more than this runner holds (64)", t->container_count);
+    mob__rd_error(r, spec, "%zu containers in one pod are more than this runner holds (64)",
+                  t->container_count);
     t->init_count = t->container_count = 0;
     return t;
   }
@@ -153,7 +168,8 @@ const mob_lws_template_t *mob__lws_read_template(mob_lws_reader_t *r, mob_lws_at
   }
   mob_lws_at_t volumes = mob__rd_list(r, spec, "volumes", false);
   if (volumes.node && volumes.node->count > 256) {
-    mob__rd_error(r, volumes, "%zu volumes in one pod are more than this runner holds (256)", volumes.node->count);
+    mob__rd_error(r, volumes, "%zu volumes in one pod are more than this runner holds (256)",
+                  volumes.node->count);
     return t;
   }
   t->volume_count = volumes.node ? volumes.node->count : 0;
@@ -178,7 +194,8 @@ static void read_rollout(mob_lws_reader_t *r, mob_lws_at_t spec) {
     mob_lws_at_t field = mob__rd_field(r, rolling, keys[i]);
     if (!field.node || mob__yaml_int(field.node, &amount[i])) continue;
     size_t n = field.node->kind == MOB_YAML_SCALAR ? strspn(field.node->text, "0123456789") : 0;
-    if (n == 0 || n > 3 || strcmp(field.node->text + n, "%") != 0 || (amount[i] = atoi(field.node->text)) > 100) {
+    if (n == 0 || n > 3 || strcmp(field.node->text + n, "%") != 0 ||
+        (amount[i] = atoi(field.node->text)) > 100) {
       mob__rd_error(r, field, "must be a number or a percentage up to 100%%");
     }
   }
@@ -201,14 +218,16 @@ static void read_sub_groups(mob_lws_reader_t *r, mob_lws_at_t spec, mob_lws_set_
   }
   bool whole = set->size % n == 0 && !set->sub_group_leader_excluded;
   if (!whole && (set->size - 1) % n != 0) {
-    mob__rd_error(r, mob__rd_field(r, at, "subGroupSize"), "size %lld or size - 1 must be a multiple of %lld",
-                  (long long)set->size, (long long)n);
+    mob__rd_error(r, mob__rd_field(r, at, "subGroupSize"),
+                  "size %lld or size - 1 must be a multiple of %lld", (long long)set->size,
+                  (long long)n);
     set->sub_group_size = 0;
   }
 }
 
 // A hash of what the pods are made from, for the label template-revision-hash.
-static const char *revision_of(mob_arena_t *arena, const mob_yaml_node_t *node, uint64_t seed, uint64_t *out) {
+static const char *revision_of(mob_arena_t *arena, const mob_yaml_node_t *node, uint64_t seed,
+                               uint64_t *out) {
   uint64_t h = XXH3_64bits_withSeed(&node->kind, sizeof node->kind, seed);
   if (node->kind == MOB_YAML_SCALAR) h = XXH3_64bits_withSeed(node->text, strlen(node->text), h);
   for (size_t i = 0; i < node->count; i++) {
@@ -220,7 +239,8 @@ static const char *revision_of(mob_arena_t *arena, const mob_yaml_node_t *node, 
     }
   }
   *out = h;
-  return arena ? mob_arena_sprintf(arena, "%010llx", (unsigned long long)h & 0xffffffffffULL) : NULL;
+  return arena ? mob_arena_sprintf(arena, "%010llx", (unsigned long long)h & 0xffffffffffULL)
+               : NULL;
 }
 
 static void read_set_template(mob_lws_reader_t *r, mob_lws_at_t spec, mob_lws_set_t *set) {
@@ -229,11 +249,12 @@ static void read_set_template(mob_lws_reader_t *r, mob_lws_at_t spec, mob_lws_se
   mob__rd_keys(r, at, "leaderTemplate workerTemplate size restartPolicy subGroupPolicy",
                "volumeClaimTemplates persistentVolumeClaimRetentionPolicy resizePolicy");
   set->size = mob__rd_int(r, at, "size", 1, INT32_MAX, 1);
-  static const char *const policies[] = {"RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None", "Default",
-                                         NULL};
+  static const char *const policies[] = {"RecreateGroupOnPodRestart", "RecreateGroupAfterStart",
+                                         "None", "Default", NULL};
   int policy = mob__rd_enum(r, at, "restartPolicy", policies, 0);
   if (policy == 3) {
-    mob__rd_warn(r, mob__rd_field(r, at, "restartPolicy"), "Default is deprecated and means None; write None");
+    mob__rd_warn(r, mob__rd_field(r, at, "restartPolicy"),
+                 "Default is deprecated and means None; write None");
     policy = 2;
   }
   set->restart = (mob_lws_restart_t)policy;
@@ -261,7 +282,8 @@ static void read_set(mob_lws_reader_t *r, mob_lws_at_t root) {
   set->annotations = mob__rd_pairs(r, meta, "annotations");
   mob_lws_at_t spec = mob__rd_map(r, root, "spec", true);
   if (!spec.node) return;
-  mob__rd_keys(r, spec, "replicas leaderWorkerTemplate rolloutStrategy startupPolicy networkConfig", "groupIdentity");
+  mob__rd_keys(r, spec, "replicas leaderWorkerTemplate rolloutStrategy startupPolicy networkConfig",
+               "groupIdentity");
   set->replicas = mob__rd_int(r, spec, "replicas", 0, 1000000, 1);
   static const char *const startup[] = {"LeaderCreated", "LeaderReady", NULL};
   set->leader_ready = mob__rd_enum(r, spec, "startupPolicy", startup, 0) == 1;
@@ -271,7 +293,8 @@ static void read_set(mob_lws_reader_t *r, mob_lws_at_t root) {
   set->unique_subdomain = mob__rd_enum(r, network, "subdomainPolicy", subdomain, 0) == 1;
   read_rollout(r, spec);
   read_set_template(r, spec, set);
-  if (mob__lws_pair_get(set->annotations, "leaderworkerset.sigs.k8s.io/experimental-recreate-group-after-start") &&
+  if (mob__lws_pair_get(set->annotations,
+                        "leaderworkerset.sigs.k8s.io/experimental-recreate-group-after-start") &&
       set->restart == MOB_LWS_RECREATE_ON_RESTART) {
     set->restart = MOB_LWS_RECREATE_AFTER_START;
   }
@@ -289,18 +312,22 @@ static void read_document(mob_lws_reader_t *r, const mob_yaml_node_t *node) {
   if (!version || !kind) return;
   if (strcmp(kind, "LeaderWorkerSet") == 0) {
     if (strcmp(version, "leaderworkerset.x-k8s.io/v1") != 0) {
-      mob__rd_error(r, mob__rd_field(r, root, "apiVersion"), "is \"%.60s\"; a LeaderWorkerSet has "
-                    "leaderworkerset.x-k8s.io/v1", version);
+      mob__rd_error(r, mob__rd_field(r, root, "apiVersion"),
+                    "is \"%.60s\"; a LeaderWorkerSet has "
+                    "leaderworkerset.x-k8s.io/v1",
+                    version);
     }
     read_set(r, root);
   } else if (strcmp(kind, "Service") == 0 && strcmp(version, "v1") == 0) {
     mob__lws_read_service(r, root);
-  } else if ((strcmp(kind, "Secret") == 0 || strcmp(kind, "ConfigMap") == 0) && strcmp(version, "v1") == 0) {
+  } else if ((strcmp(kind, "Secret") == 0 || strcmp(kind, "ConfigMap") == 0) &&
+             strcmp(version, "v1") == 0) {
     mob__lws_read_config(r, root, kind);
   } else if (strcmp(kind, "List") == 0 && strcmp(version, "v1") == 0) {
     mob__rd_error(r, root, "a List is not read; separate its objects by ---");
   } else {
-    mob__rd_warn(r, root, "%.60s of %.60s is skipped: this runner has no such controller", kind, version);
+    mob__rd_warn(r, root, "%.60s of %.60s is skipped: this runner has no such controller", kind,
+                 version);
   }
 }
 
@@ -313,7 +340,8 @@ void mob__lws_manifest_add(mob_lws_manifest_t *m, const char *file, const void *
     return;
   }
   if (mob__yaml_parse(&m->arena, r.file, data, len, &docs, &count) != MOB_OK) {
-    *mob_vec_push(&m->messages) = (mob_lws_message_t){true, mob_arena_strdup(&m->arena, mob_errmsg())};
+    *mob_vec_push(&m->messages) =
+        (mob_lws_message_t){true, mob_arena_strdup(&m->arena, mob_errmsg())};
     m->errors++;
     return;
   }
@@ -323,7 +351,8 @@ void mob__lws_manifest_add(mob_lws_manifest_t *m, const char *file, const void *
 mob_status mob__lws_manifest_add_file(mob_lws_manifest_t *m, const char *path) {
   mob_buf_t text = {0};
   mob_status status = mob_file_read(path, MAX_FILE, &text);
-  if (status == MOB_OK) mob__lws_manifest_add(m, path, text.data ? text.data : (uint8_t *)"", text.len);
+  if (status == MOB_OK)
+    mob__lws_manifest_add(m, path, text.data ? text.data : (uint8_t *)"", text.len);
   mob_buf_free(&text);
   return status;
 }
@@ -334,12 +363,16 @@ static void check_references(mob_lws_reader_t *r, const mob_lws_template_t *t) {
     const mob_lws_container_t *c = &t->containers[i];
     for (size_t k = 0; k < c->env_count; k++) {
       const mob_lws_env_t *e = &c->env[k];
-      if ((e->source != MOB_LWS_ENV_SECRET && e->source != MOB_LWS_ENV_CONFIGMAP) || e->optional || !e->from) continue;
+      if ((e->source != MOB_LWS_ENV_SECRET && e->source != MOB_LWS_ENV_CONFIGMAP) || e->optional ||
+          !e->from)
+        continue;
       const char *kind = e->source == MOB_LWS_ENV_SECRET ? "Secret" : "ConfigMap";
       const mob_lws_config_t *config = mob__lws_manifest_config(r->manifest, kind, e->from);
       mob_lws_at_t at = {NULL, "env", e->line};
       if (!config) {
-        mob__rd_error(r, at, "the %s \"%.63s\" is in none of the files; add its file to the command", kind, e->from);
+        mob__rd_error(r, at,
+                      "the %s \"%.63s\" is in none of the files; add its file to the command", kind,
+                      e->from);
       } else if (e->key && !mob__lws_pair_get(config->data, e->key)) {
         mob__rd_error(r, at, "the %s \"%.63s\" has no key \"%.63s\"", kind, e->from, e->key);
       }
@@ -347,11 +380,14 @@ static void check_references(mob_lws_reader_t *r, const mob_lws_template_t *t) {
   }
   for (size_t i = 0; i < t->volume_count; i++) {
     const mob_lws_volume_t *v = &t->volumes[i];
-    if ((v->kind != MOB_LWS_VOLUME_SECRET && v->kind != MOB_LWS_VOLUME_CONFIGMAP) || v->optional || !v->source) continue;
+    if ((v->kind != MOB_LWS_VOLUME_SECRET && v->kind != MOB_LWS_VOLUME_CONFIGMAP) || v->optional ||
+        !v->source)
+      continue;
     const char *kind = v->kind == MOB_LWS_VOLUME_SECRET ? "Secret" : "ConfigMap";
     if (!mob__lws_manifest_config(r->manifest, kind, v->source)) {
       mob__rd_error(r, (mob_lws_at_t){NULL, "volumes", v->line},
-                    "the %s \"%.63s\" is in none of the files; add its file to the command", kind, v->source);
+                    "the %s \"%.63s\" is in none of the files; add its file to the command", kind,
+                    v->source);
     }
   }
 }

@@ -1,6 +1,7 @@
-// What the runner keeps of the manifests: LeaderWorkerSets, Services, and the Secrets and ConfigMaps that
-// their pods name. Everything is checked by the rules of the API server and of LWS's own schema, so
-// that a file that runs here is not refused by a cluster. Strings live in the manifest's arena.
+// What the runner keeps of the manifests: LeaderWorkerSets, Services, and the Secrets and
+// ConfigMaps that their pods name. Everything is checked by the rules of the API server and of
+// LWS's own schema, so that a file that runs here is not refused by a cluster. Strings live in the
+// manifest's arena.
 #ifndef MOB_LWS_MANIFEST_H
 #define MOB_LWS_MANIFEST_H
 
@@ -31,9 +32,9 @@ typedef struct mob_lws_strings {
 
 typedef enum mob_lws_env_source {
   MOB_LWS_ENV_VALUE,
-  MOB_LWS_ENV_FIELD,     // `from` is a field path
-  MOB_LWS_ENV_RESOURCE,  // `from` is "limits.cpu" or the like
-  MOB_LWS_ENV_SECRET,    // `from` names the object, `key` its entry; key NULL: all entries (envFrom)
+  MOB_LWS_ENV_FIELD,    // `from` is a field path
+  MOB_LWS_ENV_RESOURCE, // `from` is "limits.cpu" or the like
+  MOB_LWS_ENV_SECRET,   // `from` names the object, `key` its entry; key NULL: all entries (envFrom)
   MOB_LWS_ENV_CONFIGMAP,
 } mob_lws_env_source_t;
 
@@ -55,9 +56,9 @@ typedef enum mob_lws_handler_kind {
 
 typedef struct mob_lws_handler {
   mob_lws_handler_kind_t kind;
-  mob_lws_strings_t argv;      // exec
-  const char *host, *path;     // http, tcp; host NULL: the pod's address
-  int port;                    // 0: by name
+  mob_lws_strings_t argv;  // exec
+  const char *host, *path; // http, tcp; host NULL: the pod's address
+  int port;                // 0: by name
   const char *port_name;
   mob_lws_pair_list_t headers; // http
   int64_t sleep_s;
@@ -91,9 +92,9 @@ typedef struct mob_lws_container {
   size_t mount_count;
   mob_lws_probe_t probes[MOB_LWS_PROBES];
   mob_lws_handler_t post_start, pre_stop;
-  int64_t gpus;        // of nvidia.com/gpu, 0 when none is asked for
-  int64_t cpu_millis;  // limit or else request, 0 unset
-  int64_t memory;      // bytes, limit or else request, 0 unset
+  int64_t gpus;                         // of nvidia.com/gpu, 0 when none is asked for
+  int64_t cpu_millis;                   // limit or else request, 0 unset
+  int64_t memory;                       // bytes, limit or else request, 0 unset
   mob_lws_pair_list_t limits, requests; // as written
   int line;
 } mob_lws_container_t;
@@ -186,14 +187,15 @@ typedef struct mob_lws_manifest {
 void mob__lws_manifest_free(mob_lws_manifest_t *manifest);
 
 // Adds the objects of one file's text. Always returns; what is wrong is in `messages`.
-void mob__lws_manifest_add(mob_lws_manifest_t *manifest, const char *file, const void *data, size_t len);
+void mob__lws_manifest_add(mob_lws_manifest_t *manifest, const char *file, const void *data,
+                           size_t len);
 mob_status mob__lws_manifest_add_file(mob_lws_manifest_t *manifest, const char *path);
 
 // After the last file: rules between objects (names that occur twice, Secrets that are missing).
 void mob__lws_manifest_finish(mob_lws_manifest_t *manifest);
 
-const mob_lws_config_t *mob__lws_manifest_config(const mob_lws_manifest_t *manifest, const char *kind,
-                                                 const char *name);
+const mob_lws_config_t *mob__lws_manifest_config(const mob_lws_manifest_t *manifest,
+                                                 const char *kind, const char *name);
 const char *mob__lws_pair_get(mob_lws_pair_list_t list, const char *key); // NULL when absent
 
 #endif

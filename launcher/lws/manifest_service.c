@@ -14,7 +14,8 @@ static void read_service_port(mob_lws_reader_t *r, mob_lws_at_t at, mob_lws_serv
   if (!port->target && !port->target_name) port->target = port->port;
   const char *protocol = mob__rd_string(r, at, "protocol", false);
   if (protocol && strcmp(protocol, "TCP") != 0) {
-    mob__rd_error(r, mob__rd_field(r, at, "protocol"), "only TCP is forwarded here, not \"%.20s\"", protocol);
+    mob__rd_error(r, mob__rd_field(r, at, "protocol"), "only TCP is forwarded here, not \"%.20s\"",
+                  protocol);
   }
 }
 
@@ -26,11 +27,15 @@ void mob__lws_read_service(mob_lws_reader_t *r, mob_lws_at_t root) {
   mob__rd_keys(r, root, "apiVersion kind metadata spec status", "");
   s->name = mob__lws_read_name(r, root, &s->namespace_, 63);
   mob_lws_at_t spec = mob__rd_map(r, root, "spec", true);
-  mob__rd_keys(r, spec, "selector ports type clusterIP publishNotReadyAddresses",
-               "sessionAffinity sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy ipFamilies "
-               "ipFamilyPolicy clusterIPs loadBalancerIP loadBalancerClass loadBalancerSourceRanges externalIPs "
-               "externalName allocateLoadBalancerNodePorts healthCheckNodePort trafficDistribution");
-  static const char *const types[] = {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName", NULL};
+  mob__rd_keys(
+      r, spec, "selector ports type clusterIP publishNotReadyAddresses",
+      "sessionAffinity sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy "
+      "ipFamilies "
+      "ipFamilyPolicy clusterIPs loadBalancerIP loadBalancerClass loadBalancerSourceRanges "
+      "externalIPs "
+      "externalName allocateLoadBalancerNodePorts healthCheckNodePort trafficDistribution");
+  static const char *const types[] = {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName",
+                                      NULL};
   int type = mob__rd_enum(r, spec, "type", types, 0);
   if (type == 3) {
     mob__rd_warn(r, spec, "an ExternalName Service is skipped");
@@ -46,7 +51,8 @@ void mob__lws_read_service(mob_lws_reader_t *r, mob_lws_at_t root) {
   mob_lws_at_t ports = mob__rd_list(r, spec, "ports", !s->headless && spec.node);
   s->port_count = ports.node ? ports.node->count : 0;
   s->ports = MOB_ARENA_ARRAY(&m->arena, mob_lws_service_port_t, s->port_count);
-  for (size_t i = 0; i < s->port_count; i++) read_service_port(r, mob__rd_item(r, ports, i), &s->ports[i]);
+  for (size_t i = 0; i < s->port_count; i++)
+    read_service_port(r, mob__rd_item(r, ports, i), &s->ports[i]);
   if (s->name) *mob_vec_push(&m->services) = s;
 }
 
@@ -75,12 +81,15 @@ static char *decode_base64(mob_arena_t *arena, const char *text) {
 void mob__lws_read_config(mob_lws_reader_t *r, mob_lws_at_t root, const char *kind) {
   mob_lws_manifest_t *m = r->manifest;
   bool secret = strcmp(kind, "Secret") == 0;
-  mob__rd_keys(r, root, secret ? "apiVersion kind metadata data stringData type immutable"
-                               : "apiVersion kind metadata data immutable", secret ? "" : "binaryData");
+  mob__rd_keys(r, root,
+               secret ? "apiVersion kind metadata data stringData type immutable"
+                      : "apiVersion kind metadata data immutable",
+               secret ? "" : "binaryData");
   const char *namespace_;
   const char *name = mob__lws_read_name(r, root, &namespace_, 253);
   mob_lws_pair_list_t data = mob__rd_pairs(r, root, "data");
-  mob_lws_pair_list_t plain = secret ? mob__rd_pairs(r, root, "stringData") : (mob_lws_pair_list_t){0};
+  mob_lws_pair_list_t plain =
+      secret ? mob__rd_pairs(r, root, "stringData") : (mob_lws_pair_list_t){0};
   mob_lws_pair_t *all = MOB_ARENA_ARRAY(&m->arena, mob_lws_pair_t, data.len + plain.len);
   size_t n = 0;
   for (size_t i = 0; i < plain.len; i++) all[n++] = plain.at[i]; // stringData wins over data

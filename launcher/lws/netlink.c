@@ -32,10 +32,13 @@ static struct rtattr *put_attr(request_t *r, unsigned short type, const void *da
   return to;
 }
 
-static struct rtattr *open_nest(request_t *r, unsigned short type) { return put_attr(r, type, NULL, 0); }
+static struct rtattr *open_nest(request_t *r, unsigned short type) {
+  return put_attr(r, type, NULL, 0);
+}
 
 static void close_nest(request_t *r, struct rtattr *nest) {
-  nest->rta_len = (unsigned short)((unsigned char *)r + r->header.nlmsg_len - (unsigned char *)nest);
+  nest->rta_len =
+      (unsigned short)((unsigned char *)r + r->header.nlmsg_len - (unsigned char *)nest);
 }
 
 static void begin(request_t *r, int type, int flags) {
@@ -64,7 +67,9 @@ static mob_status talk(int fd, request_t *r, const char *what, const char *name)
     }
   }
   if (error == 0) return MOB_OK;
-  return mob_fail(error == EEXIST ? MOB_E_EXISTS : error == ENODEV ? MOB_E_NOT_FOUND : MOB_E_IO,
+  return mob_fail(error == EEXIST   ? MOB_E_EXISTS
+                  : error == ENODEV ? MOB_E_NOT_FOUND
+                                    : MOB_E_IO,
                   "cannot %s %s: %s", what, name, strerror(error));
 }
 
@@ -85,7 +90,8 @@ mob_status mob__nl_add_bridge(int fd, const char *name) {
   return talk(fd, &r, "add the bridge", name);
 }
 
-mob_status mob__nl_add_veth(int fd, const char *name, const char *bridge, const char *peer_name, pid_t peer_pid) {
+mob_status mob__nl_add_veth(int fd, const char *name, const char *bridge, const char *peer_name,
+                            pid_t peer_pid) {
   unsigned master = if_nametoindex(bridge);
   uint32_t pid = (uint32_t)peer_pid;
   request_t r;
@@ -117,7 +123,8 @@ mob_status mob__nl_delete_link(int fd, const char *name) {
 mob_status mob__nl_set_link(int fd, const char *name, bool up) {
   request_t r;
   begin(&r, RTM_NEWLINK, 0);
-  put(&r, &(struct ifinfomsg){.ifi_flags = up ? IFF_UP : 0, .ifi_change = IFF_UP}, sizeof(struct ifinfomsg));
+  put(&r, &(struct ifinfomsg){.ifi_flags = up ? IFF_UP : 0, .ifi_change = IFF_UP},
+      sizeof(struct ifinfomsg));
   put_attr(&r, IFLA_IFNAME, name, strlen(name) + 1);
   return talk(fd, &r, up ? "bring up the link" : "take down the link", name);
 }
@@ -125,9 +132,8 @@ mob_status mob__nl_set_link(int fd, const char *name, bool up) {
 mob_status mob__nl_add_address(int fd, const char *name, uint32_t address, int prefix) {
   request_t r;
   begin(&r, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
-  struct ifaddrmsg msg = {.ifa_family = AF_INET,
-                          .ifa_prefixlen = (uint8_t)prefix,
-                          .ifa_index = if_nametoindex(name)};
+  struct ifaddrmsg msg = {
+      .ifa_family = AF_INET, .ifa_prefixlen = (uint8_t)prefix, .ifa_index = if_nametoindex(name)};
   put(&r, &msg, sizeof msg);
   put_attr(&r, IFA_LOCAL, &address, sizeof address);
   put_attr(&r, IFA_ADDRESS, &address, sizeof address);

@@ -1,5 +1,5 @@
-// The few rtnetlink requests a pod network needs. Each call opens no socket of its own: it acts in the
-// network namespace in which the socket was made.
+// The few rtnetlink requests a pod network needs. Each call opens no socket of its own: it acts in
+// the network namespace in which the socket was made.
 #ifndef MOB_LWS_NETLINK_H
 #define MOB_LWS_NETLINK_H
 
@@ -14,7 +14,8 @@ mob_status mob__nl_open(int *fd); // in the calling thread's namespace; the call
 mob_status mob__nl_add_bridge(int fd, const char *name);
 // A pair of virtual Ethernet ends: `name` here, up and a port of `bridge`; `peer_name` in the
 // namespace of process `peer_pid`.
-mob_status mob__nl_add_veth(int fd, const char *name, const char *bridge, const char *peer_name, pid_t peer_pid);
+mob_status mob__nl_add_veth(int fd, const char *name, const char *bridge, const char *peer_name,
+                            pid_t peer_pid);
 mob_status mob__nl_delete_link(int fd, const char *name);
 mob_status mob__nl_set_link(int fd, const char *name, bool up);
 // `address` as IPv4 in network byte order.

@@ -38,9 +38,12 @@ static mob_status write_file(const char *path, const char *text) {
 static mob_status enter_user_namespace(void) {
   unsigned uid = geteuid(), gid = getegid();
   if (unshare(CLONE_NEWUSER) != 0) {
-    return mob_fail(MOB_E_UNSUPPORTED, "user namespaces are not allowed here (%s; see "
-                    "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
-                    "user.max_user_namespaces)", strerror(errno));
+    return mob_fail(
+        MOB_E_UNSUPPORTED,
+        "user namespaces are not allowed here (%s; see "
+        "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
+        "user.max_user_namespaces)",
+        strerror(errno));
   }
   char map[64];
   MOB_TRY(write_file("/proc/self/setgroups", "deny"));
@@ -53,13 +56,15 @@ static mob_status enter_user_namespace(void) {
 static mob_status make_bridge(int netlink) {
   MOB_TRY(mob__nl_set_link(netlink, "lo", true));
   MOB_TRY(mob__nl_add_bridge(netlink, MOB_LWS_BRIDGE));
-  return mob__nl_add_address(netlink, MOB_LWS_BRIDGE, mob__lws_network_gateway(), MOB_LWS_POD_PREFIX);
+  return mob__nl_add_address(netlink, MOB_LWS_BRIDGE, mob__lws_network_gateway(),
+                             MOB_LWS_POD_PREFIX);
 }
 
 static mob_status enter(mob_lws_network_mode_t mode, int *netlink) {
   if (mode == MOB_LWS_USERNS) MOB_TRY(enter_user_namespace());
   if (unshare(CLONE_NEWNET) != 0) {
-    return mob_fail(MOB_E_UNSUPPORTED, "network namespaces are not allowed here: %s", strerror(errno));
+    return mob_fail(MOB_E_UNSUPPORTED, "network namespaces are not allowed here: %s",
+                    strerror(errno));
   }
   MOB_TRY(mob__nl_open(netlink));
   return make_bridge(*netlink);
@@ -73,17 +78,21 @@ static mob_status try_mode(mob_lws_network_mode_t mode) {
   if (pid == 0) {
     int netlink = -1;
     mob_status status = enter(mode, &netlink);
-    if (status == MOB_OK && unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC) != 0) {
-      status = mob_fail(MOB_E_UNSUPPORTED, "mount, PID, UTS or IPC namespaces are not allowed here: %s",
-                        strerror(errno));
+    if (status == MOB_OK &&
+        unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC) != 0) {
+      status =
+          mob_fail(MOB_E_UNSUPPORTED, "mount, PID, UTS or IPC namespaces are not allowed here: %s",
+                   strerror(errno));
     }
     if (status == MOB_OK && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0) {
       status = mob_fail(MOB_E_UNSUPPORTED, "mounting is not allowed here: %s", strerror(errno));
     }
     if (status == MOB_OK && mount("tmpfs", "/tmp", "tmpfs", 0, NULL) != 0) {
-      status = mob_fail(MOB_E_UNSUPPORTED, "mounting a tmpfs is not allowed here: %s", strerror(errno));
+      status =
+          mob_fail(MOB_E_UNSUPPORTED, "mounting a tmpfs is not allowed here: %s", strerror(errno));
     }
-    if (status == MOB_OK) status = mob__nl_add_veth(netlink, "mob-try", MOB_LWS_BRIDGE, "mob-peer", getpid());
+    if (status == MOB_OK)
+      status = mob__nl_add_veth(netlink, "mob-try", MOB_LWS_BRIDGE, "mob-peer", getpid());
     if (status != MOB_OK) {
       ssize_t ignored = write(pipe_fds[1], mob_errmsg(), strlen(mob_errmsg()));
       (void)ignored;
@@ -116,16 +125,19 @@ mob_status mob__lws_network_choose(const char *wanted, mob_lws_network_t *net) {
                             : try_mode((mob_lws_network_mode_t)mode);
     if (status == MOB_OK) {
       net->mode = (mob_lws_network_mode_t)mode;
-      snprintf(net->why, sizeof net->why, "%s%s", mode == MOB_LWS_NETNS ? "run as root" : "user namespaces work here",
+      snprintf(net->why, sizeof net->why, "%s%s",
+               mode == MOB_LWS_NETNS ? "run as root" : "user namespaces work here",
                automatic ? "" : ", and asked for");
       return MOB_OK;
     }
     if (!automatic) return mob_wrap(status, "--network %s does not work here", name);
     size_t used = strlen(reasons);
-    snprintf(reasons + used, sizeof reasons - used, "%s%s: %.90s", used ? "; " : "", name, mob_errmsg());
+    snprintf(reasons + used, sizeof reasons - used, "%s%s: %.90s", used ? "; " : "", name,
+             mob_errmsg());
   }
   if (!automatic && strcmp(wanted, "loopback") != 0) {
-    return mob_fail(MOB_E_INVALID, "--network is \"%s\"; it must be auto, netns, userns or loopback", wanted);
+    return mob_fail(MOB_E_INVALID,
+                    "--network is \"%s\"; it must be auto, netns, userns or loopback", wanted);
   }
   net->mode = MOB_LWS_LOOPBACK;
   snprintf(net->why, sizeof net->why, "%s", automatic ? reasons : "asked for");
@@ -137,7 +149,9 @@ mob_status mob__lws_network_enter(mob_lws_network_t *net) {
   return enter(net->mode, &net->netlink);
 }
 
-uint32_t mob__lws_network_gateway(void) { return htonl(POD_NET | 1); }
+uint32_t mob__lws_network_gateway(void) {
+  return htonl(POD_NET | 1);
+}
 
 void mob__lws_network_address(mob_lws_network_t *net, char out[16]) {
   uint32_t host = net->next_host++;
@@ -147,7 +161,9 @@ void mob__lws_network_address(mob_lws_network_t *net, char out[16]) {
   inet_ntop(AF_INET, &address, out, 16);
 }
 
-static void link_name(unsigned index, char out[IFNAMSIZ]) { snprintf(out, IFNAMSIZ, "mob-%u", index); }
+static void link_name(unsigned index, char out[IFNAMSIZ]) {
+  snprintf(out, IFNAMSIZ, "mob-%u", index);
+}
 
 mob_status mob__lws_network_attach(mob_lws_network_t *net, unsigned index, pid_t pid) {
   char name[IFNAMSIZ];
@@ -157,7 +173,8 @@ mob_status mob__lws_network_attach(mob_lws_network_t *net, unsigned index, pid_t
 
 mob_status mob__lws_network_set_link(mob_lws_network_t *net, unsigned index, bool up) {
   if (net->mode == MOB_LWS_LOOPBACK) {
-    return mob_fail(MOB_E_UNSUPPORTED, "in loopback mode pods have no link of their own to take down; "
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "in loopback mode pods have no link of their own to take down; "
                     "run as root or allow user namespaces");
   }
   char name[IFNAMSIZ];
@@ -175,7 +192,8 @@ void mob__lws_network_detach(mob_lws_network_t *net, unsigned index) {
 
 mob_status mob__lws_network_configure_pod(const char *address) {
   struct in_addr in;
-  if (inet_pton(AF_INET, address, &in) != 1) return mob_fail(MOB_E_INTERNAL, "bad pod address %s", address);
+  if (inet_pton(AF_INET, address, &in) != 1)
+    return mob_fail(MOB_E_INTERNAL, "bad pod address %s", address);
   int fd;
   MOB_TRY(mob__nl_open(&fd));
   mob_status status;

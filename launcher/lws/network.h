@@ -1,9 +1,9 @@
 // The pod network: how pods are kept apart on this machine, and the bridge they hang on.
 //
-// With namespaces the runner itself moves into a network namespace of its own that holds the bridge, so the
-// host's interfaces, routes and firewall stay untouched and the kernel removes everything with the
-// last process. What must be reachable from the caller's namespace (the Services' local ports) is bound
-// before the move.
+// With namespaces the runner itself moves into a network namespace of its own that holds the
+// bridge, so the host's interfaces, routes and firewall stay untouched and the kernel removes
+// everything with the last process. What must be reachable from the caller's namespace (the
+// Services' local ports) is bound before the move.
 #ifndef MOB_LWS_NETWORK_H
 #define MOB_LWS_NETWORK_H
 
@@ -31,15 +31,16 @@ typedef struct mob_lws_network {
 
 const char *mob__lws_network_name(mob_lws_network_mode_t mode);
 
-// `wanted`: "auto", "netns", "userns" or "loopback". Tries in a child process what the mode needs; a
-// mode asked for by name that does not work is an error that names the cause.
+// `wanted`: "auto", "netns", "userns" or "loopback". Tries in a child process what the mode needs;
+// a mode asked for by name that does not work is an error that names the cause.
 mob_status mob__lws_network_choose(const char *wanted, mob_lws_network_t *net);
 
 // Moves the process (single-threaded still) into the bridge's namespace and makes the bridge.
 mob_status mob__lws_network_enter(mob_lws_network_t *net);
 
-void mob__lws_network_address(mob_lws_network_t *net, char out[16]); // of a new pod; never given twice
-uint32_t mob__lws_network_gateway(void);                             // network byte order
+void mob__lws_network_address(mob_lws_network_t *net,
+                              char out[16]); // of a new pod; never given twice
+uint32_t mob__lws_network_gateway(void);     // network byte order
 
 // Wires the process's namespace: `index` names the pod's end here ("mob-INDEX").
 mob_status mob__lws_network_attach(mob_lws_network_t *net, unsigned index, pid_t pid);

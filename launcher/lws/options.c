@@ -20,10 +20,14 @@ int mob__usage_error(const char *command, const char *fmt, ...) {
 static void print_help(const mob_lws_usage_t *u) {
   printf("usage: mobula lws %s [OPTION...] %s\n\n%s\n\noptions:\n", u->command, u->args, u->about);
   for (size_t i = 0; i <= u->count; i++) {
-    static const mob_lws_option_t help = {"help", NULL, MOB_LWS_OPT_FLAG, NULL, "print this and exit", 0};
+    static const mob_lws_option_t help = {
+        "help", NULL, MOB_LWS_OPT_FLAG, NULL, "print this and exit", 0};
     const mob_lws_option_t *o = i < u->count ? &u->options[i] : &help;
     char left[80];
-    snprintf(left, sizeof left, "--%s%s%s%s", o->name, o->kind == MOB_LWS_OPT_MAYBE ? "[=" : o->arg ? " " : "",
+    snprintf(left, sizeof left, "--%s%s%s%s", o->name,
+             o->kind == MOB_LWS_OPT_MAYBE ? "[="
+             : o->arg                     ? " "
+                                          : "",
              o->arg ? o->arg : "", o->kind == MOB_LWS_OPT_MAYBE ? "]" : "");
     // Help lines are wrapped in the table by newlines.
     printf("  %-26s%s", left, strlen(left) > 25 ? "\n                            " : "");
@@ -59,7 +63,8 @@ static int store(const mob_lws_usage_t *u, const mob_lws_option_t *o, const char
     errno = 0;
     long long n = strtoll(value, &end, 10);
     if (end == value || *end || errno || n < 0) {
-      return mob__usage_error(u->command, "--%s needs a whole number from 0 on, not \"%s\"", o->name, value);
+      return mob__usage_error(u->command, "--%s needs a whole number from 0 on, not \"%s\"",
+                              o->name, value);
     }
     *(int64_t *)o->value = n;
     return -1;
@@ -71,7 +76,8 @@ static int store(const mob_lws_usage_t *u, const mob_lws_option_t *o, const char
     } // fall through
   case MOB_LWS_OPT_NUMBER:
     if (!parse_number(value, &number) || number <= 0) {
-      return mob__usage_error(u->command, "--%s needs a number above 0, not \"%s\"", o->name, value);
+      return mob__usage_error(u->command, "--%s needs a number above 0, not \"%s\"", o->name,
+                              value);
     }
     *(double *)o->value = number;
     return -1;
@@ -101,9 +107,12 @@ static int parse_option(const mob_lws_usage_t *u, const char *text, int argc, ch
     const mob_lws_option_t *o = &u->options[k];
     if (strlen(o->name) != len || strncmp(o->name, name, len) != 0) continue;
     const char *value = equal ? equal + 1 : NULL;
-    if (o->kind == MOB_LWS_OPT_FLAG && value) return mob__usage_error(u->command, "--%s takes no value", o->name);
+    if (o->kind == MOB_LWS_OPT_FLAG && value)
+      return mob__usage_error(u->command, "--%s takes no value", o->name);
     if (o->kind != MOB_LWS_OPT_FLAG && o->kind != MOB_LWS_OPT_MAYBE && !value) {
-      if (*i + 1 >= argc) return mob__usage_error(u->command, "--%s needs a value: --%s %s", o->name, o->name, o->arg);
+      if (*i + 1 >= argc)
+        return mob__usage_error(u->command, "--%s needs a value: --%s %s", o->name, o->name,
+                                o->arg);
       value = argv[++*i];
     }
     return store(u, o, value);

@@ -37,11 +37,12 @@ typedef struct mob_lws_usage {
   bool stop_at_word; // what follows the first word (after "--" too) is no option
 } mob_lws_usage_t;
 
-// Options and words in any order. Returns -1 to go on, else the exit status: 0 after --help, 2 after a
-// wrong command line, which was told on stderr.
+// Options and words in any order. Returns -1 to go on, else the exit status: 0 after --help, 2
+// after a wrong command line, which was told on stderr.
 int mob__options_parse(const mob_lws_usage_t *usage, int argc, char **argv, mob_lws_words_t *words);
 
 // For errors that the table cannot see: prints them with a pointer to --help and returns 2.
-int mob__usage_error(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int mob__usage_error(const char *command, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
 #endif

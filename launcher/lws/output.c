@@ -1,5 +1,5 @@
-// A container's output: into the pod's log file as it comes, and onto the terminal in whole lines with
-// the pod's name in front.
+// A container's output: into the pod's log file as it comes, and onto the terminal in whole lines
+// with the pod's name in front.
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -55,8 +55,9 @@ void mob__output_begin(mob_lws_instance_t *c) {
   gmtime_r(&now, &tm);
   strftime(time_text, sizeof time_text, "%Y-%m-%dT%H:%M:%SZ", &tm);
   if (c->pod->log_last && c->pod->log_last != '\n') write_log(c->pod, "\n", 1);
-  int n = snprintf(line, sizeof line, MOB_LWS_LOG_MARKER "container %s, start %u, pod uid %s, %s ---\n", c->spec->name,
-                   c->starts, c->pod->uid, time_text);
+  int n =
+      snprintf(line, sizeof line, MOB_LWS_LOG_MARKER "container %s, start %u, pod uid %s, %s ---\n",
+               c->spec->name, c->starts, c->pod->uid, time_text);
   write_log(c->pod, line, (size_t)n);
 }
 

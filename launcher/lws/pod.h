@@ -11,8 +11,8 @@ typedef struct mob_lws_kubelet mob_lws_kubelet_t;
 typedef struct mob_lws_pod mob_lws_pod_t;
 typedef struct mob_lws_instance mob_lws_instance_t;
 
-// What the controller decides about a pod. Copied on creation, except the template and the strings of the
-// manifest that it points to.
+// What the controller decides about a pod. Copied on creation, except the template and the strings
+// of the manifest that it points to.
 typedef struct mob_lws_pod_identity {
   const mob_lws_set_t *set;
   const mob_lws_template_t *template_;
@@ -29,7 +29,11 @@ typedef struct mob_lws_prober {
   int successes, failures; // in a row
 } mob_lws_prober_t;
 
-typedef enum mob_lws_instance_state { MOB_LWS_WAITING, MOB_LWS_RUNNING, MOB_LWS_TERMINATED } mob_lws_instance_state_t;
+typedef enum mob_lws_instance_state {
+  MOB_LWS_WAITING,
+  MOB_LWS_RUNNING,
+  MOB_LWS_TERMINATED
+} mob_lws_instance_state_t;
 
 // One container of a pod.
 struct mob_lws_instance {
@@ -44,14 +48,14 @@ struct mob_lws_instance {
   unsigned restarts, starts;
   unsigned seen_restarts; // as LWS knows them by now
   mob_lws_backoff_t backoff;
-  uint64_t started_ms; // monotonic
-  int last_status;     // of waitpid, of the last end; -1 when there was none
-  pid_t pid;           // as this process sees it; 0 when not running
-  int pidfd;           // -1 when not running
+  uint64_t started_ms;     // monotonic
+  int last_status;         // of waitpid, of the last end; -1 when there was none
+  pid_t pid;               // as this process sees it; 0 when not running
+  int pidfd;               // -1 when not running
   int output, status_pipe; // read ends, -1 when closed
   mob_lws_watch_t *output_watch, *status_watch;
-  mob_buf_t line;     // of output, not yet ended
-  mob_buf_t error;    // why it could not start
+  mob_buf_t line;  // of output, not yet ended
+  mob_buf_t error; // why it could not start
   mob_lws_timer_t *restart, *seen, *term, *kill, *pre_stop_wait;
   uint32_t pre_stop_id, post_start_id; // execs under way
   struct mob_lws_net_check *hook_check;
@@ -63,9 +67,9 @@ struct mob_lws_pod {
   mob_lws_kubelet_t *kubelet;
   mob_lws_pod_identity_t id;
   char uid[37], address[16];
-  unsigned link;       // index of its network link
-  int64_t created_ms;  // wall clock
-  mob_arena_t arena;   // of its specification
+  unsigned link;      // index of its network link
+  int64_t created_ms; // wall clock
+  mob_arena_t arena;  // of its specification
   mob_lws_pairs_t labels, annotations;
   mob_lws_sandbox_spec_t spec;
   mob_lws_instance_t *instances;
@@ -73,7 +77,7 @@ struct mob_lws_pod {
   pid_t sandbox; // 0: none
   int sandbox_pidfd, sock;
   mob_lws_watch_t *sandbox_watch, *sock_watch;
-  int log; // file descriptor
+  int log;       // file descriptor
   char log_last; // byte written there
   bool set_up, deleting, gone;
   bool was_ready;
@@ -84,8 +88,8 @@ struct mob_lws_pod {
 };
 
 bool mob__pod_ready(const mob_lws_pod_t *pod);
-bool mob__pod_pending(const mob_lws_pod_t *pod); // phase Pending: some container never ran
-unsigned mob__pod_restarts(const mob_lws_pod_t *pod);      // of all its containers
+bool mob__pod_pending(const mob_lws_pod_t *pod);      // phase Pending: some container never ran
+unsigned mob__pod_restarts(const mob_lws_pod_t *pod); // of all its containers
 unsigned mob__pod_seen_restarts(const mob_lws_pod_t *pod); // those that LWS has heard of
 // "Running", "Pending", "Terminating", "CrashLoopBackOff", ... as the STATUS column of kubectl.
 const char *mob__pod_status(const mob_lws_pod_t *pod);
@@ -99,14 +103,17 @@ void mob__probe_stop_all(mob_lws_instance_t *instance);
 // An exec ended; true when it was one of this container's probes.
 bool mob__probe_exec_done(mob_lws_instance_t *instance, uint32_t id, int status);
 // One httpGet or tcpSocket check against the pod; `fn` gets whether it passed and why not, once.
-struct mob_lws_net_check *mob__net_check(mob_lws_instance_t *instance, const mob_lws_handler_t *handler,
-                                         void (*fn)(void *arg, bool ok, const char *why), void *arg);
+struct mob_lws_net_check *mob__net_check(mob_lws_instance_t *instance,
+                                         const mob_lws_handler_t *handler,
+                                         void (*fn)(void *arg, bool ok, const char *why),
+                                         void *arg);
 void mob__net_check_cancel(struct mob_lws_net_check **check);
 
 // ---- kubelet.c, for probe.c
 uint32_t mob__kubelet_exec(mob_lws_instance_t *instance, uint32_t handler); // the exec's id
 void mob__kubelet_cancel_exec(mob_lws_instance_t *instance, uint32_t id);
 void mob__kubelet_changed(mob_lws_pod_t *pod);
-void mob__instance_stop(mob_lws_instance_t *instance, int64_t grace_s, const char *why); // hook, TERM, KILL
+void mob__instance_stop(mob_lws_instance_t *instance, int64_t grace_s,
+                        const char *why); // hook, TERM, KILL
 
 #endif

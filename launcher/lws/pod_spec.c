@@ -38,7 +38,8 @@ static void add_sub_group(mob_lws_pod_t *pod) {
   int64_t n = set->sub_group_size, worker = pod->id.worker;
   if (n == 0) return;
   put(pod, &pod->annotations, PREFIX "subgroup-size", number(pod, n));
-  if (set->sub_group_leader_excluded) put(pod, &pod->annotations, PREFIX "subgroup-policy-type", "LeaderExcluded");
+  if (set->sub_group_leader_excluded)
+    put(pod, &pod->annotations, PREFIX "subgroup-policy-type", "LeaderExcluded");
   if (worker == 0 && set->sub_group_leader_excluded) return;
   // With an odd leader the workers are counted without it, and it belongs to the first sub-group.
   int64_t index = worker == 0 ? 0 : (set->size - 1) % n == 0 ? (worker - 1) / n : worker / n;
@@ -52,7 +53,8 @@ static void build_labels(mob_lws_pod_t *pod) {
   const mob_lws_pod_identity_t *id = &pod->id;
   const mob_lws_template_t *t = id->template_;
   char text[200];
-  for (size_t i = 0; i < t->labels.len; i++) put(pod, &pod->labels, t->labels.at[i].key, t->labels.at[i].value);
+  for (size_t i = 0; i < t->labels.len; i++)
+    put(pod, &pod->labels, t->labels.at[i].key, t->labels.at[i].value);
   for (size_t i = 0; i < t->annotations.len; i++) {
     put(pod, &pod->annotations, t->annotations.at[i].key, t->annotations.at[i].value);
   }
@@ -63,10 +65,12 @@ static void build_labels(mob_lws_pod_t *pod) {
   put(pod, &pod->labels, PREFIX "group-key", sha1_hex(pod, text));
   put(pod, &pod->labels, PREFIX "worker-index", number(pod, id->worker));
   put(pod, &pod->labels, "statefulset.kubernetes.io/pod-name", id->name);
-  put(pod, &pod->labels, "apps.kubernetes.io/pod-index", number(pod, id->worker ? id->worker : id->group));
+  put(pod, &pod->labels, "apps.kubernetes.io/pod-index",
+      number(pod, id->worker ? id->worker : id->group));
   put(pod, &pod->annotations, PREFIX "size", number(pod, id->set->size));
   if (id->worker) put(pod, &pod->annotations, PREFIX "leader-name", id->leader_name);
-  if (id->set->unique_subdomain) put(pod, &pod->annotations, PREFIX "subdomainPolicy", "UniquePerReplica");
+  if (id->set->unique_subdomain)
+    put(pod, &pod->annotations, PREFIX "subdomainPolicy", "UniquePerReplica");
   add_sub_group(pod);
 }
 
@@ -79,7 +83,9 @@ static const char *find(const mob_lws_pairs_t *env, const char *name) {
   return NULL;
 }
 
-static const char *lookup(void *arg, const char *name) { return find(arg, name); }
+static const char *lookup(void *arg, const char *name) {
+  return find(arg, name);
+}
 
 static const char *expand(mob_lws_pod_t *pod, mob_lws_pairs_t *env, const char *text) {
   char *value = mob__lws_expand(text, lookup, env);
@@ -129,7 +135,8 @@ static void put_env(mob_lws_pairs_t *env, const char *name, const char *value) {
   *mob_vec_push(env) = (mob_lws_pair_t){name, value};
 }
 
-static void add_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, const mob_lws_env_t *e, mob_lws_pairs_t *env) {
+static void add_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, const mob_lws_env_t *e,
+                    mob_lws_pairs_t *env) {
   switch (e->source) {
   case MOB_LWS_ENV_VALUE:
     put_env(env, e->name, expand(pod, env, e->value));
@@ -143,7 +150,8 @@ static void add_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, const mob_
   case MOB_LWS_ENV_SECRET:
   case MOB_LWS_ENV_CONFIGMAP: {
     const char *kind = e->source == MOB_LWS_ENV_SECRET ? "Secret" : "ConfigMap";
-    const mob_lws_config_t *config = mob__lws_manifest_config(pod->kubelet->manifest, kind, e->from);
+    const mob_lws_config_t *config =
+        mob__lws_manifest_config(pod->kubelet->manifest, kind, e->from);
     if (!config) return; // optional
     if (e->key) {
       const char *value = mob__lws_pair_get(config->data, e->key);
@@ -173,7 +181,8 @@ static const char *leader_address(mob_lws_pod_t *pod) {
     }
     return pod->address;
   }
-  return mob_arena_sprintf(&pod->arena, "%s.%s.%s", id->leader_name, id->subdomain, id->set->namespace_);
+  return mob_arena_sprintf(&pod->arena, "%s.%s.%s", id->leader_name, id->subdomain,
+                           id->set->namespace_);
 }
 
 // The image's own variables, then LWS's, then the manifest's.
@@ -185,14 +194,16 @@ static void build_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, mob_lws_
   put_env(env, "HOSTNAME", pod->id.name);
   if (pod->kubelet->network->mode == MOB_LWS_LOOPBACK) {
     const char *path = getenv("PATH");
-    put_env(env, "PATH", mob_arena_sprintf(&pod->arena, "%s:%s", config->image_dir, path ? path : "/usr/bin:/bin"));
+    put_env(
+        env, "PATH",
+        mob_arena_sprintf(&pod->arena, "%s:%s", config->image_dir, path ? path : "/usr/bin:/bin"));
     const char *home = getenv("HOME");
     if (home) put_env(env, "HOME", home);
     put_env(env, "MOBULA_BIND_ADDRESS", pod->address);
   }
   if (c->gpus) put_env(env, "MOBULA_SIMULATED_GPUS", number(pod, c->gpus));
-  put_env(env, "POD_UID", pod->uid);
-  for (size_t i = 0; i < config->env.len; i++) put_env(env, config->env.at[i].key, config->env.at[i].value);
+  for (size_t i = 0; i < config->env.len; i++)
+    put_env(env, config->env.at[i].key, config->env.at[i].value);
   put_env(env, "LWS_LEADER_ADDRESS", leader_address(pod));
   put_env(env, "LWS_GROUP_SIZE", number(pod, pod->id.set->size));
   put_env(env, "LWS_WORKER_INDEX", number(pod, pod->id.worker));
@@ -201,7 +212,8 @@ static void build_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, mob_lws_
   }
 }
 
-static void build_container(mob_lws_pod_t *pod, const mob_lws_container_t *c, mob_lws_sandbox_container_t *out) {
+static void build_container(mob_lws_pod_t *pod, const mob_lws_container_t *c,
+                            mob_lws_sandbox_container_t *out) {
   mob_lws_pairs_t env = {0};
   build_env(pod, c, &env);
   out->container = c;
@@ -220,19 +232,23 @@ static void build_container(mob_lws_pod_t *pod, const mob_lws_container_t *c, mo
   mob_vec_free(&env);
 }
 
-static mob_status build_volume(mob_lws_pod_t *pod, const mob_lws_volume_t *v, mob_lws_sandbox_volume_t *out) {
+static mob_status build_volume(mob_lws_pod_t *pod, const mob_lws_volume_t *v,
+                               mob_lws_sandbox_volume_t *out) {
   out->volume = v;
   if (v->kind == MOB_LWS_VOLUME_CLAIM) {
     out->host_path = mob__lws_pair_get(pod->kubelet->config.claims, v->source);
     if (!out->host_path) {
-      return mob_fail(MOB_E_INVALID, "the volume %s is the claim \"%s\", of which this machine knows nothing; "
-                      "add --pvc %s=DIR", v->name, v->source, v->source);
+      return mob_fail(MOB_E_INVALID,
+                      "the volume %s is the claim \"%s\", of which this machine knows nothing; "
+                      "add --pvc %s=DIR",
+                      v->name, v->source, v->source);
     }
   } else if (v->kind == MOB_LWS_VOLUME_HOSTPATH) {
     out->host_path = v->source;
   } else if (v->kind != MOB_LWS_VOLUME_EMPTYDIR) {
     const char *kind = v->kind == MOB_LWS_VOLUME_SECRET ? "Secret" : "ConfigMap";
-    const mob_lws_config_t *config = mob__lws_manifest_config(pod->kubelet->manifest, kind, v->source);
+    const mob_lws_config_t *config =
+        mob__lws_manifest_config(pod->kubelet->manifest, kind, v->source);
     if (config) out->files = config->data;
   }
   return MOB_OK;
@@ -251,13 +267,17 @@ mob_status mob__pod_build(mob_lws_pod_t *pod) {
   s->shell = config->shell;
   s->hosts_dir = mob_arena_sprintf(arena, "%s/net", config->state_dir);
   s->stage = mob_arena_sprintf(arena, "%s/stage", config->state_dir);
-  s->resolv = mob_arena_sprintf(arena, "search %s.svc.cluster.local svc.cluster.local cluster.local\n"
-                                "options ndots:5 timeout:1 attempts:1\n", pod->id.set->namespace_);
+  s->resolv = mob_arena_sprintf(arena,
+                                "search %s.svc.cluster.local svc.cluster.local cluster.local\n"
+                                "options ndots:5 timeout:1 attempts:1\n",
+                                pod->id.set->namespace_);
   s->volumes = MOB_ARENA_ARRAY(arena, mob_lws_sandbox_volume_t, t->volume_count);
   s->volume_count = t->volume_count;
-  for (size_t i = 0; i < t->volume_count; i++) MOB_TRY(build_volume(pod, &t->volumes[i], &s->volumes[i]));
+  for (size_t i = 0; i < t->volume_count; i++)
+    MOB_TRY(build_volume(pod, &t->volumes[i], &s->volumes[i]));
   s->containers = MOB_ARENA_ARRAY(arena, mob_lws_sandbox_container_t, t->container_count);
   s->container_count = t->container_count;
-  for (size_t i = 0; i < t->container_count; i++) build_container(pod, &t->containers[i], &s->containers[i]);
+  for (size_t i = 0; i < t->container_count; i++)
+    build_container(pod, &t->containers[i], &s->containers[i]);
   return MOB_OK;
 }

@@ -99,7 +99,8 @@ static void on_writable(void *arg) {
     finish(check);
     return;
   }
-  ssize_t n = send(check->fd, check->out.data + check->sent, check->out.len - check->sent, MSG_NOSIGNAL);
+  ssize_t n =
+      send(check->fd, check->out.data + check->sent, check->out.len - check->sent, MSG_NOSIGNAL);
   if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
   if (n < 0) {
     fail_errno(check, "write", errno);
@@ -118,7 +119,8 @@ static int port_of(const mob_lws_container_t *c, const mob_lws_handler_t *h) {
   return 0;
 }
 
-static void build_request(mob_lws_net_check_t *check, const mob_lws_handler_t *h, const char *host, int port) {
+static void build_request(mob_lws_net_check_t *check, const mob_lws_handler_t *h, const char *host,
+                          int port) {
   bool own_host = false;
   mob_buf_printf(&check->out, "GET %s%s HTTP/1.1\r\n", h->path[0] == '/' ? "" : "/", h->path);
   for (size_t i = 0; i < h->headers.len; i++) {
@@ -126,7 +128,8 @@ static void build_request(mob_lws_net_check_t *check, const mob_lws_handler_t *h
     mob_buf_printf(&check->out, "%s: %s\r\n", h->headers.at[i].key, h->headers.at[i].value);
   }
   if (!own_host) mob_buf_printf(&check->out, "Host: %s:%d\r\n", host, port);
-  mob_buf_puts(&check->out, "User-Agent: kube-probe/mobula\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+  mob_buf_puts(&check->out,
+               "User-Agent: kube-probe/mobula\r\nAccept: */*\r\nConnection: close\r\n\r\n");
 }
 
 mob_lws_net_check_t *mob__net_check(mob_lws_instance_t *c, const mob_lws_handler_t *h,
@@ -143,9 +146,11 @@ mob_lws_net_check_t *mob__net_check(mob_lws_instance_t *c, const mob_lws_handler
   check->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (port == 0) {
     snprintf(check->why, sizeof check->why, "the container has no port named \"%s\"", h->port_name);
-  } else if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, &to.sin_addr) != 1) {
+  } else if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host,
+                       &to.sin_addr) != 1) {
     snprintf(check->why, sizeof check->why, "the host \"%.60s\" is no IPv4 address", host);
-  } else if (check->fd < 0 || (connect(check->fd, (struct sockaddr *)&to, sizeof to) != 0 && errno != EINPROGRESS)) {
+  } else if (check->fd < 0 ||
+             (connect(check->fd, (struct sockaddr *)&to, sizeof to) != 0 && errno != EINPROGRESS)) {
     snprintf(check->why, sizeof check->why, "dial tcp %s:%d: %s", host, port, strerror(errno));
   } else {
     if (check->http) build_request(check, h, host, port);
@@ -221,7 +226,8 @@ static void too_many_failures(mob_lws_prober_t *p) {
     return;
   }
   char why[80];
-  snprintf(why, sizeof why, "failed %s probe, will be restarted", p->kind == MOB_LWS_STARTUP ? "startup" : "liveness");
+  snprintf(why, sizeof why, "failed %s probe, will be restarted",
+           p->kind == MOB_LWS_STARTUP ? "startup" : "liveness");
   mob__instance_stop(c, c->pod->grace_s, why);
   mob__kubelet_changed(c->pod);
 }
@@ -233,7 +239,9 @@ static void result(mob_lws_prober_t *p, bool ok, const char *why) {
   p->check = NULL;
   p->successes = ok ? p->successes + 1 : 0;
   p->failures = ok ? 0 : p->failures + 1;
-  if (!ok) mob__pod_event(p->instance->pod, true, "Unhealthy", "%s probe failed: %s", probe_names[p->kind], why);
+  if (!ok)
+    mob__pod_event(p->instance->pod, true, "Unhealthy", "%s probe failed: %s", probe_names[p->kind],
+                   why);
   if (ok && p->successes >= spec->success_threshold) {
     passed(p);
   } else if (!ok && p->failures >= spec->failure_threshold) {
@@ -262,9 +270,11 @@ static void fire(void *arg) {
   const mob_lws_probe_t *spec = &c->spec->probes[p->kind];
   schedule(p, (uint64_t)spec->period_s * 1000);
   if (p->exec_id || p->check) return; // a period shorter than the timeout
-  mob__timer_set(&p->timeout, c->pod->kubelet->loop, (uint64_t)spec->timeout_s * 1000, on_timeout, p);
+  mob__timer_set(&p->timeout, c->pod->kubelet->loop, (uint64_t)spec->timeout_s * 1000, on_timeout,
+                 p);
   if (spec->handler.kind == MOB_LWS_HANDLER_EXEC) {
-    static const uint32_t handlers[] = {MOB_LWS_EXEC_STARTUP, MOB_LWS_EXEC_READINESS, MOB_LWS_EXEC_LIVENESS};
+    static const uint32_t handlers[] = {MOB_LWS_EXEC_STARTUP, MOB_LWS_EXEC_READINESS,
+                                        MOB_LWS_EXEC_LIVENESS};
     p->exec_id = mob__kubelet_exec(c, handlers[p->kind]);
   } else {
     p->check = mob__net_check(c, &spec->handler, on_check, p);

@@ -24,7 +24,7 @@ struct mob_lws_proxy {
   end_t client, pod;
   uv_connect_t connect;
   char address[46]; // of the pod
-  int open; // handles
+  int open;         // handles
   bool closing;
 };
 typedef struct mob_lws_proxy proxy_t;
@@ -150,7 +150,8 @@ static void init_end(proxy_t *p, uv_loop_t *loop, end_t *end, end_t *other) {
   p->open++;
 }
 
-void mob__proxy_start(mob_lws_proxies_t *list, uv_loop_t *loop, int client, const char *address, int port) {
+void mob__proxy_start(mob_lws_proxies_t *list, uv_loop_t *loop, int client, const char *address,
+                      int port) {
   proxy_t *p = MOB_NEW(proxy_t);
   struct sockaddr_in to;
   init_end(p, loop, &p->client, &p->pod);

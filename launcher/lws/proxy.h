@@ -11,9 +11,10 @@ typedef struct mob_lws_proxies {
   size_t active;
 } mob_lws_proxies_t;
 
-// Takes over `client`, a connected socket, and connects to the address. The socket towards the pod is made in the
-// process's present network namespace.
-void mob__proxy_start(mob_lws_proxies_t *list, uv_loop_t *loop, int client, const char *address, int port);
+// Takes over `client`, a connected socket, and connects to the address. The socket towards the pod
+// is made in the process's present network namespace.
+void mob__proxy_start(mob_lws_proxies_t *list, uv_loop_t *loop, int client, const char *address,
+                      int port);
 // Resets the connections to a pod that is gone: nothing else would tell their clients.
 void mob__proxy_close_address(mob_lws_proxies_t *list, const char *address);
 void mob__proxy_close_all(mob_lws_proxies_t *list); // resets every connection

@@ -10,10 +10,10 @@ static bool suffix_factor(const char *suffix, long double *factor) {
   static const struct {
     const char *name;
     long double factor;
-  } table[] = {{"", 1},      {"n", 1e-9L}, {"u", 1e-6L}, {"m", 1e-3L}, {"k", 1e3L},
-               {"M", 1e6L},  {"G", 1e9L},  {"T", 1e12L}, {"P", 1e15L}, {"E", 1e18L},
-               {"Ki", 0x1p10L}, {"Mi", 0x1p20L}, {"Gi", 0x1p30L}, {"Ti", 0x1p40L}, {"Pi", 0x1p50L},
-               {"Ei", 0x1p60L}};
+  } table[] = {{"", 1},         {"n", 1e-9L},    {"u", 1e-6L},    {"m", 1e-3L},
+               {"k", 1e3L},     {"M", 1e6L},     {"G", 1e9L},     {"T", 1e12L},
+               {"P", 1e15L},    {"E", 1e18L},    {"Ki", 0x1p10L}, {"Mi", 0x1p20L},
+               {"Gi", 0x1p30L}, {"Ti", 0x1p40L}, {"Pi", 0x1p50L}, {"Ei", 0x1p60L}};
   for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
     if (strcmp(suffix, table[i].name) == 0) {
       *factor = table[i].factor;

@@ -8,7 +8,8 @@
 
 #define MAX_MESSAGES 200
 
-static void add_message(mob_lws_reader_t *r, mob_lws_at_t at, bool error, const char *fmt, va_list args) {
+static void add_message(mob_lws_reader_t *r, mob_lws_at_t at, bool error, const char *fmt,
+                        va_list args) {
   mob_lws_manifest_t *m = r->manifest;
   if (error) m->errors++;
   if (m->messages.len >= MAX_MESSAGES) return;
@@ -44,7 +45,8 @@ mob_lws_at_t mob__rd_field(mob_lws_reader_t *r, mob_lws_at_t map, const char *ke
     const mob_yaml_entry_t *entry = &map.node->entries[i];
     if (strcmp(entry->key, key) != 0) continue;
     at.line = entry->line;
-    bool null = entry->value->kind == MOB_YAML_SCALAR && mob__yaml_type(entry->value) == MOB_YAML_NULL;
+    bool null =
+        entry->value->kind == MOB_YAML_SCALAR && mob__yaml_type(entry->value) == MOB_YAML_NULL;
     if (!null) at.node = entry->value;
   }
   return at;
@@ -52,14 +54,16 @@ mob_lws_at_t mob__rd_field(mob_lws_reader_t *r, mob_lws_at_t map, const char *ke
 
 mob_lws_at_t mob__rd_item(mob_lws_reader_t *r, mob_lws_at_t list, size_t i) {
   const mob_yaml_node_t *node = list.node->items[i];
-  return (mob_lws_at_t){node, mob_arena_sprintf(&r->manifest->arena, "%.480s[%zu]", list.path, i), node->line};
+  return (mob_lws_at_t){node, mob_arena_sprintf(&r->manifest->arena, "%.480s[%zu]", list.path, i),
+                        node->line};
 }
 
 static mob_lws_at_t typed(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, bool required,
                           mob_yaml_kind_t kind) {
   mob_lws_at_t at = mob__rd_field(r, map, key);
   if (!at.node) {
-    if (required) mob__rd_error(r, at, "is missing, and a cluster refuses the object without it; add it");
+    if (required)
+      mob__rd_error(r, at, "is missing, and a cluster refuses the object without it; add it");
     return at;
   }
   if (at.node->kind != kind) {
@@ -85,8 +89,8 @@ static const char *string_at(mob_lws_reader_t *r, mob_lws_at_t at) {
     return NULL;
   }
   if (mob__yaml_type(at.node) != MOB_YAML_STRING) {
-    mob__rd_error(r, at, "must be a string, but unquoted %.60s is %s; write \"%.60s\"", at.node->text,
-                  mob__yaml_describe(at.node), at.node->text);
+    mob__rd_error(r, at, "must be a string, but unquoted %.60s is %s; write \"%.60s\"",
+                  at.node->text, mob__yaml_describe(at.node), at.node->text);
     return NULL;
   }
   return at.node->text;
@@ -95,12 +99,13 @@ static const char *string_at(mob_lws_reader_t *r, mob_lws_at_t at) {
 const char *mob__rd_string(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, bool required) {
   mob_lws_at_t at = mob__rd_field(r, map, key);
   if (at.node) return string_at(r, at);
-  if (required) mob__rd_error(r, at, "is missing, and a cluster refuses the object without it; add it");
+  if (required)
+    mob__rd_error(r, at, "is missing, and a cluster refuses the object without it; add it");
   return NULL;
 }
 
-int64_t mob__rd_int(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, int64_t min, int64_t max,
-                    int64_t fallback) {
+int64_t mob__rd_int(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, int64_t min,
+                    int64_t max, int64_t fallback) {
   mob_lws_at_t at = mob__rd_field(r, map, key);
   if (!at.node) return fallback;
   int64_t value;
@@ -128,7 +133,8 @@ bool mob__rd_bool(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, bool f
   return mob__yaml_bool(at.node);
 }
 
-int mob__rd_enum(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, const char *const *names, int fallback) {
+int mob__rd_enum(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, const char *const *names,
+                 int fallback) {
   const char *text = mob__rd_string(r, map, key, false);
   if (!text) return fallback;
   mob_buf_t all = {0};
@@ -139,7 +145,8 @@ int mob__rd_enum(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, const c
     }
     mob_buf_printf(&all, "%s%s", i ? ", " : "", names[i]);
   }
-  mob__rd_error(r, mob__rd_field(r, map, key), "is \"%.60s\"; it must be one of: %s", text, mob_buf_cstr(&all));
+  mob__rd_error(r, mob__rd_field(r, map, key), "is \"%.60s\"; it must be one of: %s", text,
+                mob_buf_cstr(&all));
   mob_buf_free(&all);
   return fallback;
 }
@@ -171,7 +178,8 @@ mob_lws_pair_list_t mob__rd_pairs(mob_lws_reader_t *r, mob_lws_at_t map, const c
   return list;
 }
 
-void mob__rd_port(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, int *port, const char **name) {
+void mob__rd_port(mob_lws_reader_t *r, mob_lws_at_t map, const char *key, int *port,
+                  const char **name) {
   mob_lws_at_t at = mob__rd_field(r, map, key);
   if (!at.node) return;
   int64_t number;
@@ -209,7 +217,8 @@ static size_t distance(const char *a, size_t n, const char *b, size_t m) {
     row[0] = i;
     for (size_t j = 1; j <= m; j++) {
       size_t above = row[j];
-      size_t best = diagonal + (tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[j - 1]));
+      size_t best =
+          diagonal + (tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[j - 1]));
       if (above + 1 < best) best = above + 1;
       if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
       row[j] = best;
@@ -260,7 +269,8 @@ bool mob__rd_is_name(const char *text, bool letter_first, size_t max) {
   if (n == 0 || n > max || text[0] == '-' || text[n - 1] == '-') return false;
   if (letter_first && !islower((unsigned char)text[0])) return false;
   for (size_t i = 0; i < n; i++) {
-    if (!islower((unsigned char)text[i]) && !isdigit((unsigned char)text[i]) && text[i] != '-') return false;
+    if (!islower((unsigned char)text[i]) && !isdigit((unsigned char)text[i]) && text[i] != '-')
+      return false;
   }
   return true;
 }

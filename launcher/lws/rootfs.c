@@ -50,8 +50,8 @@ static mob_status link_to(const char *target, const char *path) {
   return MOB_OK;
 }
 
-// A directory of the host that nobody may write to here (read-only, or of an owner that the user namespace does not
-// know) becomes a tmpfs that shows the same entries.
+// A directory of the host that nobody may write to here (read-only, or of an owner that the user
+// namespace does not know) becomes a tmpfs that shows the same entries.
 static mob_status ensure_writable(const char *dir) {
   if (access(dir, W_OK) == 0) return MOB_OK;
   char host[PATH_MAX], from[PATH_MAX], to[PATH_MAX], target[PATH_MAX];
@@ -92,7 +92,8 @@ static mob_status make_dirs(const char *path) {
     snprintf(dir, sizeof dir, "%.*s", (int)(p - path), path);
     if (!mob_is_dir(dir)) {
       MOB_TRY(ensure_writable(parent));
-      if (mkdir(dir, 0755) != 0 && errno != EEXIST) return failed("cannot create the directory", dir);
+      if (mkdir(dir, 0755) != 0 && errno != EEXIST)
+        return failed("cannot create the directory", dir);
     }
     snprintf(parent, sizeof parent, "%s", dir);
   }
@@ -116,7 +117,8 @@ static mob_status prepare_volume(const mob_lws_sandbox_spec_t *spec, size_t i) {
     if (v->volume->memory || v->volume->size_limit) {
       int n = snprintf(options, sizeof options, "mode=1777");
       if (v->volume->size_limit) {
-        snprintf(options + n, sizeof options - (size_t)n, ",size=%lld", (long long)v->volume->size_limit);
+        snprintf(options + n, sizeof options - (size_t)n, ",size=%lld",
+                 (long long)v->volume->size_limit);
       }
       return tmpfs(path, options);
     }
@@ -133,7 +135,8 @@ static mob_status prepare_volume(const mob_lws_sandbox_spec_t *spec, size_t i) {
 }
 
 mob_status mob__rootfs_prepare(const mob_lws_sandbox_spec_t *spec) {
-  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0) return failed("cannot make private", "/");
+  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+    return failed("cannot make private", "/");
   // Containers' writes land here, too. It is memory, as little or as much as they write.
   MOB_TRY(tmpfs(spec->stage, "mode=755,size=75%"));
   for (size_t i = 0; i < spec->volume_count; i++) MOB_TRY(prepare_volume(spec, i));
@@ -150,7 +153,8 @@ static bool overlay(const char *lower, const char *dir, const char *root) {
   char upper[PATH_MAX], work[PATH_MAX], options[3 * PATH_MAX];
   snprintf(upper, sizeof upper, "%s/upper", dir);
   snprintf(work, sizeof work, "%s/work", dir);
-  if (strpbrk(lower, ":,\\") || strpbrk(dir, ":,\\")) return false; // overlayfs cannot be told such names
+  if (strpbrk(lower, ":,\\") || strpbrk(dir, ":,\\"))
+    return false; // overlayfs cannot be told such names
   if (mob_mkdirs(upper) != MOB_OK || mob_mkdirs(work) != MOB_OK) return false;
   struct stat st;
   if (stat(lower, &st) == 0) chmod(upper, st.st_mode & 07777);
@@ -168,13 +172,14 @@ static bool is_own(const char *name) {
   return false;
 }
 
-// Without an overlay of "/" (a user namespace refuses it for the mounts below): a tmpfs that holds each
-// top-level directory as an overlay or, where that fails too, read-only.
+// Without an overlay of "/" (a user namespace refuses it for the mounts below): a tmpfs that holds
+// each top-level directory as an overlay or, where that fails too, read-only.
 static mob_status mirror(const char *dir, const char *root, char note[200]) {
   DIR *entries = opendir("/");
   if (!entries) return failed("cannot read", "/");
   mob_status status = MOB_OK;
-  size_t used = (size_t)snprintf(note, 200, "the host's / cannot be overlaid as a whole; read-only in pods:");
+  size_t used =
+      (size_t)snprintf(note, 200, "the host's / cannot be overlaid as a whole; read-only in pods:");
   bool any = false;
   for (struct dirent *e; status == MOB_OK && (e = readdir(entries));) {
     if (e->d_name[0] == '.') continue;
@@ -206,17 +211,21 @@ static mob_status mirror(const char *dir, const char *root, char note[200]) {
   return status;
 }
 
-// An overlay of "/" shows the bare directories below other mounts; real file systems get one of their own.
+// An overlay of "/" shows the bare directories below other mounts; real file systems get one of
+// their own.
 static void overlay_submounts(const char *dir, const char *root, const char *stage) {
   FILE *mounts = fopen("/proc/self/mounts", "re");
   char line[2 * PATH_MAX], from[PATH_MAX], type[64];
   for (unsigned i = 0; mounts && fgets(line, sizeof line, mounts);) {
-    static const char *const real[] = {"ext4", "ext3", "ext2", "xfs", "btrfs", "zfs", "f2fs", "nfs", "nfs4", "9p",
+    static const char *const real[] = {"ext4",     "ext3",    "ext2",    "xfs",  "btrfs",
+                                       "zfs",      "f2fs",    "nfs",     "nfs4", "9p",
                                        "virtiofs", "overlay", "fuseblk", "vfat", "squashfs"};
     bool found = false;
     if (sscanf(line, "%*s %4095s %63s", from, type) != 2 || strchr(from, '\\')) continue;
     for (size_t k = 0; k < MOB_LEN(real); k++) found |= strcmp(type, real[k]) == 0;
-    if (!found || strcmp(from, "/") == 0 || strncmp(from, stage, strlen(stage)) == 0 || !mob_is_dir(from)) continue;
+    if (!found || strcmp(from, "/") == 0 || strncmp(from, stage, strlen(stage)) == 0 ||
+        !mob_is_dir(from))
+      continue;
     char top[NAME_MAX + 1];
     snprintf(top, sizeof top, "%.*s", (int)strcspn(from + 1, "/"), from + 1);
     if (is_own(top)) continue;
@@ -235,10 +244,13 @@ static void overlay_submounts(const char *dir, const char *root, const char *sta
 
 static mob_status make_dev(void) {
   static const char *const nodes[] = {"null", "zero", "full", "random", "urandom", "tty"};
-  static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
-                                         {"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"},
+  static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"},
+                                         {"/proc/self/fd/0", "/dev/stdin"},
+                                         {"/proc/self/fd/1", "/dev/stdout"},
+                                         {"/proc/self/fd/2", "/dev/stderr"},
                                          {"pts/ptmx", "/dev/ptmx"}};
-  if (mount("tmpfs", "/dev", "tmpfs", MS_NOSUID, "mode=755,size=64k") != 0) return failed("cannot mount", "/dev");
+  if (mount("tmpfs", "/dev", "tmpfs", MS_NOSUID, "mode=755,size=64k") != 0)
+    return failed("cannot mount", "/dev");
   for (size_t i = 0; i < MOB_LEN(nodes); i++) {
     char from[64], to[64];
     snprintf(from, sizeof from, HOST "/dev/%s", nodes[i]);
@@ -253,8 +265,11 @@ static mob_status make_dev(void) {
   mkdir("/dev/shm", 01777);
   mkdir("/dev/mqueue", 01777);
   // A terminal and message queues are a convenience: not every machine allows them.
-  if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620") != 0) rmdir("/dev/pts");
-  if (mount("mqueue", "/dev/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0) rmdir("/dev/mqueue");
+  if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=620") != 0)
+    rmdir("/dev/pts");
+  if (mount("mqueue", "/dev/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
+    rmdir("/dev/mqueue");
   return MOB_OK;
 }
 
@@ -264,11 +279,13 @@ static mob_status make_system_dirs(void) {
     if (mkdir(dirs[i], 0755) != 0 && errno != EEXIST) return failed("cannot create", dirs[i]);
   }
   unsigned long plain = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-  // Inside another container the kernel may refuse a fresh /proc; the namespace's own is still the right
-  // one, because a bind of the host's would show other ids.
+  // Inside another container the kernel may refuse a fresh /proc; the namespace's own is still the
+  // right one, because a bind of the host's would show other ids.
   if (mount("proc", "/proc", "proc", plain, NULL) != 0) {
-    return mob_fail(MOB_E_UNSUPPORTED, "cannot mount /proc in the pod: %s (inside a container, run it with "
-                    "--security-opt systempaths=unconfined, or use --network loopback)", strerror(errno));
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "cannot mount /proc in the pod: %s (inside a container, run it with "
+                    "--security-opt systempaths=unconfined, or use --network loopback)",
+                    strerror(errno));
   }
   if (mount("sysfs", "/sys", "sysfs", plain | MS_RDONLY, NULL) != 0) {
     MOB_TRY(bind(HOST "/sys", "/sys", true));
@@ -281,7 +298,8 @@ static mob_status make_system_dirs(void) {
   return make_dev();
 }
 
-// The image's programs: the directory itself, so that programs find what lies beside them, and links.
+// The image's programs: the directory itself, so that programs find what lies beside them, and
+// links.
 static mob_status install_image(const mob_lws_sandbox_spec_t *spec) {
   char from[PATH_MAX];
   MOB_TRY(make_dirs("/opt/mobula/bin"));
@@ -319,8 +337,10 @@ static mob_status install_shell(const char *shell) {
   char path[64], real[PATH_MAX];
   snprintf(path, sizeof path, "/bin/%s", shell);
   if (!mob_file_exists(path)) {
-    return mob_fail(MOB_E_NOT_FOUND, "%s is not installed on this machine, but pods shall have it as /bin/sh; "
-                    "install it or choose the other with --sh", path);
+    return mob_fail(MOB_E_NOT_FOUND,
+                    "%s is not installed on this machine, but pods shall have it as /bin/sh; "
+                    "install it or choose the other with --sh",
+                    path);
   }
   if (realpath("/bin/sh", real)) {
     char *wanted = realpath(path, NULL);
@@ -338,7 +358,8 @@ static mob_status install_names(const mob_lws_sandbox_spec_t *spec) {
   MOB_TRY(ensure_writable("/etc"));
   snprintf(from, sizeof from, HOST "%s", spec->hosts_dir);
   MOB_TRY(bind(from, "/run/mobula", true));
-  // A link into a directory, because the file is replaced whole: a reader sees the old or the new names.
+  // A link into a directory, because the file is replaced whole: a reader sees the old or the new
+  // names.
   MOB_TRY(link_to("/run/mobula/hosts", "/etc/hosts"));
   MOB_TRY(text_file("/etc/resolv.conf", spec->resolv));
   snprintf(hostname, sizeof hostname, "%s\n", spec->hostname);
@@ -351,8 +372,8 @@ static mob_status mount_volume(const mob_lws_sandbox_spec_t *spec, const mob_lws
   while (strcmp(spec->volumes[i].volume->name, m->volume) != 0) i++; // the manifest was checked
   const mob_lws_sandbox_volume_t *v = &spec->volumes[i];
   MOB_TRY(volume_path(spec, i, volume));
-  snprintf(from, sizeof from, HOST "%s%s%s", v->host_path ? v->host_path : volume, m->sub_path ? "/" : "",
-           m->sub_path ? m->sub_path : "");
+  snprintf(from, sizeof from, HOST "%s%s%s", v->host_path ? v->host_path : volume,
+           m->sub_path ? "/" : "", m->sub_path ? m->sub_path : "");
   if (m->sub_path && !mob_file_exists(from) && !v->host_path) MOB_TRY(make_dirs(from));
   struct stat st;
   if (stat(from, &st) != 0) return failed("no such volume directory:", from + strlen(HOST));
@@ -368,7 +389,8 @@ static mob_status mount_volume(const mob_lws_sandbox_spec_t *spec, const mob_lws
     int fd = open(m->path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (fd >= 0) close(fd);
   }
-  bool files = v->volume->kind == MOB_LWS_VOLUME_SECRET || v->volume->kind == MOB_LWS_VOLUME_CONFIGMAP;
+  bool files =
+      v->volume->kind == MOB_LWS_VOLUME_SECRET || v->volume->kind == MOB_LWS_VOLUME_CONFIGMAP;
   return bind(from, m->path, m->read_only || v->volume->read_only || files);
 }
 

@@ -21,13 +21,12 @@ bool mob__runner_all_ready(const mob_lws_runner_t *r) {
 
 mob_lws_pod_t *mob__runner_find_pod(mob_lws_runner_t *r, const char *name) {
   mob_lws_pod_t *found = NULL;
-  size_t len = strlen(name), matches = 0;
+  size_t matches = 0;
   for (size_t i = 0; i < r->kubelet.pods.len; i++) {
     mob_lws_pod_t *pod = r->kubelet.pods.at[i];
-    size_t n = strlen(pod->id.name);
     if (strcmp(pod->id.name, name) == 0) return pod;
     // "0-1" for "deepseek-r1-671b-fp8-distrubution-0-1".
-    if (n > len && pod->id.name[n - len - 1] == '-' && strcmp(pod->id.name + n - len, name) == 0) {
+    if (strcmp(pod->id.name + strlen(pod->id.set->name) + 1, name) == 0) {
       found = pod;
       matches++;
     }
@@ -35,16 +34,16 @@ mob_lws_pod_t *mob__runner_find_pod(mob_lws_runner_t *r, const char *name) {
   return matches == 1 ? found : NULL;
 }
 
-// /etc/hosts of every pod: all pods, the not-ready ones too, under each name that a cluster's DNS and its
-// search list would resolve.
+// /etc/hosts of every pod: all pods, the not-ready ones too, under each name that a cluster's DNS
+// and its search list would resolve.
 static void update_hosts(mob_lws_runner_t *r) {
   mob_buf_t text = {0};
   mob_buf_puts(&text, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
   for (size_t i = 0; i < r->kubelet.pods.len; i++) {
     const mob_lws_pod_t *pod = r->kubelet.pods.at[i];
     const char *n = pod->id.name, *s = pod->id.subdomain, *ns = pod->id.set->namespace_;
-    mob_buf_printf(&text, "%s\t%s.%s.%s.svc.cluster.local %s.%s.%s.svc %s.%s.%s %s.%s %s\n", pod->address, n, s, ns, n,
-                   s, ns, n, s, ns, n, s, n);
+    mob_buf_printf(&text, "%s\t%s.%s.%s.svc.cluster.local %s.%s.%s.svc %s.%s.%s %s.%s %s\n",
+                   pod->address, n, s, ns, n, s, ns, n, s, ns, n, s, n);
   }
   char *path = mob_sprintf("%s/net/hosts", r->state_dir);
   if (mob_file_write(path, text.data, text.len) != MOB_OK) {
@@ -79,11 +78,13 @@ static void settle(mob_lws_runner_t *r) {
 void mob__runner_end(mob_lws_runner_t *r, bool now) {
   if (r->finished) return;
   if (!r->ending) {
-    mob__event(&r->events, false, "runner", "Ending", now ? "all pods are killed" : "all pods are deleted, each with its grace period");
+    mob__event(&r->events, false, "runner", "Ending",
+               now ? "all pods are killed" : "all pods are deleted, each with its grace period");
   }
   r->ending = true;
   mob__controller_end(&r->controller);
-  for (size_t i = 0; now && i < r->kubelet.pods.len; i++) mob__kubelet_delete(r->kubelet.pods.at[i], true);
+  for (size_t i = 0; now && i < r->kubelet.pods.len; i++)
+    mob__kubelet_delete(r->kubelet.pods.at[i], true);
   settle(r);
 }
 
@@ -121,7 +122,8 @@ static void on_gone(void *owner, mob_lws_pod_t *pod) {
 
 static void on_broken(void *owner, const char *why) {
   mob_lws_runner_t *r = owner;
-  if (r->exit_code == 0) fprintf(stderr, "mobula lws up: this machine cannot run the pods: %s\n", why);
+  if (r->exit_code == 0)
+    fprintf(stderr, "mobula lws up: this machine cannot run the pods: %s\n", why);
   r->exit_code = 1;
   if (!r->finished) mob__runner_end(r, true);
 }
@@ -145,10 +147,12 @@ static void delete_pod(void *owner, void *pod) {
 
 static mob_lws_pod_state_t pod_state(void *owner, void *pod) {
   (void)owner;
-  return (mob_lws_pod_state_t){mob__pod_ready(pod), mob__pod_pending(pod), mob__pod_seen_restarts(pod)};
+  return (mob_lws_pod_state_t){mob__pod_ready(pod), mob__pod_pending(pod),
+                               mob__pod_seen_restarts(pod)};
 }
 
-static void controller_event(void *owner, bool warning, const char *object, const char *reason, const char *text) {
+static void controller_event(void *owner, bool warning, const char *object, const char *reason,
+                             const char *text) {
   mob_lws_runner_t *r = owner;
   mob__event(&r->events, warning, object, reason, "%s", text);
 }
@@ -175,7 +179,8 @@ int mob__runner_run(mob_lws_runner_t *r, int64_t replicas, void (*started)(void 
   r->kubelet.on_gone = on_gone;
   r->kubelet.on_broken = on_broken;
   r->controller.owner = r;
-  r->controller.ops = (mob_lws_controller_ops_t){create_pod, delete_pod, pod_state, controller_event};
+  r->controller.ops =
+      (mob_lws_controller_ops_t){create_pod, delete_pod, pod_state, controller_event};
   for (size_t i = 0; i < r->manifest->sets.len; i++) {
     const mob_lws_set_t *set = r->manifest->sets.at[i];
     mob__controller_add(&r->controller, set, replicas >= 0 ? replicas : set->replicas);

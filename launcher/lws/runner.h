@@ -30,7 +30,8 @@ typedef struct mob_lws_runner {
 
 bool mob__runner_all_ready(const mob_lws_runner_t *runner);
 void mob__runner_end(mob_lws_runner_t *runner, bool now); // delete everything; `now` without grace
-mob_lws_pod_t *mob__runner_find_pod(mob_lws_runner_t *runner, const char *name); // full name or a unique ending
+mob_lws_pod_t *mob__runner_find_pod(mob_lws_runner_t *runner,
+                                    const char *name);               // or without the set's name
 json_t *mob__runner_status(mob_lws_runner_t *runner, size_t events); // a new reference
 
 // control.c
@@ -41,6 +42,7 @@ void mob__control_close(mob_lws_runner_t *runner);
 
 // fault.c: `reply` gets the answer, now or later; `arg` of it.
 typedef void (*mob_lws_fault_reply)(void *arg, mob_status status, const char *text);
-void mob__fault_apply(mob_lws_runner_t *runner, const json_t *request, mob_lws_fault_reply reply, void *arg);
+void mob__fault_apply(mob_lws_runner_t *runner, const json_t *request, mob_lws_fault_reply reply,
+                      void *arg);
 
 #endif

@@ -122,7 +122,8 @@ static void start_container(sandbox_t *s, size_t index, int output, int status_f
     ssize_t ignored = write(status_fd, text, (size_t)n);
     (void)ignored;
     close(status_fd);
-    mob_lws_note_t note = {.kind = MOB_LWS_NOTE_EXITED, .container = (uint32_t)index, .status = 128 << 8};
+    mob_lws_note_t note = {
+        .kind = MOB_LWS_NOTE_EXITED, .container = (uint32_t)index, .status = 128 << 8};
     send_note(s, &note, -1);
     return;
   }
@@ -176,7 +177,8 @@ static void start_handler(sandbox_t *s, const mob_lws_command_t *cmd) {
 
 // ---- the loop
 
-static void handle_command(sandbox_t *s, const mob_lws_command_t *cmd, const int *fds, size_t fd_count) {
+static void handle_command(sandbox_t *s, const mob_lws_command_t *cmd, const int *fds,
+                           size_t fd_count) {
   switch (cmd->op) {
   case MOB_LWS_CMD_SETUP:
     if (set_up(s) == MOB_OK) {
@@ -263,7 +265,8 @@ static void loop(sandbox_t *s, int signals) {
       mob_lws_command_t cmd;
       int passed[2];
       size_t count = 2;
-      if (mob__recv_fds(s->sock, &cmd, sizeof cmd, passed, &count) != sizeof cmd) return; // the runner ended
+      if (mob__recv_fds(s->sock, &cmd, sizeof cmd, passed, &count) != sizeof cmd)
+        return; // the runner ended
       handle_command(s, &cmd, passed, count);
     }
   }

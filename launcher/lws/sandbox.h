@@ -1,8 +1,9 @@
-// The process that holds a pod: PID 1 of the pod's namespaces, like a pause container. It makes the pod's
-// network, volumes and containers on the runner's command, and everything in the pod ends with it.
+// The process that holds a pod: PID 1 of the pod's namespaces, like a pause container. It makes the
+// pod's network, volumes and containers on the runner's command, and everything in the pod ends
+// with it.
 //
-// The runner and the sandbox talk over a SOCK_SEQPACKET socket. The specification is not sent: the sandbox
-// is a fork of the runner and has it in memory.
+// The runner and the sandbox talk over a SOCK_SEQPACKET socket. The specification is not sent: the
+// sandbox is a fork of the runner and has it in memory.
 #ifndef MOB_LWS_SANDBOX_H
 #define MOB_LWS_SANDBOX_H
 
@@ -11,13 +12,18 @@
 
 typedef struct mob_lws_sandbox_volume {
   const mob_lws_volume_t *volume;
-  const char *host_path;      // claims and host paths
-  mob_lws_pair_list_t files;  // Secrets and ConfigMaps
+  const char *host_path;     // claims and host paths
+  mob_lws_pair_list_t files; // Secrets and ConfigMaps
 } mob_lws_sandbox_volume_t;
 
 // The handlers that run inside a container.
-enum { MOB_LWS_EXEC_STARTUP, MOB_LWS_EXEC_READINESS, MOB_LWS_EXEC_LIVENESS, MOB_LWS_EXEC_POST_START,
-       MOB_LWS_EXEC_PRE_STOP };
+enum {
+  MOB_LWS_EXEC_STARTUP,
+  MOB_LWS_EXEC_READINESS,
+  MOB_LWS_EXEC_LIVENESS,
+  MOB_LWS_EXEC_POST_START,
+  MOB_LWS_EXEC_PRE_STOP
+};
 
 typedef struct mob_lws_sandbox_container {
   const mob_lws_container_t *container;
@@ -28,11 +34,11 @@ typedef struct mob_lws_sandbox_spec {
   mob_lws_network_mode_t mode;
   const char *hostname;
   const char *address;
-  const char *hosts_dir;  // holds the file `hosts`, replaced by a rename
-  const char *resolv;     // text of /etc/resolv.conf
-  const char *stage;      // an empty directory: the sandbox mounts its own file system there
-  const char *image_dir;  // programs of the image
-  const char *shell;      // "bash" or "dash": what /bin/sh is
+  const char *hosts_dir; // holds the file `hosts`, replaced by a rename
+  const char *resolv;    // text of /etc/resolv.conf
+  const char *stage;     // an empty directory: the sandbox mounts its own file system there
+  const char *image_dir; // programs of the image
+  const char *shell;     // "bash" or "dash": what /bin/sh is
   mob_lws_sandbox_volume_t *volumes;
   size_t volume_count;
   mob_lws_sandbox_container_t *containers;
@@ -40,9 +46,9 @@ typedef struct mob_lws_sandbox_spec {
 } mob_lws_sandbox_spec_t;
 
 typedef enum mob_lws_command_op {
-  MOB_LWS_CMD_SETUP, // the pod's eth0 exists: configure it, prepare the volumes
-  MOB_LWS_CMD_START, // `container`; comes with its output and its status pipe
-  MOB_LWS_CMD_EXEC,  // handler `handler` of `container`, answered under `id`
+  MOB_LWS_CMD_SETUP,  // the pod's eth0 exists: configure it, prepare the volumes
+  MOB_LWS_CMD_START,  // `container`; comes with its output and its status pipe
+  MOB_LWS_CMD_EXEC,   // handler `handler` of `container`, answered under `id`
   MOB_LWS_CMD_CANCEL, // kill exec `id`
 } mob_lws_command_op_t;
 

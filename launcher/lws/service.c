@@ -27,7 +27,8 @@ struct mob_lws_forward {
 };
 
 bool mob__service_selects(const mob_lws_service_t *service, const mob_lws_pod_t *pod) {
-  if (service->selector.len == 0 || strcmp(service->namespace_, pod->id.set->namespace_) != 0) return false;
+  if (service->selector.len == 0 || strcmp(service->namespace_, pod->id.set->namespace_) != 0)
+    return false;
   for (size_t i = 0; i < service->selector.len; i++) {
     bool found = false;
     for (size_t k = 0; k < pod->labels.len; k++) {
@@ -44,7 +45,8 @@ static int target_port(const mob_lws_service_port_t *port, const mob_lws_pod_t *
   for (size_t i = 0; i < pod->instance_count; i++) {
     const mob_lws_container_t *c = pod->instances[i].spec;
     for (size_t k = 0; k < c->port_count; k++) {
-      if (c->ports[k].name && strcmp(c->ports[k].name, port->target_name) == 0) return c->ports[k].port;
+      if (c->ports[k].name && strcmp(c->ports[k].name, port->target_name) == 0)
+        return c->ports[k].port;
     }
   }
   return 0;
@@ -52,7 +54,8 @@ static int target_port(const mob_lws_service_port_t *port, const mob_lws_pod_t *
 
 static bool is_endpoint(const mob_lws_forward_t *f, const mob_lws_pod_t *pod) {
   if (pod->deleting || !mob__service_selects(f->service, pod)) return false;
-  return (mob__pod_ready(pod) || (f->service->publish_not_ready && pod->set_up)) && target_port(f->port, pod) != 0;
+  return (mob__pod_ready(pod) || (f->service->publish_not_ready && pod->set_up)) &&
+         target_port(f->port, pod) != 0;
 }
 
 static const mob_lws_pod_t *pick(mob_lws_forward_t *f) {
@@ -60,8 +63,8 @@ static const mob_lws_pod_t *pick(mob_lws_forward_t *f) {
   size_t count = 0;
   for (size_t i = 0; i < k->pods.len; i++) count += is_endpoint(f, k->pods.at[i]);
   if (count == 0) return NULL;
-  // Pods are listed in order of creation; a group that was recreated moves to the end, which keeps the
-  // turn of the others.
+  // Pods are listed in order of creation; a group that was recreated moves to the end, which keeps
+  // the turn of the others.
   size_t turn = f->next++ % count;
   for (size_t i = 0; i < k->pods.len; i++) {
     if (is_endpoint(f, k->pods.at[i]) && turn-- == 0) return k->pods.at[i];
@@ -86,19 +89,25 @@ static void accept_all(mob_lws_forward_t *f, int listener) {
   }
 }
 
-static void on_accept4(void *arg) { accept_all(arg, ((mob_lws_forward_t *)arg)->fds[0]); }
-static void on_accept6(void *arg) { accept_all(arg, ((mob_lws_forward_t *)arg)->fds[1]); }
+static void on_accept4(void *arg) {
+  accept_all(arg, ((mob_lws_forward_t *)arg)->fds[0]);
+}
+static void on_accept6(void *arg) {
+  accept_all(arg, ((mob_lws_forward_t *)arg)->fds[1]);
+}
 
 static mob_status bind_one(int family, int port, int *out) {
   int one = 1;
   struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port), .sin6_addr = in6addr_loopback};
+  struct sockaddr_in6 v6 = {
+      .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port), .sin6_addr = in6addr_loopback};
   v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return mob_fail(MOB_E_UNSUPPORTED, "socket: %s", strerror(errno));
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
-  const struct sockaddr *address = family == AF_INET ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6;
+  const struct sockaddr *address =
+      family == AF_INET ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6;
   // Listening tells whether the port is free: with SO_REUSEADDR two sockets may bind one port.
   if (bind(fd, address, family == AF_INET ? sizeof v4 : sizeof v6) != 0 || listen(fd, 1024) != 0) {
     int error = errno;
@@ -114,16 +123,23 @@ mob_status mob__services_bind(mob_lws_services_t *services, const mob_lws_servic
                               const mob_lws_service_port_t *port, int local_port) {
   int v4, v6 = -1;
   if (bind_one(AF_INET, local_port, &v4) != MOB_OK) {
-    return mob_wrap(MOB_E_EXISTS, "cannot forward %s:%d: port %d of 127.0.0.1 (end its user, or choose another with "
-                    "--forward %s:%d=LOCALPORT)", service->name, port->port, local_port, service->name, port->port);
+    return mob_wrap(
+        MOB_E_EXISTS,
+        "cannot forward %s:%d: port %d of 127.0.0.1 (end its user, or choose another with "
+        "--forward %s:%d=LOCALPORT)",
+        service->name, port->port, local_port, service->name, port->port);
   }
   mob_status status = bind_one(AF_INET6, local_port, &v6);
   if (status == MOB_E_EXISTS) {
     close(v4);
-    return mob_wrap(status, "cannot forward %s:%d: port %d of [::1]", service->name, port->port, local_port);
+    return mob_wrap(status, "cannot forward %s:%d: port %d of [::1]", service->name, port->port,
+                    local_port);
   }
   mob_lws_forward_t *f = MOB_NEW(mob_lws_forward_t);
-  *f = (mob_lws_forward_t){.services = services, .service = service, .port = port, .local_port = local_port,
+  *f = (mob_lws_forward_t){.services = services,
+                           .service = service,
+                           .port = port,
+                           .local_port = local_port,
                            .fds = {v4, v6}};
   *mob_vec_push(&services->forwards) = f;
   return MOB_OK;
@@ -144,19 +160,23 @@ static void set_open(mob_lws_forward_t *f, bool open) {
     if (f->fds[i] < 0) continue;
     if (open) {
       listen(f->fds[i], 1024);
-      mob__watch_start(&f->watches[i], f->services->loop, f->fds[i], UV_READABLE, i ? on_accept6 : on_accept4, f);
+      mob__watch_start(&f->watches[i], f->services->loop, f->fds[i], UV_READABLE,
+                       i ? on_accept6 : on_accept4, f);
     } else {
-      // The one way to make a listening socket refuse and keep its port: Linux takes it back to bound.
+      // The one way to make a listening socket refuse and keep its port: Linux takes it back to
+      // bound.
       mob__watch_stop(&f->watches[i]);
       shutdown(f->fds[i], SHUT_RD);
     }
   }
   snprintf(object, sizeof object, "service/%s", f->service->name);
   if (open) {
-    mob__event(f->services->events, false, object, "Forwarding", "Forwarding from 127.0.0.1:%d -> %d", f->local_port,
+    mob__event(f->services->events, false, object, "Forwarding",
+               "Forwarding from 127.0.0.1:%d -> %d", f->local_port,
                f->port->target ? f->port->target : f->port->port);
   } else {
-    mob__event(f->services->events, true, object, "NoEndpoints", "no ready pod: 127.0.0.1:%d refuses", f->local_port);
+    mob__event(f->services->events, true, object, "NoEndpoints",
+               "no ready pod: 127.0.0.1:%d refuses", f->local_port);
   }
 }
 
@@ -195,14 +215,15 @@ json_t *mob__services_json(const mob_lws_services_t *services) {
     for (size_t k = 0; k < services->kubelet->pods.len; k++) {
       const mob_lws_pod_t *pod = services->kubelet->pods.at[k];
       if (!is_endpoint(f, pod)) continue;
-      json_array_append_new(endpoints, json_pack("{s:s, s:s, s:i}", "pod", pod->id.name, "address", pod->address,
-                                                 "port", target_port(f->port, pod)));
+      json_array_append_new(endpoints, json_pack("{s:s, s:s, s:i}", "pod", pod->id.name, "address",
+                                                 pod->address, "port", target_port(f->port, pod)));
     }
-    json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:b, s:I, s:I, s:s, s:o}", "name", f->service->name, "port",
-                                          f->port->port, "local_port", f->local_port, "open", (int)f->open,
-                                          "connections", (json_int_t)f->connections, "active",
-                                          (json_int_t)f->proxies.active, "last_pod", f->last_pod, "endpoints",
-                                          endpoints));
+    json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:b, s:I, s:I, s:s, s:o}", "name",
+                                          f->service->name, "port", f->port->port, "local_port",
+                                          f->local_port, "open", (int)f->open, "connections",
+                                          (json_int_t)f->connections, "active",
+                                          (json_int_t)f->proxies.active, "last_pod", f->last_pod,
+                                          "endpoints", endpoints));
   }
   return list;
 }

@@ -1,5 +1,5 @@
-// Services: a port of this machine that leads to the ready pods of a selector, one connection after the
-// other to each. While no pod is ready the port refuses.
+// Services: a port of this machine that leads to the ready pods of a selector, one connection after
+// the other to each. While no pod is ready the port refuses.
 #ifndef MOB_LWS_SERVICE_H
 #define MOB_LWS_SERVICE_H
 
@@ -15,7 +15,8 @@ typedef struct mob_lws_services {
   MOB_VEC(mob_lws_forward_t *) forwards;
 } mob_lws_services_t;
 
-// Binds 127.0.0.1 and, where there is IPv6, [::1] in the calling process's present network namespace.
+// Binds 127.0.0.1 and, where there is IPv6, [::1] in the calling process's present network
+// namespace.
 mob_status mob__services_bind(mob_lws_services_t *services, const mob_lws_service_t *service,
                               const mob_lws_service_port_t *port, int local_port);
 // Whenever pods changed: opens or closes the ports.

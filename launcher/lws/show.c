@@ -58,20 +58,24 @@ static void print_table(const table_t *t, size_t columns) {
 
 static void add_row(table_t *t, const char *const cells[COLUMNS]) {
   if (t->rows == MOB_LEN(t->cells)) return;
-  for (size_t c = 0; c < COLUMNS; c++) snprintf(t->cells[t->rows][c], sizeof t->cells[0][0], "%s", cells[c] ? cells[c] : "");
+  for (size_t c = 0; c < COLUMNS; c++)
+    snprintf(t->cells[t->rows][c], sizeof t->cells[0][0], "%s", cells[c] ? cells[c] : "");
   t->rows++;
 }
 
 static void add_pod(table_t *t, const json_t *pod, long long group, long long now) {
   char ready[40], restarts[24], old[24], index[24];
-  snprintf(ready, sizeof ready, "%lld/%lld", number(pod, "ready_containers"), number(pod, "containers_total"));
+  snprintf(ready, sizeof ready, "%lld/%lld", number(pod, "ready_containers"),
+           number(pod, "containers_total"));
   snprintf(restarts, sizeof restarts, "%lld", number(pod, "restarts"));
   snprintf(index, sizeof index, "%lld", group);
   age(now - number(pod, "created_ms"), old);
   const char *status = text(pod, "status");
   char with_link[96];
-  snprintf(with_link, sizeof with_link, "%s%s", status, json_is_true(json_object_get(pod, "link_down")) ? ",LinkDown" : "");
-  add_row(t, (const char *const[COLUMNS]){text(pod, "name"), ready, with_link, restarts, old, text(pod, "ip"), index});
+  snprintf(with_link, sizeof with_link, "%s%s", status,
+           json_is_true(json_object_get(pod, "link_down")) ? ",LinkDown" : "");
+  add_row(t, (const char *const[COLUMNS]){text(pod, "name"), ready, with_link, restarts, old,
+                                          text(pod, "ip"), index});
 }
 
 static void print_sets(const json_t *status, table_t *sets, table_t *pods) {
@@ -79,7 +83,8 @@ static void print_sets(const json_t *status, table_t *sets, table_t *pods) {
   size_t i, g, p;
   json_t *set, *group, *pod;
   add_row(sets, (const char *const[COLUMNS]){"LEADERWORKERSET", "READY", "DESIRED", "SIZE"});
-  add_row(pods, (const char *const[COLUMNS]){"POD", "READY", "STATUS", "RESTARTS", "AGE", "IP", "GROUP"});
+  add_row(pods,
+          (const char *const[COLUMNS]){"POD", "READY", "STATUS", "RESTARTS", "AGE", "IP", "GROUP"});
   json_array_foreach(json_object_get(status, "sets"), i, set) {
     char ready[24], desired[24], size[24];
     snprintf(ready, sizeof ready, "%lld", number(set, "ready"));
@@ -87,7 +92,8 @@ static void print_sets(const json_t *status, table_t *sets, table_t *pods) {
     snprintf(size, sizeof size, "%lld", number(set, "size"));
     add_row(sets, (const char *const[COLUMNS]){text(set, "name"), ready, desired, size});
     json_array_foreach(json_object_get(set, "groups"), g, group) {
-      json_array_foreach(json_object_get(group, "pods"), p, pod) add_pod(pods, pod, number(group, "index"), now);
+      json_array_foreach(json_object_get(group, "pods"), p, pod)
+          add_pod(pods, pod, number(group, "index"), now);
     }
   }
   print_table(sets, 4);
@@ -106,16 +112,18 @@ static void print_services(const json_t *status, table_t *t) {
     snprintf(connections, sizeof connections, "%lld", number(service, "connections"));
     json_array_foreach(json_object_get(service, "endpoints"), k, endpoint) {
       size_t n = strlen(list);
-      snprintf(list + n, sizeof list - n, "%s%s:%lld", n ? "," : "", text(endpoint, "address"), number(endpoint, "port"));
+      snprintf(list + n, sizeof list - n, "%s%s:%lld", n ? "," : "", text(endpoint, "address"),
+               number(endpoint, "port"));
     }
-    add_row(t, (const char *const[COLUMNS]){text(service, "name"), port, local, connections, *list ? list : "<none>"});
+    add_row(t, (const char *const[COLUMNS]){text(service, "name"), port, local, connections,
+                                            *list ? list : "<none>"});
   }
   if (t->rows > 1) print_table(t, 5);
 }
 
 static void print_status(const json_t *status) {
-  printf("runner %s, process %lld, %s mode, state in %s\n\n", text(status, "name"), number(status, "pid"),
-         text(status, "network"), text(status, "state_dir"));
+  printf("runner %s, process %lld, %s mode, state in %s\n\n", text(status, "name"),
+         number(status, "pid"), text(status, "network"), text(status, "state_dir"));
   for (int part = 0; part < 2; part++) {
     table_t *a = mob_calloc(1, sizeof *a), *b = mob_calloc(1, sizeof *b);
     if (part == 0) {
@@ -131,8 +139,8 @@ static void print_status(const json_t *status) {
   json_array_foreach(json_object_get(status, "events"), i, event) {
     char time[16];
     mob__event_time(number(event, "time_ms"), time);
-    printf("%s %-7s %-20s %s: %s\n", time, text(event, "type"), text(event, "reason"), text(event, "object"),
-           text(event, "message"));
+    printf("%s %-7s %-20s %s: %s\n", time, text(event, "type"), text(event, "reason"),
+           text(event, "object"), text(event, "message"));
   }
 }
 
@@ -143,15 +151,23 @@ int mob__lws_status(int argc, char **argv) {
   int64_t events = 10;
   mob_lws_words_t words = {0};
   const mob_lws_option_t options[] = {
-      {"wait", "SECONDS", MOB_LWS_OPT_MAYBE, &wait, "wait until all groups are ready, at most so long (default: for ever)", 0},
+      {"wait", "SECONDS", MOB_LWS_OPT_MAYBE, &wait,
+       "wait until all groups are ready, at most so long (default: for ever)", 0},
       {"json", NULL, MOB_LWS_OPT_FLAG, &json, "print everything as JSON", 0},
       {"events", "N", MOB_LWS_OPT_INT, &events, "show the last N events (default 10)", 0},
       MOB_LWS_CLIENT_OPTIONS(&name, &dir),
   };
-  const mob_lws_usage_t usage = {"status", "", "Shows groups, pods, Services and the latest events. Exit status 0 when all "
-                                 "groups are ready, else 1.", options, MOB_LEN(options), false};
+  const mob_lws_usage_t usage = {
+      "status",
+      "",
+      "Shows groups, pods, Services and the latest events. Exit status 0 when all "
+      "groups are ready, else 1.",
+      options,
+      MOB_LEN(options),
+      false};
   int code = mob__options_parse(&usage, argc, argv, &words);
-  if (code < 0 && words.len) code = mob__usage_error("status", "takes no \"%s\"; choose a runner with --name", words.at[0]);
+  if (code < 0 && words.len)
+    code = mob__usage_error("status", "takes no \"%s\"; choose a runner with --name", words.at[0]);
   mob_vec_free(&words);
   if (code >= 0) return code;
   char *path = NULL;
@@ -166,7 +182,8 @@ int mob__lws_status(int argc, char **argv) {
     if (timed_out) result = MOB_OK;
   }
   if (result == MOB_OK) {
-    result = mob__client_ask(path, json_pack("{s:s, s:I}", "op", "status", "events", (json_int_t)events), 30, &status);
+    result = mob__client_ask(
+        path, json_pack("{s:s, s:I}", "op", "status", "events", (json_int_t)events), 30, &status);
   }
   free(path);
   if (result != MOB_OK) {
@@ -179,7 +196,8 @@ int mob__lws_status(int argc, char **argv) {
   } else {
     print_status(status);
   }
-  if (timed_out) fprintf(stderr, "mobula lws status: not all groups were ready within %g s\n", wait);
+  if (timed_out)
+    fprintf(stderr, "mobula lws status: not all groups were ready within %g s\n", wait);
   bool ready = json_is_true(json_object_get(status, "ready"));
   json_decref(status);
   return ready ? 0 : 1;

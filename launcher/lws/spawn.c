@@ -51,8 +51,8 @@ ssize_t mob__recv_fds(int sock, void *data, size_t len, int *fds, size_t *fd_cou
     struct cmsghdr header;
     char bytes[CMSG_SPACE(4 * sizeof(int))];
   } control = {0};
-  struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
-                       .msg_controllen = sizeof control};
+  struct msghdr msg = {
+      .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   size_t room = *fd_count;
   *fd_count = 0;
   ssize_t n;
@@ -76,7 +76,8 @@ ssize_t mob__recv_fds(int sock, void *data, size_t len, int *fds, size_t *fd_cou
 }
 
 void mob__spawn_reset_signals(void) {
-  for (int sig = 1; sig < NSIG; sig++) signal(sig, SIG_DFL); // SIGKILL and SIGSTOP refuse, which is fine
+  for (int sig = 1; sig < NSIG; sig++)
+    signal(sig, SIG_DFL); // SIGKILL and SIGSTOP refuse, which is fine
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, NULL);
@@ -161,4 +162,6 @@ pid_t mob__pidfd_pid(int pidfd) {
   return line ? (pid_t)strtol(line + 5, NULL, 10) : -1;
 }
 
-int mob__pidfd_kill(int pidfd, int sig) { return (int)syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0); }
+int mob__pidfd_kill(int pidfd, int sig) {
+  return (int)syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0);
+}

@@ -8,12 +8,12 @@
 
 #include "runtime/base/status.h"
 
-// fork() into new namespaces (CLONE_NEW* or 0). `pidfd` may be NULL. Only for a process of one thread:
-// the C library is not told of the new process.
+// fork() into new namespaces (CLONE_NEW* or 0). `pidfd` may be NULL. Only for a process of one
+// thread: the C library is not told of the new process.
 pid_t mob__spawn_clone(uint64_t flags, int *pidfd);
 
-// One message of a SOCK_SEQPACKET socket with up to 4 descriptors. Receiving returns the bytes, 0 at the
-// end, -1 with errno; `*fd_count` is the room in and the number out.
+// One message of a SOCK_SEQPACKET socket with up to 4 descriptors. Receiving returns the bytes, 0
+// at the end, -1 with errno; `*fd_count` is the room in and the number out.
 int mob__send_fds(int sock, const void *data, size_t len, const int *fds, size_t fd_count);
 ssize_t mob__recv_fds(int sock, void *data, size_t len, int *fds, size_t *fd_count);
 

@@ -62,9 +62,10 @@ mob_status mob__state_open(const char *dir, int *lock_fd) {
   *lock_fd = -1;
   if (status != MOB_OK) goto out;
   if (strlen(dir) + sizeof "/" MOB_LWS_CONTROL > sizeof((struct sockaddr_un *)0)->sun_path) {
-    status = mob_fail(MOB_E_INVALID, "the state directory %s is too long for a socket's name (%zu bytes at most); "
-                      "choose another with --state-dir", dir,
-                      sizeof((struct sockaddr_un *)0)->sun_path - sizeof "/" MOB_LWS_CONTROL);
+    status = mob_fail(MOB_E_INVALID,
+                      "the state directory %s is too long for a socket's name (%zu bytes at most); "
+                      "choose another with --state-dir",
+                      dir, sizeof((struct sockaddr_un *)0)->sun_path - sizeof "/" MOB_LWS_CONTROL);
     goto out;
   }
   *lock_fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -76,8 +77,10 @@ mob_status mob__state_open(const char *dir, int *lock_fd) {
     ssize_t n = read(*lock_fd, pid, sizeof pid - 1);
     pid[n > 0 ? n : 0] = 0;
     pid[strcspn(pid, "\n")] = 0;
-    status = mob_fail(MOB_E_EXISTS, "a runner (process %s) uses %s already; end it with `mobula lws down "
-                      "--state-dir %s`, or give this one another --name or --state-dir", pid, dir, dir);
+    status = mob_fail(MOB_E_EXISTS,
+                      "a runner (process %s) uses %s already; end it with `mobula lws down "
+                      "--state-dir %s`, or give this one another --name or --state-dir",
+                      pid, dir, dir);
     close(*lock_fd);
     *lock_fd = -1;
     goto out;
@@ -116,8 +119,9 @@ mob_status mob__state_connect(const char *dir, int *fd) {
   strcpy(address.sun_path, path);
   *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (*fd < 0 || connect(*fd, (struct sockaddr *)&address, sizeof address) != 0) {
-    status = mob_fail(MOB_E_UNAVAILABLE, "no runner answers in %s (%s); start one with `mobula lws up`", dir,
-                      strerror(errno));
+    status =
+        mob_fail(MOB_E_UNAVAILABLE, "no runner answers in %s (%s); start one with `mobula lws up`",
+                 dir, strerror(errno));
     if (*fd >= 0) close(*fd);
     *fd = -1;
   }
@@ -154,9 +158,12 @@ mob_status mob__state_find(const char *dir, const char *name, char **out) {
   if (count != 1) {
     free(*out);
     *out = NULL;
-    status = count ? mob_fail(MOB_E_INVALID, "several runners are up (%s); choose one with --name", mob_buf_cstr(&found))
-                   : mob_fail(MOB_E_NOT_FOUND, "no runner is up in %s; start one with `mobula lws up`, or name "
-                              "its directory with --state-dir", root);
+    status = count ? mob_fail(MOB_E_INVALID, "several runners are up (%s); choose one with --name",
+                              mob_buf_cstr(&found))
+                   : mob_fail(MOB_E_NOT_FOUND,
+                              "no runner is up in %s; start one with `mobula lws up`, or name "
+                              "its directory with --state-dir",
+                              root);
   }
   mob_buf_free(&found);
   free(root);

@@ -29,7 +29,7 @@ typedef struct up {
   mob_lws_pairs_t claims, env;
   char *state_dir;
   bool has_loop;
-  int lock, ready_fd; // ready_fd: to the waiting parent of a detached runner, -1 without
+  int lock, ready_fd;    // ready_fd: to the waiting parent of a detached runner, -1 without
   mob_lws_words_t links; // that loopback mode made on the host
   mob_lws_runner_t runner;
 } up_t;
@@ -76,7 +76,8 @@ static int read_manifests(up_t *up) {
   }
   mob__lws_manifest_finish(m);
   for (size_t i = 0; i < m->messages.len; i++) {
-    fprintf(stderr, "%s: %s\n", m->messages.at[i].error ? "error" : "warning", m->messages.at[i].text);
+    fprintf(stderr, "%s: %s\n", m->messages.at[i].error ? "error" : "warning",
+            m->messages.at[i].text);
   }
   if (m->errors) {
     fprintf(stderr, "mobula lws up: %zu error%s in the manifests; nothing was started\n", m->errors,
@@ -100,10 +101,13 @@ static int check_claims(up_t *up) {
       for (size_t v = 0; v < templates[k]->volume_count; v++) {
         const mob_lws_volume_t *volume = &templates[k]->volumes[v];
         mob_lws_pair_list_t claims = {up->claims.at, up->claims.len};
-        if (volume->kind != MOB_LWS_VOLUME_CLAIM || mob__lws_pair_get(claims, volume->source)) continue;
-        fprintf(stderr, "error: %s:%d: the volume %s is the claim \"%s\", and this machine has no cluster to ask for it; "
-                "add --pvc %s=DIR with the directory that holds its files\n", set->file, volume->line, volume->name,
-                volume->source, volume->source);
+        if (volume->kind != MOB_LWS_VOLUME_CLAIM || mob__lws_pair_get(claims, volume->source))
+          continue;
+        fprintf(stderr,
+                "error: %s:%d: the volume %s is the claim \"%s\", and this machine has no cluster "
+                "to ask for it; "
+                "add --pvc %s=DIR with the directory that holds its files\n",
+                set->file, volume->line, volume->name, volume->source, volume->source);
         missing++;
       }
     }
@@ -130,12 +134,15 @@ static void note_resources(const up_t *up) {
   long cpus = sysconf(_SC_NPROCESSORS_ONLN);
   int64_t have = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) >> 20;
   if (millis > cpus * 1000 || memory > have) {
-    printf("note: %lld pods ask for %lld CPUs and %lld GiB of memory; this machine has %ld and %lld: requests and limits "
-           "are not enforced%s\n", (long long)pods, (long long)(millis / 1000), (long long)(memory >> 10), cpus,
+    printf("note: %lld pods ask for %lld CPUs and %lld GiB of memory; this machine has %ld and "
+           "%lld: requests and limits "
+           "are not enforced%s\n",
+           (long long)pods, (long long)(millis / 1000), (long long)(memory >> 10), cpus,
            (long long)(have >> 10), up->cpu > 0 ? ", --cpu-per-pod is" : "");
   }
   if (gpus) {
-    printf("note: %lld nvidia.com/gpu are simulated: pods get MOBULA_SIMULATED_GPUS, and the CPU serves them\n",
+    printf("note: %lld nvidia.com/gpu are simulated: pods get MOBULA_SIMULATED_GPUS, and the CPU "
+           "serves them\n",
            (long long)gpus);
   }
 }
@@ -155,7 +162,8 @@ static int find_image(up_t *up) {
   up->image_dir = mob_arena_strdup(&up->arena, real);
   char *script = mob_path_join(real, "ray_init.sh");
   if (access(script, X_OK) != 0) {
-    printf("note: %s has no ray_init.sh; pods that call /vllm-workspace/ray_init.sh will fail\n", real);
+    printf("note: %s has no ray_init.sh; pods that call /vllm-workspace/ray_init.sh will fail\n",
+           real);
   }
   free(script);
   return 0;
@@ -168,8 +176,8 @@ static int forward_option(const up_t *up, const char *service, int port) {
   char name[80];
   int from, to;
   for (size_t i = 0; i < up->forwards.len; i++) {
-    if (sscanf(up->forwards.at[i], "%79[^:]:%d=%d", name, &from, &to) == 3 && strcmp(name, service) == 0 &&
-        from == port) {
+    if (sscanf(up->forwards.at[i], "%79[^:]:%d=%d", name, &from, &to) == 3 &&
+        strcmp(name, service) == 0 && from == port) {
       return to;
     }
   }
@@ -181,8 +189,10 @@ static int check_forwards(const up_t *up) {
     char name[80], rest;
     int from, to;
     bool known = false;
-    if (sscanf(up->forwards.at[i], "%79[^:]:%d=%d%c", name, &from, &to, &rest) != 3 || to < 1 || to > 65535) {
-      return mob__usage_error("up", "--forward needs SERVICE:PORT=LOCALPORT, not \"%s\"", up->forwards.at[i]);
+    if (sscanf(up->forwards.at[i], "%79[^:]:%d=%d%c", name, &from, &to, &rest) != 3 || to < 1 ||
+        to > 65535) {
+      return mob__usage_error("up", "--forward needs SERVICE:PORT=LOCALPORT, not \"%s\"",
+                              up->forwards.at[i]);
     }
     for (size_t s = 0; s < up->manifest.services.len; s++) {
       const mob_lws_service_t *service = up->manifest.services.at[s];
@@ -191,8 +201,8 @@ static int check_forwards(const up_t *up) {
       }
     }
     if (!known) {
-      fprintf(stderr, "mobula lws up: --forward %s: the files have no Service %s with port %d\n", up->forwards.at[i],
-              name, from);
+      fprintf(stderr, "mobula lws up: --forward %s: the files have no Service %s with port %d\n",
+              up->forwards.at[i], name, from);
       return 1;
     }
   }
@@ -228,18 +238,22 @@ static mob_status detach(up_t *up) {
     for (ssize_t n; (n = read(fds[0], text + len, sizeof text - 1 - len)) > 0;) len += (size_t)n;
     text[len] = 0;
     if (strcmp(text, "ok") == 0) {
-      printf("runner %d is up; state in %s, events in %s/up.log\n", (int)pid, up->state_dir, up->state_dir);
+      printf("runner %d is up; state in %s, events in %s/up.log\n", (int)pid, up->state_dir,
+             up->state_dir);
       fflush(stdout);
       _exit(0);
     }
-    fprintf(stderr, "%s", len ? text : "mobula lws up: the runner ended at once; see up.log in its state directory\n");
+    fprintf(stderr, "%s",
+            len ? text
+                : "mobula lws up: the runner ended at once; see up.log in its state directory\n");
     _exit(1);
   }
   close(fds[0]);
   up->ready_fd = fds[1];
   setsid();
   char *log = mob_path_join(up->state_dir, "up.log");
-  int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644), null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644),
+      null = open("/dev/null", O_RDONLY | O_CLOEXEC);
   free(log);
   dup2(null, 0);
   dup2(out, 1);
@@ -284,7 +298,8 @@ static mob_status prepare(up_t *up) {
   mob__cgroup_sweep();
   MOB_TRY(mob__lws_network_choose(up->network, &r->network));
   if (r->network.mode == MOB_LWS_LOOPBACK) {
-    MOB_TRY(mob__loopback_prepare(&up->manifest, r->kubelet.config.claims, up->image_dir, &up->links));
+    MOB_TRY(
+        mob__loopback_prepare(&up->manifest, r->kubelet.config.claims, up->image_dir, &up->links));
   }
   // What callers reach is bound before the process leaves their network namespace.
   MOB_TRY(bind_services(up));
@@ -300,7 +315,8 @@ static mob_status prepare(up_t *up) {
   MOB_TRY(mob__control_listen(up->state_dir, &r->control));
   printf("pods run in %s mode: %s\n", mob__lws_network_name(r->network.mode), r->network.why);
   if (r->network.mode == MOB_LWS_LOOPBACK) {
-    printf("note: loopback mode: pods share this machine's processes and files; each has an address of 127.83.0.0/16 in "
+    printf("note: loopback mode: pods share this machine's processes and files; each has an "
+           "address of 127.83.0.0/16 in "
            "MOBULA_BIND_ADDRESS, which its servers must bind\n");
   }
   return mob__lws_network_enter(&r->network);
@@ -334,47 +350,72 @@ int mob__lws_up(int argc, char **argv) {
   up->replicas = up->grace = -1;
   up->ready_fd = -1;
   const mob_lws_option_t options[] = {
-      {"pvc", "NAME=DIR", MOB_LWS_OPT_WORDS, &up->pvcs, "directory that holds the files of a PersistentVolumeClaim", 0},
+      {"pvc", "NAME=DIR", MOB_LWS_OPT_WORDS, &up->pvcs,
+       "directory that holds the files of a PersistentVolumeClaim", 0},
       {"image-dir", "DIR", MOB_LWS_OPT_STRING, &up->image_dir,
-       "what the image would contain: its programs are in every pod's PATH,\nray_init.sh in /vllm-workspace too "
-       "(default: where mobula lies)", 0},
+       "what the image would contain: its programs are in every pod's PATH,\nray_init.sh in "
+       "/vllm-workspace too "
+       "(default: where mobula lies)",
+       0},
       {"bin-dir", "DIR", MOB_LWS_OPT_STRING, &bin_dir, "the same as --image-dir", 0},
-      {"env", "NAME=VALUE", MOB_LWS_OPT_WORDS, &up->envs, "a variable for every container, as if the image set it", 0},
-      {"replicas", "N", MOB_LWS_OPT_INT, &up->replicas, "number of groups (default: the manifest's)", 0},
-      {"cpu-per-pod", "X", MOB_LWS_OPT_NUMBER, &up->cpu, "CPUs each pod may use at most, such as 0.5", 0},
+      {"env", "NAME=VALUE", MOB_LWS_OPT_WORDS, &up->envs,
+       "a variable for every container, as if the image set it", 0},
+      {"replicas", "N", MOB_LWS_OPT_INT, &up->replicas,
+       "number of groups (default: the manifest's)", 0},
+      {"cpu-per-pod", "X", MOB_LWS_OPT_NUMBER, &up->cpu,
+       "CPUs each pod may use at most, such as 0.5", 0},
       {"sh", "bash|dash", MOB_LWS_OPT_STRING, &up->shell,
-       "what /bin/sh is in pods (default bash). With dash the shell stays PID 1,\nSIGTERM reaches no program, and every "
-       "end costs the whole grace period", 0},
-      {"grace", "SECONDS", MOB_LWS_OPT_INT, &up->grace, "instead of the pods' terminationGracePeriodSeconds", 0},
+       "what /bin/sh is in pods (default bash). With dash the shell stays PID 1,\nSIGTERM reaches "
+       "no program, and every "
+       "end costs the whole grace period",
+       0},
+      {"grace", "SECONDS", MOB_LWS_OPT_INT, &up->grace,
+       "instead of the pods' terminationGracePeriodSeconds", 0},
       {"lws-delay", "SECONDS", MOB_LWS_OPT_NUMBER, &up->lws_delay,
-       "how long LWS takes to hear of a container's restart (default 0). A cluster\nneeds about 1: so long the restarted "
-       "container runs before its group is\nrecreated", 0},
+       "how long LWS takes to hear of a container's restart (default 0). A cluster\nneeds about 1: "
+       "so long the restarted "
+       "container runs before its group is\nrecreated",
+       0},
       {"forward", "SVC:PORT=LOCAL", MOB_LWS_OPT_WORDS, &up->forwards,
        "local port for a Service's port (default: the same number)", 0},
-      {"port-base", "PORT", MOB_LWS_OPT_INT, &up->port_base, "number the Services' local ports from here on", 0},
+      {"port-base", "PORT", MOB_LWS_OPT_INT, &up->port_base,
+       "number the Services' local ports from here on", 0},
       {"no-forward", NULL, MOB_LWS_OPT_FLAG, &up->no_forward, "open no local ports", 0},
       {"network", "MODE", MOB_LWS_OPT_STRING, &up->network,
-       "netns (root), userns (no root), loopback (no namespaces: an address of 127/8\na pod), or auto: the first that "
-       "works (default)", 0},
-      {"name", "NAME", MOB_LWS_OPT_STRING, &up->name, "this runner's name (default: the first LeaderWorkerSet's)", 0},
+       "netns (root), userns (no root), loopback (no namespaces: an address of 127/8\na pod), or "
+       "auto: the first that "
+       "works (default)",
+       0},
+      {"name", "NAME", MOB_LWS_OPT_STRING, &up->name,
+       "this runner's name (default: the first LeaderWorkerSet's)", 0},
       {"state-dir", "DIR", MOB_LWS_OPT_STRING, &up->state_option,
-       "for logs and the control socket (default: /run/mobula-lws/NAME for root,\nelse $XDG_RUNTIME_DIR/mobula-lws/NAME)", 0},
-      {"detach", NULL, MOB_LWS_OPT_FLAG, &up->detach, "go on in the background once the pods are made", 0},
-      {"logs", NULL, MOB_LWS_OPT_FLAG, &up->logs, "print the pods' output (default on a terminal)", 0},
+       "for logs and the control socket (default: /run/mobula-lws/NAME for root,\nelse "
+       "$XDG_RUNTIME_DIR/mobula-lws/NAME)",
+       0},
+      {"detach", NULL, MOB_LWS_OPT_FLAG, &up->detach,
+       "go on in the background once the pods are made", 0},
+      {"logs", NULL, MOB_LWS_OPT_FLAG, &up->logs, "print the pods' output (default on a terminal)",
+       0},
       {"no-logs", NULL, MOB_LWS_OPT_FLAG, &up->no_logs, "do not print it", 0},
   };
-  const mob_lws_usage_t usage = {"up", "FILE.yaml [FILE.yaml...]",
-                                 "Starts the LeaderWorkerSets of the files and looks after them until Ctrl-C, SIGTERM or\n"
-                                 "`mobula lws down`. Services are forwarded to 127.0.0.1. A second Ctrl-C does not wait\n"
-                                 "for grace periods.",
-                                 options, MOB_LEN(options), false};
+  const mob_lws_usage_t usage = {
+      "up",
+      "FILE.yaml [FILE.yaml...]",
+      "Starts the LeaderWorkerSets of the files and looks after them until Ctrl-C, SIGTERM or\n"
+      "`mobula lws down`. Services are forwarded to 127.0.0.1. A second Ctrl-C does not wait\n"
+      "for grace periods.",
+      options,
+      MOB_LEN(options),
+      false};
   int code = mob__options_parse(&usage, argc, argv, &up->files);
   if (bin_dir && !up->image_dir) up->image_dir = bin_dir;
-  if (code < 0 && up->files.len == 0) code = mob__usage_error("up", "needs a manifest: mobula lws up FILE.yaml");
+  if (code < 0 && up->files.len == 0)
+    code = mob__usage_error("up", "needs a manifest: mobula lws up FILE.yaml");
   if (code < 0 && strcmp(up->shell, "bash") != 0 && strcmp(up->shell, "dash") != 0) {
     code = mob__usage_error("up", "--sh must be bash or dash, not \"%s\"", up->shell);
   }
-  if (code < 0 && up->port_base > 65535) code = mob__usage_error("up", "--port-base must be at most 65535");
+  if (code < 0 && up->port_base > 65535)
+    code = mob__usage_error("up", "--port-base must be at most 65535");
   if (code < 0) {
     code = read_pairs(up);
     if (code == 0) code = read_manifests(up);

@@ -23,7 +23,9 @@ typedef struct builder {
   uint64_t weight;
 } builder_t;
 
-static int line_of(const yaml_event_t *event) { return (int)event->start_mark.line + 1; }
+static int line_of(const yaml_event_t *event) {
+  return (int)event->start_mark.line + 1;
+}
 
 static mob_status next_event(builder_t *b) {
   if (b->have_event) yaml_event_delete(&b->event);
@@ -86,14 +88,16 @@ static mob_status build_map(builder_t *b, int depth, mob_yaml_node_t *node) {
     if (b->event.type == YAML_MAPPING_END_EVENT) break;
     int line = line_of(&b->event);
     if (b->event.type != YAML_SCALAR_EVENT) {
-      status = mob_fail(MOB_E_FORMAT, "%s:%d: a key must be a plain word or a string", b->file, line);
+      status =
+          mob_fail(MOB_E_FORMAT, "%s:%d: a key must be a plain word or a string", b->file, line);
       goto out;
     }
     mob_yaml_node_t name = {.line = line};
     MOB_TRY_GOTO(build_scalar(b, &name), status, out);
     if (name.plain && strcmp(name.text, "<<") == 0) {
-      status = mob_fail(MOB_E_FORMAT, "%s:%d: merge keys (<<) are not read here; write the fields out",
-                        b->file, line);
+      status =
+          mob_fail(MOB_E_FORMAT, "%s:%d: merge keys (<<) are not read here; write the fields out",
+                   b->file, line);
       goto out;
     }
     if (mob_map_puts(&keys, name.text, b)) {
@@ -135,7 +139,8 @@ static mob_status build_node(builder_t *b, int depth, const mob_yaml_node_t **ou
   const yaml_event_t *e = &b->event;
   int line = line_of(e);
   if (depth > MAX_DEPTH) {
-    return mob_fail(MOB_E_FORMAT, "%s:%d: nested more than %d levels deep", b->file, line, MAX_DEPTH);
+    return mob_fail(MOB_E_FORMAT, "%s:%d: nested more than %d levels deep", b->file, line,
+                    MAX_DEPTH);
   }
   const char *anchor = NULL;
   mob_yaml_node_t *node = MOB_ARENA_NEW(b->arena, mob_yaml_node_t);
@@ -168,7 +173,8 @@ static mob_status build_node(builder_t *b, int depth, const mob_yaml_node_t **ou
     return mob_fail(MOB_E_FORMAT, "%s:%d: unexpected YAML structure", b->file, line);
   }
   if (b->weight > MAX_WEIGHT) {
-    return mob_fail(MOB_E_FORMAT, "%s:%d: more than %u values, aliases expanded: no manifest is that large",
+    return mob_fail(MOB_E_FORMAT,
+                    "%s:%d: more than %u values, aliases expanded: no manifest is that large",
                     b->file, line, MAX_WEIGHT);
   }
   if (anchor) mob_map_puts(&b->anchors, anchor, (void *)*out);
@@ -181,7 +187,8 @@ mob_status mob__yaml_parse(mob_arena_t *arena, const char *file, const void *dat
   MOB_VEC(const mob_yaml_node_t *) roots = {0};
   *docs = NULL;
   *count = 0;
-  if (!yaml_parser_initialize(&b.parser)) return mob_fail(MOB_E_NO_RESOURCES, "libyaml: out of memory");
+  if (!yaml_parser_initialize(&b.parser))
+    return mob_fail(MOB_E_NO_RESOURCES, "libyaml: out of memory");
   yaml_parser_set_input_string(&b.parser, data, len);
   yaml_parser_set_encoding(&b.parser, YAML_UTF8_ENCODING);
   mob_status status;
@@ -237,9 +244,12 @@ static bool is_word(const char *text, const char *const *words, size_t count) {
 static const char *const true_words[] = {"true", "yes", "on"};
 static const char *const false_words[] = {"false", "no", "off"};
 
-bool mob__yaml_bool(const mob_yaml_node_t *scalar) { return is_word(scalar->text, true_words, 3); }
+bool mob__yaml_bool(const mob_yaml_node_t *scalar) {
+  return is_word(scalar->text, true_words, 3);
+}
 
-// The whole text is one integer of YAML 1.1: decimal, 0x, 0o or a leading 0 for octal, _ between digits.
+// The whole text is one integer of YAML 1.1: decimal, 0x, 0o or a leading 0 for octal, _ between
+// digits.
 static bool int_text(const char *text, int64_t *out, bool *fits) {
   char digits[72];
   size_t n = 0;
@@ -258,7 +268,9 @@ static bool int_text(const char *text, int64_t *out, bool *fits) {
   if (!isxdigit((unsigned char)*p)) return false;
   for (; *p; p++) {
     if (*p == '_') continue;
-    int digit = isdigit((unsigned char)*p) ? *p - '0' : isxdigit((unsigned char)*p) ? tolower(*p) - 'a' + 10 : 99;
+    int digit = isdigit((unsigned char)*p)    ? *p - '0'
+                : isxdigit((unsigned char)*p) ? tolower(*p) - 'a' + 10
+                                              : 99;
     if (digit >= base) return false;
     if (n < sizeof digits - 1) digits[n++] = *p;
   }
@@ -279,7 +291,8 @@ mob_yaml_type_t mob__yaml_type(const mob_yaml_node_t *scalar) {
   int64_t ignored;
   bool fits;
   if (int_text(text, &ignored, &fits)) return MOB_YAML_INT;
-  if (isdigit((unsigned char)*text) || ((*text == '-' || *text == '+' || *text == '.') && text[1])) {
+  if (isdigit((unsigned char)*text) ||
+      ((*text == '-' || *text == '+' || *text == '.') && text[1])) {
     char *end;
     strtod(text, &end);
     if (end != text && *end == 0 && !strpbrk(text, "nNxXpP")) return MOB_YAML_FLOAT;
@@ -289,17 +302,23 @@ mob_yaml_type_t mob__yaml_type(const mob_yaml_node_t *scalar) {
 
 bool mob__yaml_int(const mob_yaml_node_t *scalar, int64_t *out) {
   bool fits;
-  return scalar->kind == MOB_YAML_SCALAR && scalar->plain && int_text(scalar->text, out, &fits) && fits;
+  return scalar->kind == MOB_YAML_SCALAR && scalar->plain && int_text(scalar->text, out, &fits) &&
+         fits;
 }
 
 const char *mob__yaml_describe(const mob_yaml_node_t *node) {
   if (node->kind == MOB_YAML_MAP) return "a map";
   if (node->kind == MOB_YAML_SEQ) return "a list";
   switch (mob__yaml_type(node)) {
-  case MOB_YAML_NULL: return "nothing";
-  case MOB_YAML_BOOL: return "a boolean";
-  case MOB_YAML_INT: return "an integer";
-  case MOB_YAML_FLOAT: return "a number";
-  default: return "a string";
+  case MOB_YAML_NULL:
+    return "nothing";
+  case MOB_YAML_BOOL:
+    return "a boolean";
+  case MOB_YAML_INT:
+    return "an integer";
+  case MOB_YAML_FLOAT:
+    return "a number";
+  default:
+    return "a string";
   }
 }

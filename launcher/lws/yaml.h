@@ -1,7 +1,7 @@
 // A YAML stream as trees that keep their line numbers, for messages that point at the place.
 //
-// Read like the Kubernetes API server's front end does: YAML 1.1 scalars, no duplicate keys, aliases
-// allowed but bounded. Everything lives in the caller's arena.
+// Read like the Kubernetes API server's front end does: YAML 1.1 scalars, no duplicate keys,
+// aliases allowed but bounded. Everything lives in the caller's arena.
 #ifndef MOB_LWS_YAML_H
 #define MOB_LWS_YAML_H
 
@@ -44,8 +44,8 @@ struct mob_yaml_node {
   uint64_t weight; // nodes below and including this one, aliases counted as often as they stand
 };
 
-// `*docs` gets one root a document; documents without content are left out. A failure's message begins
-// with "FILE:LINE: ".
+// `*docs` gets one root a document; documents without content are left out. A failure's message
+// begins with "FILE:LINE: ".
 mob_status mob__yaml_parse(mob_arena_t *arena, const char *file, const void *data, size_t len,
                            const mob_yaml_node_t ***docs, size_t *count);
 
@@ -53,8 +53,9 @@ mob_status mob__yaml_parse(mob_arena_t *arena, const char *file, const void *dat
 const mob_yaml_node_t *mob__yaml_get(const mob_yaml_node_t *map, const char *key);
 
 mob_yaml_type_t mob__yaml_type(const mob_yaml_node_t *scalar);
-bool mob__yaml_bool(const mob_yaml_node_t *scalar);            // of a MOB_YAML_BOOL
-bool mob__yaml_int(const mob_yaml_node_t *scalar, int64_t *out); // false when it is none or does not fit
-const char *mob__yaml_describe(const mob_yaml_node_t *node);   // "a string", "a list", ...
+bool mob__yaml_bool(const mob_yaml_node_t *scalar); // of a MOB_YAML_BOOL
+bool mob__yaml_int(const mob_yaml_node_t *scalar,
+                   int64_t *out); // false when it is none or does not fit
+const char *mob__yaml_describe(const mob_yaml_node_t *node); // "a string", "a list", ...
 
 #endif

@@ -17,6 +17,7 @@ char *mob_arena_sprintf(mob_arena_t *arena, const char *fmt, ...)
 void mob_arena_free(mob_arena_t *arena); // leaves an empty arena
 
 #define MOB_ARENA_NEW(arena, type) ((type *)mob_arena_alloc((arena), sizeof(type)))
-#define MOB_ARENA_ARRAY(arena, type, count) ((type *)mob_arena_alloc((arena), (count) * sizeof(type)))
+#define MOB_ARENA_ARRAY(arena, type, count)                                                        \
+  ((type *)mob_arena_alloc((arena), (count) * sizeof(type)))
 
 #endif

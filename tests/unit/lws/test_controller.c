@@ -57,7 +57,8 @@ static mob_lws_pod_state_t state_of(void *owner, void *pod) {
   return (mob_lws_pod_state_t){p->ready && !p->deleting, p->pending, p->restarts};
 }
 
-static void event(void *owner, bool warning, const char *object, const char *reason, const char *text) {
+static void event(void *owner, bool warning, const char *object, const char *reason,
+                  const char *text) {
   (void)warning, (void)object, (void)text;
   world_t *w = owner;
   size_t n = strlen(w->events);
@@ -100,14 +101,20 @@ static void gone(world_t *w, const char *name) {
 
 static world_t *start(int64_t replicas, int64_t size) {
   world_t *w = calloc(1, sizeof *w);
-  w->set = (mob_lws_set_t){.name = "s", .namespace_ = "default", .size = size, .leader = &w->leader, .worker = &w->worker};
+  w->set = (mob_lws_set_t){.name = "s",
+                           .namespace_ = "default",
+                           .size = size,
+                           .leader = &w->leader,
+                           .worker = &w->worker};
   w->controller.owner = w;
   w->controller.ops = (mob_lws_controller_ops_t){create, delete_, state_of, event};
   mob__controller_add(&w->controller, &w->set, replicas);
   return w;
 }
 
-static void go(world_t *w) { mob__controller_reconcile(&w->controller); }
+static void go(world_t *w) {
+  mob__controller_reconcile(&w->controller);
+}
 
 static void end(world_t *w) {
   mob__controller_free(&w->controller);
@@ -200,11 +207,12 @@ static void test_deleted_leader(void **state) {
   go(w);
   int worker = must(w, "s-0-1")->uid;
   mob__controller_delete_pod(&w->controller, must(w, "s-0"));
-  assert_false(must(w, "s-0-1")->deleting); // in the background: the workers end when the leader is gone
+  assert_false(
+      must(w, "s-0-1")->deleting); // in the background: the workers end when the leader is gone
   gone(w, "s-0");
   assert_true(must(w, "s-0-1")->deleting);
-  assert_non_null(pod(w, "s-0"));           // the new leader does not wait for them
-  assert_false(must(w, "s-0")->deleting);   // and stale workers do not count against it
+  assert_non_null(pod(w, "s-0"));         // the new leader does not wait for them
+  assert_false(must(w, "s-0")->deleting); // and stale workers do not count against it
   gone(w, "s-0-1");
   assert_int_not_equal(must(w, "s-0-1")->uid, worker);
   assert_false(must(w, "s-0")->deleting);
@@ -307,11 +315,16 @@ static void test_ready(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_names),          cmocka_unit_test(test_leader_ready),
-      cmocka_unit_test(test_restart_recreates), cmocka_unit_test(test_leader_restart),
-      cmocka_unit_test(test_deleted_worker), cmocka_unit_test(test_deleted_leader),
-      cmocka_unit_test(test_policy_none),    cmocka_unit_test(test_policy_after_start),
-      cmocka_unit_test(test_scale),          cmocka_unit_test(test_end),
+      cmocka_unit_test(test_names),
+      cmocka_unit_test(test_leader_ready),
+      cmocka_unit_test(test_restart_recreates),
+      cmocka_unit_test(test_leader_restart),
+      cmocka_unit_test(test_deleted_worker),
+      cmocka_unit_test(test_deleted_leader),
+      cmocka_unit_test(test_policy_none),
+      cmocka_unit_test(test_policy_after_start),
+      cmocka_unit_test(test_scale),
+      cmocka_unit_test(test_end),
       cmocka_unit_test(test_ready),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

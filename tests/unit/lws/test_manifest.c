@@ -30,7 +30,8 @@ static void add_seed(const char *name) {
 
 static bool told(bool error, const char *text) {
   for (size_t i = 0; i < manifest.messages.len; i++) {
-    if (manifest.messages.at[i].error == error && strstr(manifest.messages.at[i].text, text)) return true;
+    if (manifest.messages.at[i].error == error && strstr(manifest.messages.at[i].text, text))
+      return true;
   }
   return false;
 }
@@ -92,10 +93,13 @@ static void test_seeds(void **state) {
   assert_int_equal(leader->volumes[1].size_limit, 32LL << 30);
   const mob_lws_container_t *c = &leader->containers[0];
   assert_int_equal(c->command.len, 3);
-  assert_string_equal(c->command.at[2],
-                      "/vllm-workspace/ray_init.sh leader --ray_cluster_size=$(LWS_GROUP_SIZE);vllm serve "
-                      "/models/DeepSeek-R1/ --port 8000 --trust-remote-code --served-model-name ds --max-model-len 2048 "
-                      "--gpu-memory-utilization 0.95 --tensor-parallel-size 8 --pipeline-parallel-size 2 --enforce-eager");
+  assert_string_equal(
+      c->command.at[2],
+      "/vllm-workspace/ray_init.sh leader --ray_cluster_size=$(LWS_GROUP_SIZE);vllm serve "
+      "/models/DeepSeek-R1/ --port 8000 --trust-remote-code --served-model-name ds --max-model-len "
+      "2048 "
+      "--gpu-memory-utilization 0.95 --tensor-parallel-size 8 --pipeline-parallel-size 2 "
+      "--enforce-eager");
   assert_int_equal(c->gpus, 8);
   assert_int_equal(c->cpu_millis, 64000);
   assert_int_equal(c->memory, 512000000000);
@@ -138,11 +142,14 @@ static void test_refused_fields(void **state) {
   refuse("name: s", "name: 1s", "beginning with a letter");
   refuse("name: s", "name:", "metadata.name: is missing");
   refuse("x-k8s.io/v1", "x-k8s.io/v2", "leaderworkerset.x-k8s.io/v1");
-  refuse("size: 2", "size: 2\n    restartPolicy: Always", "it must be one of: RecreateGroupOnPodRestart");
+  refuse("size: 2", "size: 2\n    restartPolicy: Always",
+         "it must be one of: RecreateGroupOnPodRestart");
   refuse("replicas: 1", "startupPolicy: Later", "LeaderCreated, LeaderReady");
   refuse("replicas: 1", "networkConfig: {subdomainPolicy: x}", "Shared, UniquePerReplica");
-  refuse("replicas: 1", "rolloutStrategy: {rollingUpdateConfiguration: {maxUnavailable: 0}}", "must not both be 0");
-  refuse("replicas: 1", "rolloutStrategy: {rollingUpdateConfiguration: {maxSurge: 101%}}", "percentage up to 100%");
+  refuse("replicas: 1", "rolloutStrategy: {rollingUpdateConfiguration: {maxUnavailable: 0}}",
+         "must not both be 0");
+  refuse("replicas: 1", "rolloutStrategy: {rollingUpdateConfiguration: {maxSurge: 101%}}",
+         "percentage up to 100%");
   refuse("size: 2", "size: 8\n    subGroupPolicy: {subGroupSize: 3}", "must be a multiple of 3");
   refuse("    workerTemplate:", "    workTemplate:", "did you mean workerTemplate?");
   refuse("containers:", "restartPolicy: Never\n        containers:", "allow only Always");
@@ -151,21 +158,34 @@ static void test_refused_fields(void **state) {
   refuse("command: [sh]", "command: sh", "must be a list, here is a string");
   refuse("command: [sh]", "command: [1]", "write \"1\"");
   refuse("command: [sh]", "command: [sh]\n            env: [{name: A, value: 8}]", "write \"8\"");
-  refuse("command: [sh]", "command: [sh]\n            env: [{name: 1A, value: x}]", "is no variable name");
-  refuse("command: [sh]", "command: [sh]\n            ports: [{containerPort: 70000}]", "from 1 to 65535");
-  refuse("command: [sh]", "command: [sh]\n            volumeMounts: [{name: v, mountPath: /a}]", "which spec.volumes lacks");
-  refuse("command: [sh]", "command: [sh]\n            volumeMounts: [{name: v, mountPath: a}]", "absolute path");
-  refuse("command: [sh]", "command: [sh]\n            readinessProbe: {periodSeconds: 0}", "from 1 to");
-  refuse("command: [sh]", "command: [sh]\n            readinessProbe: {}", "exactly one of exec, httpGet, tcpSocket");
-  refuse("command: [sh]", "command: [sh]\n            livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}", "must be 1");
-  refuse("command: [sh]", "command: [sh]\n            resources: {limits: {cpu: lots}}", "must be an amount");
+  refuse("command: [sh]", "command: [sh]\n            env: [{name: 1A, value: x}]",
+         "is no variable name");
+  refuse("command: [sh]", "command: [sh]\n            ports: [{containerPort: 70000}]",
+         "from 1 to 65535");
+  refuse("command: [sh]", "command: [sh]\n            volumeMounts: [{name: v, mountPath: /a}]",
+         "which spec.volumes lacks");
+  refuse("command: [sh]", "command: [sh]\n            volumeMounts: [{name: v, mountPath: a}]",
+         "absolute path");
+  refuse("command: [sh]", "command: [sh]\n            readinessProbe: {periodSeconds: 0}",
+         "from 1 to");
+  refuse("command: [sh]", "command: [sh]\n            readinessProbe: {}",
+         "exactly one of exec, httpGet, tcpSocket");
   refuse("command: [sh]",
-         "command: [sh]\n            resources: {limits: {nvidia.com/gpu: 8}, requests: {nvidia.com/gpu: 4}}",
+         "command: [sh]\n            livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}",
+         "must be 1");
+  refuse("command: [sh]", "command: [sh]\n            resources: {limits: {cpu: lots}}",
+         "must be an amount");
+  refuse("command: [sh]",
+         "command: [sh]\n            resources: {limits: {nvidia.com/gpu: 8}, requests: "
+         "{nvidia.com/gpu: 4}}",
          "equal in requests and limits");
-  refuse("command: [sh]", "command: [sh]\n          - name: c\n            image: i\n            command: [sh]",
+  refuse("command: [sh]",
+         "command: [sh]\n          - name: c\n            image: i\n            command: [sh]",
          "two containers are named \"c\"");
-  refuse("command: [sh]", "command: [sh]\n            env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: y}}}]",
-         "the Secret \"x\" is in none of the files");
+  refuse(
+      "command: [sh]",
+      "command: [sh]\n            env: [{name: A, valueFrom: {secretKeyRef: {name: x, key: y}}}]",
+      "the Secret \"x\" is in none of the files");
 }
 
 static void test_refused_documents(void **state) {
@@ -173,8 +193,10 @@ static void test_refused_documents(void **state) {
   static const char *const cases[][2] = {
       {"just text\n", "a Kubernetes object is a map"},
       {"kind: LeaderWorkerSet\n", "apiVersion: is missing"},
-      {"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 0}]}\n", "from 1 to 65535"},
-      {"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}}\n", "spec.ports: is missing"},
+      {"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 0}]}\n",
+       "from 1 to 65535"},
+      {"apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}}\n",
+       "spec.ports: is missing"},
       {"apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ndata: {k: '%'}\n", "is not base64"},
       {"a: [\n", "not valid YAML"},
   };
@@ -192,7 +214,8 @@ static void test_refused_documents(void **state) {
 static void test_other_kinds(void **state) {
   (void)state;
   add("apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: a}\n---\n"
-      "apiVersion: v1\nkind: Secret\nmetadata: {name: sec}\nstringData: {a: plain}\ndata: {b: aGVsbG8=}\n");
+      "apiVersion: v1\nkind: Secret\nmetadata: {name: sec}\nstringData: {a: plain}\ndata: {b: "
+      "aGVsbG8=}\n");
   assert_int_equal(manifest.errors, 0);
   assert_true(told(false, "PersistentVolume of v1 is skipped"));
   const mob_lws_config_t *secret = mob__lws_manifest_config(&manifest, "Secret", "sec");

@@ -53,7 +53,8 @@ static void test_quantity(void **state) {
   assert_true(mob__lws_quantity_millis("1.5", &n) && n == 1500);
   assert_true(mob__lws_quantity_millis("0.1", &n) && n == 100);
   assert_true(mob__lws_quantity("1e3", &n) && n == 1000);
-  static const char *const bad[] = {"", "x", "1x", "1 Gi", ".", "1e", "1e99", "--1", "1..2", "99999999999999999999Ei", "1e 3"};
+  static const char *const bad[] = {
+      "", "x", "1x", "1 Gi", ".", "1e", "1e99", "--1", "1..2", "99999999999999999999Ei", "1e 3"};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     if (mob__lws_quantity(bad[i], &n)) fail_msg("\"%s\" was taken", bad[i]);
   }
@@ -66,7 +67,8 @@ static void test_backoff(void **state) {
   for (size_t i = 0; i < sizeof delays / sizeof *delays; i++) {
     assert_int_equal(mob__lws_backoff_next(&b, 1000), delays[i]);
   }
-  assert_int_equal(mob__lws_backoff_next(&b, MOB_LWS_BACKOFF_RESET_MS), 0); // a long run makes it new
+  assert_int_equal(mob__lws_backoff_next(&b, MOB_LWS_BACKOFF_RESET_MS),
+                   0); // a long run makes it new
   assert_int_equal(mob__lws_backoff_next(&b, 0), 10000);
 }
 
@@ -78,12 +80,15 @@ static void test_options(void **state) {
   double wait = 0;
   mob_lws_words_t list = {0}, words = {0};
   const mob_lws_option_t options[] = {
-      {"follow", NULL, MOB_LWS_OPT_FLAG, &flag, "", 'f'}, {"name", "N", MOB_LWS_OPT_STRING, &text, "", 0},
-      {"replicas", "N", MOB_LWS_OPT_INT, &number, "", 0}, {"wait", "S", MOB_LWS_OPT_MAYBE, &wait, "", 0},
+      {"follow", NULL, MOB_LWS_OPT_FLAG, &flag, "", 'f'},
+      {"name", "N", MOB_LWS_OPT_STRING, &text, "", 0},
+      {"replicas", "N", MOB_LWS_OPT_INT, &number, "", 0},
+      {"wait", "S", MOB_LWS_OPT_MAYBE, &wait, "", 0},
       {"pvc", "A=B", MOB_LWS_OPT_WORDS, &list, "", 0},
   };
   mob_lws_usage_t usage = {"try", "", "", options, 5, false};
-  char *good[] = {"try", "a", "--name=x", "-f", "--replicas", "3", "b", "--pvc", "p=q", "--wait", "--pvc=r=s", "--", "--c"};
+  char *good[] = {"try",   "a",   "--name=x", "-f",        "--replicas", "3",  "b",
+                  "--pvc", "p=q", "--wait",   "--pvc=r=s", "--",         "--c"};
   assert_int_equal(mob__options_parse(&usage, 13, good, &words), -1);
   assert_true(flag && number == 3 && isinf(wait));
   assert_string_equal(text, "x");
@@ -93,8 +98,9 @@ static void test_options(void **state) {
   assert_string_equal(list.at[1], "r=s");
   int saved = dup(2), null = open("/dev/null", O_WRONLY); // the messages are for people
   dup2(null, 2);
-  char *const bad[][3] = {{"try", "--nam", "x"}, {"try", "-x", "y"}, {"try", "--replicas", "two"},
-                          {"try", "--follow=1", "y"}, {"try", "y", "--name"}, {"try", "--wait=-1", "y"},
+  char *const bad[][3] = {{"try", "--nam", "x"},        {"try", "-x", "y"},
+                          {"try", "--replicas", "two"}, {"try", "--follow=1", "y"},
+                          {"try", "y", "--name"},       {"try", "--wait=-1", "y"},
                           {"try", "--replicas", "-1"}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     assert_int_equal(mob__options_parse(&usage, 3, (char **)(uintptr_t)bad[i], &words), 2);

@@ -28,14 +28,16 @@ static const mob_yaml_node_t *parse(const char *text) {
 static void refuse(const char *text, const char *message) {
   const mob_yaml_node_t **docs;
   size_t count;
-  assert_int_equal(mob__yaml_parse(&arena, "f.yaml", text, strlen(text), &docs, &count), MOB_E_FORMAT);
+  assert_int_equal(mob__yaml_parse(&arena, "f.yaml", text, strlen(text), &docs, &count),
+                   MOB_E_FORMAT);
   if (!strstr(mob_errmsg(), message)) fail_msg("\"%s\" lacks \"%s\"", mob_errmsg(), message);
 }
 
 static void test_values(void **state) {
   (void)state;
-  const mob_yaml_node_t *root = parse("a: 1\nb: \"2\"\nc: yes\nd:\ne: 1.5\nf: hello\ng: 0x10\nh: [x, y]\ni: '~'\nj: 512G\n"
-                                      "k: 9223372036854775808\nl: -3\nm: yEs\n");
+  const mob_yaml_node_t *root =
+      parse("a: 1\nb: \"2\"\nc: yes\nd:\ne: 1.5\nf: hello\ng: 0x10\nh: [x, y]\ni: '~'\nj: 512G\n"
+            "k: 9223372036854775808\nl: -3\nm: yEs\n");
   int64_t n;
   assert_int_equal(mob__yaml_type(mob__yaml_get(root, "a")), MOB_YAML_INT);
   assert_true(mob__yaml_int(mob__yaml_get(root, "a"), &n));
@@ -60,10 +62,11 @@ static void test_values(void **state) {
 
 static void test_layout(void **state) {
   (void)state;
-  // What the deployment documents hold: a comment indented less than its sequence, trailing blanks, a
-  // double-quoted scalar folded over lines, comments in Chinese.
-  const mob_yaml_node_t *root = parse("size: 2 #leader和worker的总数量\ncommand:\n  - sh\n  - \"one $(A)\n     two\"\n"
-                                      "#设置\n  - three   \nlast: x");
+  // What the deployment documents hold: a comment indented less than its sequence, trailing blanks,
+  // a double-quoted scalar folded over lines, comments in Chinese.
+  const mob_yaml_node_t *root =
+      parse("size: 2 #leader和worker的总数量\ncommand:\n  - sh\n  - \"one $(A)\n     two\"\n"
+            "#设置\n  - three   \nlast: x");
   const mob_yaml_node_t *command = mob__yaml_get(root, "command");
   assert_int_equal(command->count, 3);
   assert_string_equal(command->items[1]->text, "one $(A) two");
@@ -118,8 +121,10 @@ static void test_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_teardown(test_values, tear_down),  cmocka_unit_test_teardown(test_layout, tear_down),
-      cmocka_unit_test_teardown(test_documents, tear_down), cmocka_unit_test_teardown(test_aliases, tear_down),
+      cmocka_unit_test_teardown(test_values, tear_down),
+      cmocka_unit_test_teardown(test_layout, tear_down),
+      cmocka_unit_test_teardown(test_documents, tear_down),
+      cmocka_unit_test_teardown(test_aliases, tear_down),
       cmocka_unit_test_teardown(test_refused, tear_down),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
