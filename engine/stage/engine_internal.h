@@ -47,6 +47,7 @@ struct mob_gen {
   mob_gen_events_t events;
   void *owner;
   uint32_t cached_tokens;
+  bool ended;   // its last event is being delivered
   size_t index; // in engine->gens
 };
 

@@ -84,23 +84,26 @@ mob_status mob_engine_generate(mob_engine_t *e, const mob_gen_request_t *r,
   return MOB_OK;
 }
 
-static void free_gen(mob_gen_t *gen) {
+// From here on nobody finds it any more; the handle stays until its last event was delivered.
+static void unlink_gen(mob_gen_t *gen) {
   mob_engine_t *e = gen->engine;
+  gen->ended = true;
   mob_gen_t *last = e->gens.at[--e->gens.len];
   e->gens.at[gen->index] = last;
   last->index = gen->index;
   for (size_t i = 0; i < e->delivering.len; i++)
     if (e->delivering.at[i].owner == gen) e->delivering.at[i].owner = NULL;
-  free(gen);
 }
 
 void mob_gen_abort(mob_gen_t *gen) {
   mob_engine_t *e = gen->engine;
+  if (gen->ended) return; // from its own last event
   if (gen->seq) {
     mob_sched_abort(e->sched, gen->seq);
     if (e->state == MOB__ENGINE_READY) schedule_pump(e); // somebody may take its place
   }
-  free_gen(gen);
+  unlink_gen(gen);
+  free(gen);
 }
 
 uint32_t mob_gen_cached_tokens(const mob_gen_t *gen) {
@@ -113,8 +116,9 @@ void mob__engine_end_all(mob_engine_t *e, mob_finish_t finish, const char *why) 
     mob_gen_t *gen = e->gens.at[e->gens.len - 1];
     if (gen->seq) mob_sched_abort(e->sched, gen->seq);
     gen->seq = NULL;
+    unlink_gen(gen);
     gen->events.on_token(gen->owner, gen, &none, finish, why);
-    free_gen(gen);
+    free(gen);
   }
 }
 
@@ -166,9 +170,9 @@ static void deliver(mob_engine_t *e, size_t i) {
     gen->events.on_prompt_logprobs(gen->owner, gen, event.prompt, event.prompt_count);
   if (!event.token || i >= e->delivering.len || e->delivering.at[i].owner != gen) return;
   mob_finish_t finish = finish_of(event.finish);
+  if (finish != MOB_FINISH_NONE) unlink_gen(gen);
   gen->events.on_token(gen->owner, gen, event.token, finish, NULL);
-  if (finish == MOB_FINISH_NONE || i >= e->delivering.len || e->delivering.at[i].owner != gen) return;
-  free_gen(gen);
+  if (finish != MOB_FINISH_NONE) free(gen);
 }
 
 void mob__engine_result(mob_engine_t *e, int stage, const Mobula__StepResult *message) {

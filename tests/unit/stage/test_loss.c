@@ -97,6 +97,42 @@ static void test_stop_under_load_ends_every_sequence(void **state) {
   free(t);
 }
 
+static void stop_at_the_end(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mob_finish_t finish,
+                            const char *why) {
+  tiny_t *t = owner;
+  (void)token;
+  (void)why;
+  if (finish == MOB_FINISH_NONE) return;
+  t->alive--;
+  if (finish != MOB_FINISH_LENGTH) return;
+  mob_gen_abort(gen); // has ended: nothing happens
+  t->lost = true;     // only to leave the loop
+  mob_engine_stop(t->engine, NULL, NULL);
+}
+
+static void test_stop_from_a_last_event(void **state) {
+  (void)state;
+  tiny_t *t = MOB_NEW(tiny_t);
+  tiny_start(t, tiny_config());
+  mob_gen_events_t events = {.on_token = stop_at_the_end};
+  int32_t prompt[3] = {2, 3, 4};
+  mob_gen_request_t request = {.prompt = prompt, .prompt_count = 3, .max_tokens = 20, .ignore_eos = true,
+                               .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1,
+                                            .prompt_logprobs = -1}};
+  for (int i = 0; i < 3; i++) {
+    mob_gen_t *gen;
+    assert_int_equal(mob_engine_generate(t->engine, &request, &events, t, &gen), MOB_OK);
+    t->alive++;
+  }
+  tiny_wait(t, &t->lost);
+  assert_int_equal(t->alive, 0); // each had one end, whoever came first
+  while (uv_run(&t->loop, UV_RUN_NOWAIT)) {
+  }
+  assert_int_equal(uv_loop_close(&t->loop), 0);
+  tiny_close_model(&t->model);
+  free(t);
+}
+
 // ------------------------------------------------------------------- a backend that misbehaves on call
 
 typedef enum vice { VICE_LOAD, VICE_STEP_FAILS, VICE_STEP_HANGS, VICE_NO_ROOM } vice_t;
@@ -217,6 +253,7 @@ int main(void) {
       cmocka_unit_test(test_silence_of_a_stage_is_noticed_in_time),
       cmocka_unit_test(test_beats_keep_an_idle_group_alive),
       cmocka_unit_test(test_stop_under_load_ends_every_sequence),
+      cmocka_unit_test(test_stop_from_a_last_event),
       cmocka_unit_test(test_failed_start_says_why),
       cmocka_unit_test(test_failed_step_ends_everything),
       cmocka_unit_test(test_hung_step_is_noticed_though_beats_go_on),
