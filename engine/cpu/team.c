@@ -12,7 +12,7 @@
 #include "runtime/base/status.h"
 
 // Below so many multiplications waking a helper costs more than it saves.
-static const double min_cost = 60000;
+static const double min_cost = 300000;
 
 enum { SPINS = 1000 }; // about 50 us
 

@@ -162,7 +162,7 @@ def load(config, family, dtype, seed):
                  for n, s in shapes(config, family).items()}
         save_file(state, d + "/model.safetensors", metadata={"format": "pt"})
         model, info = AutoModelForCausalLM.from_pretrained(
-            d, config=AutoConfig.from_pretrained(d), dtype=torch.float32, attn_implementation="eager",
+            d, config=AutoConfig.from_pretrained(d), dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
             output_loading_info=True)
         missing = [k for k in info["missing_keys"] if "shared_experts" not in k and k != "lm_head.weight"]
         assert not missing and not info["unexpected_keys"] and not info["mismatched_keys"], info

@@ -40,7 +40,7 @@ def exponent(name, shape):
     """e such that the standard deviation is about gain / sqrt(columns)."""
     if name.endswith("embed_tokens.weight"):
         return 5
-    gain = 4.0 if name.endswith("lm_head.weight") or name.endswith("mlp.gate.weight") else 1.5
+    gain = 2.0 if name.endswith("lm_head.weight") or name.endswith("mlp.gate.weight") else 1.0
     return round(math.log2(3.24 * math.sqrt(shape[1]) / gain))
 
 

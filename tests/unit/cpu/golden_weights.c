@@ -38,7 +38,7 @@ static bool ends(const char *text, const char *tail) {
 
 static float scale_of(const mob_slot_t *slot) {
   if (slot->id == MOB_W_EMBED) return 1.0f / 32;
-  double gain = slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER ? 4.0 : 1.5;
+  double gain = slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER ? 2.0 : 1.0;
   return (float)exp2(-nearbyint(log2(3.24 * sqrt((double)slot->cols) / gain)));
 }
 
