@@ -40,7 +40,8 @@ typedef struct mob__segment {
 } mob__segment_t;
 typedef MOB_VEC(mob__segment_t) mob__segments_t;
 
-// Appends the segments of `text`. Of the tokens that match, the leftmost counts, of those the longest.
+// Appends the segments of `text`. Of the tokens that match, the leftmost counts, of those the
+// longest.
 void mob__added_tokens_split(const mob__added_tokens_t *tokens, const mob__trie_t *trie,
                              const char *text, size_t len, mob__segments_t *out);
 

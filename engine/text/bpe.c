@@ -7,7 +7,8 @@
 #include "engine/text/byte_level.h"
 #include "runtime/base/utf8.h"
 
-// Words of up to this many symbols are merged by looking at every pair each time: faster than a heap.
+// Words of up to this many symbols are merged by looking at every pair each time: faster than a
+// heap.
 #define SHORT_WORD 40
 
 static const mob__merge_t *merge_of(const mob__bpe_t *bpe, int32_t left, int32_t right) {
@@ -30,9 +31,9 @@ void mob__bpe_scratch_free(mob__bpe_scratch_t *s) {
   mob_vec_free(&s->heap);
 }
 
-// The symbols of the bytes, before any merge. Bytes that are no token become the unknown token, a run of them
-// one when fuse_unk is set, or vanish. Ends of characters are not symbols' ends here: in the byte alphabet every
-// byte is a character.
+// The symbols of the bytes, before any merge. Bytes that are no token become the unknown token, a
+// run of them one when fuse_unk is set, or vanish. Ends of characters are not symbols' ends here:
+// in the byte alphabet every byte is a character.
 static void first_symbols(const mob__bpe_t *bpe, mob__bpe_scratch_t *s, const char *word,
                           size_t len) {
   s->symbols.len = 0;

@@ -13,7 +13,8 @@ typedef struct mob__token {
   size_t offset; // of its bytes in the vocabulary's `bytes`
   uint32_t len;
   bool present; // false for a hole in the ids
-  bool word;    // an entry of the model whose text is all byte alphabet: the only ones a word can become
+  bool word;    // an entry of the model whose text is all byte alphabet: the only ones a word can
+                // become
   bool added, special;
 } mob__token_t;
 

@@ -1,5 +1,5 @@
-// Reading the "model" object of tokenizer.json. Every id, size and reference is checked: the file comes from
-// outside.
+// Reading the "model" object of tokenizer.json. Every id, size and reference is checked: the file
+// comes from outside.
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -59,15 +59,17 @@ static mob_status load_vocab(mob__bpe_t *bpe, const json_t *model) {
                       MAX_ID - 1);
     }
     if ((size_t)id < bpe->tokens.len && bpe->tokens.at[id].present) {
-      return mob_fail(MOB_E_FORMAT, "model.vocab: id %d is given twice, the second time to '%.100s'",
-                      (int)id, key);
+      return mob_fail(MOB_E_FORMAT,
+                      "model.vocab: id %d is given twice, the second time to '%.100s'", (int)id,
+                      key);
     }
     MOB_TRY(mob__bpe_set_token(bpe, (int32_t)id, key, strlen(key)));
   }
   bpe->model_count = json_object_size(vocab);
   for (int b = 0; b < 256; b++) {
     char text[4];
-    bpe->byte_id[b] = mob__bpe_id_of(bpe, text, mob_utf8_encode(mob__byte_level_char((uint8_t)b), text));
+    bpe->byte_id[b] =
+        mob__bpe_id_of(bpe, text, mob_utf8_encode(mob__byte_level_char((uint8_t)b), text));
   }
   return MOB_OK;
 }
@@ -76,7 +78,8 @@ static void add_merge(mob__bpe_t *bpe, uint64_t pair, uint32_t rank, uint32_t id
   size_t mask = ((size_t)1 << (64 - bpe->merge_shift)) - 1;
   size_t i = pair * 0x9E3779B97F4A7C15u >> bpe->merge_shift;
   while (bpe->merges[i].pair != UINT64_MAX && bpe->merges[i].pair != pair) i = (i + 1) & mask;
-  bpe->merges[i] = (mob__merge_t){.pair = pair, .rank = rank, .id = id}; // the last of equal pairs counts
+  bpe->merges[i] =
+      (mob__merge_t){.pair = pair, .rank = rank, .id = id}; // the last of equal pairs counts
 }
 
 // The two sides of a merge: ["a", "b"], or "a b" in older files.
@@ -128,9 +131,12 @@ static mob_status load_merges(mob__bpe_t *bpe, const json_t *model) {
     int32_t left = mob__bpe_id_of(bpe, a, a_len), right = mob__bpe_id_of(bpe, b, b_len);
     int32_t id = mob__bpe_id_of(bpe, mob_buf_cstr(&both), both.len);
     if (left < 0 || right < 0 || id < 0) {
-      status = mob_fail(MOB_E_FORMAT, "model.merges[%zu]: '%.*s' + '%.*s': %s is not in model.vocab", i,
-                        (int)(a_len < 100 ? a_len : 100), a, (int)(b_len < 100 ? b_len : 100), b,
-                        left < 0 ? "the left side" : right < 0 ? "the right side" : "the result");
+      status =
+          mob_fail(MOB_E_FORMAT, "model.merges[%zu]: '%.*s' + '%.*s': %s is not in model.vocab", i,
+                   (int)(a_len < 100 ? a_len : 100), a, (int)(b_len < 100 ? b_len : 100), b,
+                   left < 0    ? "the left side"
+                   : right < 0 ? "the right side"
+                               : "the result");
       break;
     }
     add_merge(bpe, (uint64_t)(uint32_t)left << 32 | (uint32_t)right, rank++, (uint32_t)id);
@@ -165,8 +171,8 @@ mob_status mob__bpe_load(mob__bpe_t *bpe, const json_t *model) {
   if (type && strcmp(type, "BPE") != 0) {
     return mob_fail(MOB_E_UNSUPPORTED, "model type '%.100s' is not supported; BPE is", type);
   }
-  static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix",
-                                        "byte_fallback"};
+  static const char *const refused[] = {"dropout", "continuing_subword_prefix",
+                                        "end_of_word_suffix", "byte_fallback"};
   for (size_t i = 0; i < MOB_LEN(refused); i++) {
     if (is_set(json_object_get(model, refused[i]))) {
       return mob_fail(MOB_E_UNSUPPORTED, "model.%s is not supported", refused[i]);

@@ -1,5 +1,5 @@
-// From ids back to text: the tokens' bytes in a row, read as UTF-8. A token may end inside a character; those
-// bytes wait for the next token.
+// From ids back to text: the tokens' bytes in a row, read as UTF-8. A token may end inside a
+// character; those bytes wait for the next token.
 #include <stdlib.h>
 
 #include "engine/text/tokenizer_internal.h"
@@ -38,8 +38,8 @@ mob_status mob_tokenizer_decode(const mob_tokenizer_t *tok, const int32_t *ids, 
   size_t vocab = mob_tokenizer_vocab_size(tok);
   for (size_t i = 0; i < count; i++) {
     if (ids[i] < 0 || (size_t)ids[i] >= vocab) {
-      return mob_fail(MOB_E_INVALID, "token id %d is out of range: the vocabulary has %zu tokens", ids[i],
-                      vocab);
+      return mob_fail(MOB_E_INVALID, "token id %d is out of range: the vocabulary has %zu tokens",
+                      ids[i], vocab);
     }
   }
   mob_detok_t d = {.tok = tok, .skip_special = skip_special};

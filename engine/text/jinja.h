@@ -1,6 +1,7 @@
-// The parts of the template evaluator: values, syntax tree, and what its files call of each other. The language
-// is Jinja 3 as transformers sets it up (trim_blocks, lstrip_blocks, loop controls, sandbox, no autoescape).
-// Everything lives in arenas: the tree in the template's, values in the rendering's.
+// The parts of the template evaluator: values, syntax tree, and what its files call of each other.
+// The language is Jinja 3 as transformers sets it up (trim_blocks, lstrip_blocks, loop controls,
+// sandbox, no autoescape). Everything lives in arenas: the tree in the template's, values in the
+// rendering's.
 #ifndef MOB_TEXT_JINJA_H
 #define MOB_TEXT_JINJA_H
 
@@ -16,15 +17,16 @@
 
 // Bounds for hostile templates and inputs.
 #define MOB__JINJA_MAX_SOURCE ((size_t)4 << 20)
-#define MOB__JINJA_MAX_NESTING 150             // of syntax
-#define MOB__JINJA_MAX_DEPTH 600               // of evaluation
-#define MOB__JINJA_MAX_STEPS 30000000u         // nodes evaluated; about a second
+#define MOB__JINJA_MAX_NESTING 150     // of syntax
+#define MOB__JINJA_MAX_DEPTH 600       // of evaluation
+#define MOB__JINJA_MAX_STEPS 30000000u // nodes evaluated; about a second
 #define MOB__JINJA_MAX_MEMORY ((size_t)512 << 20)
 #define MOB__JINJA_MAX_STRING ((size_t)64 << 20) // the output too
-#define MOB__JINJA_MAX_RANGE 100000            // as Jinja's sandbox
-#define MOB__JINJA_MAX_DATA_DEPTH 200          // nesting of lists and objects
+#define MOB__JINJA_MAX_RANGE 100000              // as Jinja's sandbox
+#define MOB__JINJA_MAX_DATA_DEPTH 200            // nesting of lists and objects
 
-// --- Values ---------------------------------------------------------------------------------------------------
+// --- Values
+// ---------------------------------------------------------------------------------------------------
 
 typedef enum mob__jtype {
   MOB__J_UNDEFINED, // u.s: why, for the error
@@ -98,40 +100,41 @@ struct mob__jloop {
   bool has_changed;
 };
 
-// --- Syntax tree ----------------------------------------------------------------------------------------------
+// --- Syntax tree
+// ----------------------------------------------------------------------------------------------
 
 typedef enum mob__jkind {
   // expressions
-  MOB__JE_CONST,  // value
-  MOB__JE_NAME,   // name
-  MOB__JE_LIST,   // items
-  MOB__JE_TUPLE,  // items
-  MOB__JE_DICT,   // items: key, value, key, value ...
-  MOB__JE_ATTR,   // a . name
-  MOB__JE_ITEM,   // a [ b ]
-  MOB__JE_SLICE,  // a [ items[0] : items[1] : items[2] ], NULL for an absent one
-  MOB__JE_CALL,   // a ( args )
-  MOB__JE_FILTER, // a | name ( args ); a is NULL for the body of a filter or set block
-  MOB__JE_TEST,   // a is name ( args )
-  MOB__JE_NOT,    // a
-  MOB__JE_NEG,    // a
-  MOB__JE_POS,    // a
-  MOB__JE_AND,    // a, b
-  MOB__JE_OR,     // a, b
-  MOB__JE_BINARY, // a op b: op is + - * / f(floor division) % p(power) ~
+  MOB__JE_CONST,   // value
+  MOB__JE_NAME,    // name
+  MOB__JE_LIST,    // items
+  MOB__JE_TUPLE,   // items
+  MOB__JE_DICT,    // items: key, value, key, value ...
+  MOB__JE_ATTR,    // a . name
+  MOB__JE_ITEM,    // a [ b ]
+  MOB__JE_SLICE,   // a [ items[0] : items[1] : items[2] ], NULL for an absent one
+  MOB__JE_CALL,    // a ( args )
+  MOB__JE_FILTER,  // a | name ( args ); a is NULL for the body of a filter or set block
+  MOB__JE_TEST,    // a is name ( args )
+  MOB__JE_NOT,     // a
+  MOB__JE_NEG,     // a
+  MOB__JE_POS,     // a
+  MOB__JE_AND,     // a, b
+  MOB__JE_OR,      // a, b
+  MOB__JE_BINARY,  // a op b: op is + - * / f(floor division) % p(power) ~
   MOB__JE_COMPARE, // a, then items with ops: = ! < l(<=) > g(>=) i(in) n(not in)
-  MOB__JE_COND,   // a if b else c (c may be NULL)
+  MOB__JE_COND,    // a if b else c (c may be NULL)
   // statements
-  MOB__JS_TEXT,  // value
-  MOB__JS_PRINT, // a
-  MOB__JS_IF,    // a, body, orelse (an elif is an if in orelse)
-  MOB__JS_FOR,   // target a in b if c: body, orelse
-  MOB__JS_SET,   // target a = b
-  MOB__JS_SET_BLOCK, // target a, filters b (NULL for none), body
-  MOB__JS_MACRO, // name, args are the parameters, body
-  MOB__JS_CALL,  // a: the call; args are the caller's parameters; body
+  MOB__JS_TEXT,         // value
+  MOB__JS_PRINT,        // a
+  MOB__JS_IF,           // a, body, orelse (an elif is an if in orelse)
+  MOB__JS_FOR,          // target a in b if c: body, orelse
+  MOB__JS_SET,          // target a = b
+  MOB__JS_SET_BLOCK,    // target a, filters b (NULL for none), body
+  MOB__JS_MACRO,        // name, args are the parameters, body
+  MOB__JS_CALL,         // a: the call; args are the caller's parameters; body
   MOB__JS_FILTER_BLOCK, // filters b, body
-  MOB__JS_WITH,  // items: target, value, target, value ...; body
+  MOB__JS_WITH,         // items: target, value, target, value ...; body
   MOB__JS_BREAK,
   MOB__JS_CONTINUE,
 } mob__jkind_t;
@@ -144,15 +147,15 @@ typedef struct mob__jnodes {
 } mob__jnodes_t;
 
 typedef struct mob__jarg {
-  mob__jstring_t name;  // text NULL: positional. Of a macro's parameters: always set
-  mob__jnode_t *value;  // of a parameter: its default or NULL
-  char spread;          // '*' for *list, 'd' for **dict, else 0
+  mob__jstring_t name; // text NULL: positional. Of a macro's parameters: always set
+  mob__jnode_t *value; // of a parameter: its default or NULL
+  char spread;         // '*' for *list, 'd' for **dict, else 0
 } mob__jarg_t;
 
 struct mob__jnode {
   mob__jkind_t kind;
-  char op;       // MOB__JE_BINARY
-  bool negated;  // MOB__JE_TEST: is not
+  char op;      // MOB__JE_BINARY
+  bool negated; // MOB__JE_TEST: is not
   int line;
   mob__jnode_t *a, *b, *c;
   mob__jstring_t name;
@@ -164,7 +167,8 @@ struct mob__jnode {
   mob__jnodes_t body, orelse;
 };
 
-// --- Lexer (jinja_lex.c) --------------------------------------------------------------------------------------
+// --- Lexer (jinja_lex.c)
+// --------------------------------------------------------------------------------------
 
 typedef enum mob__jtoken_type {
   MOB__JT_END,
@@ -192,7 +196,8 @@ typedef MOB_VEC(mob__jtoken_t) mob__jtokens_t;
 // Cuts the source into tokens; their texts live in `arena`.
 mob_status mob__jinja_lex(mob_arena_t *arena, const char *source, size_t len, mob__jtokens_t *out);
 
-// --- Parser (jinja_parse.c, jinja_parse_statement.c) ----------------------------------------------------------
+// --- Parser (jinja_parse.c, jinja_parse_statement.c)
+// ----------------------------------------------------------
 
 typedef struct mob__jparser {
   mob_arena_t *arena;
@@ -213,10 +218,13 @@ mob_status mob__jinja_expression(mob__jparser_t *p, bool conditional, mob__jnode
 // An expression, or several with commas between: a tuple.
 mob_status mob__jinja_expressions(mob__jparser_t *p, bool conditional, mob__jnode_t **out);
 mob_status mob__jinja_postfix(mob__jparser_t *p, mob__jnode_t *node, mob__jnode_t **out);
-// `| name(args) | name ...` behind `node`; the current token is the first `|`, or with `first` the first name.
-mob_status mob__jinja_filters(mob__jparser_t *p, mob__jnode_t *node, bool first, mob__jnode_t **out);
+// `| name(args) | name ...` behind `node`; the current token is the first `|`, or with `first` the
+// first name.
+mob_status mob__jinja_filters(mob__jparser_t *p, mob__jnode_t *node, bool first,
+                              mob__jnode_t **out);
 
-// --- Rendering ------------------------------------------------------------------------------------------------
+// --- Rendering
+// ------------------------------------------------------------------------------------------------
 
 typedef struct mob__jvariable {
   mob__jstring_t name;
@@ -244,8 +252,10 @@ typedef struct mob__jinja {
   mob_buf_t *out;
   mob__jscope_t *scope;
   size_t loop_depth;
-  bool too_deep; // a value of more than MOB__JINJA_MAX_DATA_DEPTH levels was made: the next step fails
-  bool raised; // the error message is complete: it names its line, or is the text of raise_exception()
+  bool too_deep; // a value of more than MOB__JINJA_MAX_DATA_DEPTH levels was made: the next step
+                 // fails
+  bool raised;   // the error message is complete: it names its line, or is the text of
+                 // raise_exception()
 } mob__jinja_t;
 
 typedef struct mob__jargs { // of a call, evaluated
@@ -258,17 +268,21 @@ typedef struct mob__jargs { // of a call, evaluated
 // jinja_eval.c
 mob_status mob__jinja_eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t *out);
 mob_status mob__jinja_eval_args(mob__jinja_t *r, const mob__jnode_t *node, mob__jargs_t *out);
-mob_status mob__jinja_get_attr(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t name, mob__jvalue_t *out);
-mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key, mob__jvalue_t *out);
+mob_status mob__jinja_get_attr(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t name,
+                               mob__jvalue_t *out);
+mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key,
+                               mob__jvalue_t *out);
 mob_status mob__jinja_enter(mob__jinja_t *r, int line); // counts a step and a level
 void mob__jinja_leave(mob__jinja_t *r);
 // jinja_exec.c
 mob_status mob__jinja_exec(mob__jinja_t *r, const mob__jnodes_t *body, mob__jflow_t *flow);
-mob_status mob__jinja_call_macro(mob__jinja_t *r, mob__jmacro_t *m, const mob__jargs_t *args, mob__jvalue_t *out);
+mob_status mob__jinja_call_macro(mob__jinja_t *r, mob__jmacro_t *m, const mob__jargs_t *args,
+                                 mob__jvalue_t *out);
 void mob__jinja_assign(mob__jinja_t *r, mob__jscope_t *scope, mob__jstring_t name, mob__jvalue_t v);
 bool mob__jinja_lookup(const mob__jscope_t *scope, mob__jstring_t name, mob__jvalue_t *out);
 // jinja_call.c: functions and methods
-mob_status mob__jinja_call(mob__jinja_t *r, mob__jvalue_t f, const mob__jargs_t *args, mob__jvalue_t *out);
+mob_status mob__jinja_call(mob__jinja_t *r, mob__jvalue_t f, const mob__jargs_t *args,
+                           mob__jvalue_t *out);
 bool mob__jinja_is_function(mob__jstring_t name, const char **interned);
 bool mob__jinja_has_method(mob__jvalue_t v, mob__jstring_t name);
 // jinja_string.c: methods of strings, which the filters use too
@@ -276,15 +290,20 @@ bool mob__jinja_is_string_method(mob__jstring_t name);
 mob_status mob__jinja_string_method(mob__jinja_t *r, mob__jstring_t self, mob__jstring_t name,
                                     const mob__jargs_t *args, mob__jvalue_t *out);
 // jinja_format.c: text % values, and text.format(values)
-mob_status mob__jinja_percent(mob__jinja_t *r, mob__jstring_t format, mob__jvalue_t values, mob__jvalue_t *out);
-mob_status mob__jinja_str_format(mob__jinja_t *r, mob__jstring_t format, const mob__jargs_t *args, mob__jvalue_t *out);
+mob_status mob__jinja_percent(mob__jinja_t *r, mob__jstring_t format, mob__jvalue_t values,
+                              mob__jvalue_t *out);
+mob_status mob__jinja_str_format(mob__jinja_t *r, mob__jstring_t format, const mob__jargs_t *args,
+                                 mob__jvalue_t *out);
 // jinja_filter.c, jinja_test.c
 bool mob__jinja_is_filter(mob__jstring_t name);
-mob_status mob__jinja_filter(mob__jinja_t *r, mob__jstring_t name, mob__jvalue_t v, const mob__jargs_t *args, mob__jvalue_t *out);
+mob_status mob__jinja_filter(mob__jinja_t *r, mob__jstring_t name, mob__jvalue_t v,
+                             const mob__jargs_t *args, mob__jvalue_t *out);
 bool mob__jinja_is_test(mob__jstring_t name);
-mob_status mob__jinja_test(mob__jinja_t *r, mob__jstring_t name, mob__jvalue_t v, const mob__jargs_t *args, bool *out);
+mob_status mob__jinja_test(mob__jinja_t *r, mob__jstring_t name, mob__jvalue_t v,
+                           const mob__jargs_t *args, bool *out);
 
-// --- Values (jinja_value.c) -----------------------------------------------------------------------------------
+// --- Values (jinja_value.c)
+// -----------------------------------------------------------------------------------
 
 #define MOB__JSTR(literal) ((mob__jstring_t){(literal), sizeof(literal) - 1})
 
@@ -297,10 +316,11 @@ mob__jvalue_t mob__j_float(double f);
 mob__jvalue_t mob__j_none(void);
 // Memory of the rendering; zeroed. Counted: the next step fails when it was too much.
 void *mob__j_alloc(mob__jinja_t *r, size_t size);
-mob__jvalue_t mob__j_undefined(mob__jinja_t *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+mob__jvalue_t mob__j_undefined(mob__jinja_t *r, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 mob__jvalue_t mob__j_new_list(mob__jinja_t *r, mob__jtype_t type); // list or tuple
 void mob__j_push(mob__jinja_t *r, mob__jlist_t *list, mob__jvalue_t v);
-mob__jvalue_t mob__j_new_dict(mob__jinja_t *r, mob__jtype_t type); // dict or namespace
+mob__jvalue_t mob__j_new_dict(mob__jinja_t *r, mob__jtype_t type);           // dict or namespace
 mob__jvalue_t *mob__j_dict_get(const mob__jdict_t *dict, mob__jvalue_t key); // NULL when absent
 mob__jvalue_t *mob__j_dict_gets(const mob__jdict_t *dict, mob__jstring_t key);
 void mob__j_dict_put(mob__jinja_t *r, mob__jdict_t *dict, mob__jvalue_t key, mob__jvalue_t v);
@@ -313,9 +333,11 @@ bool mob__j_truth(mob__jvalue_t v);
 bool mob__j_is_number(mob__jvalue_t v); // int, float or bool
 double mob__j_number(mob__jvalue_t v);
 bool mob__j_equal(mob__jvalue_t a, mob__jvalue_t b);
-mob_status mob__j_compare(mob__jvalue_t a, mob__jvalue_t b, int *out); // <0, 0, >0; an error when there is no order
+mob_status mob__j_compare(mob__jvalue_t a, mob__jvalue_t b,
+                          int *out); // <0, 0, >0; an error when there is no order
 mob_status mob__j_contains(mob__jinja_t *r, mob__jvalue_t needle, mob__jvalue_t hay, bool *out);
-mob_status mob__j_binary(mob__jinja_t *r, char op, mob__jvalue_t a, mob__jvalue_t b, mob__jvalue_t *out);
+mob_status mob__j_binary(mob__jinja_t *r, char op, mob__jvalue_t a, mob__jvalue_t b,
+                         mob__jvalue_t *out);
 // What iterating over `v` gives: characters, keys, items.
 mob_status mob__j_iterate(mob__jinja_t *r, mob__jvalue_t v, mob__jlist_t **out);
 mob_status mob__j_defined(mob__jvalue_t v); // the error of using an undefined value

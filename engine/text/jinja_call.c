@@ -6,24 +6,28 @@
 
 static mob_status arity(const char *name, const mob__jargs_t *args, size_t low, size_t high) {
   if (args->len >= low && args->len <= high) return MOB_OK;
-  return mob_fail(MOB_E_INVALID, "%s() takes %zu to %zu arguments, not %zu", name, low, high, args->len);
+  return mob_fail(MOB_E_INVALID, "%s() takes %zu to %zu arguments, not %zu", name, low, high,
+                  args->len);
 }
 
 static mob_status whole_arg(mob__jvalue_t v, int64_t *out) {
   if (v.type != MOB__J_INT && v.type != MOB__J_BOOL) {
-    return mob_fail(MOB_E_INVALID, "'%s' object cannot be interpreted as an integer", mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "'%s' object cannot be interpreted as an integer",
+                    mob__j_type_name(v));
   }
   *out = v.type == MOB__J_INT ? v.u.i : v.u.b;
   return MOB_OK;
 }
 
-static mob_status copy_dict(mob__jinja_t *r, const mob__jargs_t *args, mob__jtype_t type, mob__jvalue_t *out) {
+static mob_status copy_dict(mob__jinja_t *r, const mob__jargs_t *args, mob__jtype_t type,
+                            mob__jvalue_t *out) {
   *out = mob__j_new_dict(r, type);
   for (size_t i = 0; i < args->len; i++) {
     mob__jlist_t *pairs;
     if (args->at[i].type == MOB__J_DICT) {
       const mob__jdict_t *d = args->at[i].u.dict;
-      for (size_t k = 0; k < d->len; k++) mob__j_dict_put(r, out->u.dict, d->at[k].key, d->at[k].value);
+      for (size_t k = 0; k < d->len; k++)
+        mob__j_dict_put(r, out->u.dict, d->at[k].key, d->at[k].value);
       continue;
     }
     MOB_TRY(mob__j_iterate(r, args->at[i], &pairs));
@@ -50,8 +54,10 @@ static mob_status call_range(mob__jinja_t *r, const mob__jargs_t *args, mob__jva
   }
   if (args->len > 2) MOB_TRY(whole_arg(args->at[2], &step));
   if (step == 0) return mob_fail(MOB_E_INVALID, "range() arg 3 must not be zero");
-  double count = step > 0 ? ((double)stop - (double)start) / (double)step : ((double)start - (double)stop) / -(double)step;
-  if (count > MOB__JINJA_MAX_RANGE) return mob_fail(MOB_E_INVALID, "range() of more than %d numbers", MOB__JINJA_MAX_RANGE);
+  double count = step > 0 ? ((double)stop - (double)start) / (double)step
+                          : ((double)start - (double)stop) / -(double)step;
+  if (count > MOB__JINJA_MAX_RANGE)
+    return mob_fail(MOB_E_INVALID, "range() of more than %d numbers", MOB__JINJA_MAX_RANGE);
   *out = mob__j_new_list(r, MOB__J_LIST);
   for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
     mob__j_push(r, out->u.list, mob__j_int(i));
@@ -98,10 +104,8 @@ static const struct {
   const char *name;
   mob_status (*call)(mob__jinja_t *r, const mob__jargs_t *args, mob__jvalue_t *out);
 } functions[] = {
-    {"range", call_range},
-    {"dict", call_dict},
-    {"namespace", call_namespace},
-    {"raise_exception", call_raise},
+    {"range", call_range},           {"dict", call_dict},
+    {"namespace", call_namespace},   {"raise_exception", call_raise},
     {"strftime_now", call_strftime},
 };
 
@@ -130,7 +134,8 @@ bool mob__jinja_has_method(mob__jvalue_t v, mob__jstring_t name) {
   return false;
 }
 
-static mob_status dict_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_t name, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status dict_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_t name,
+                              const mob__jargs_t *args, mob__jvalue_t *out) {
   const mob__jdict_t *d = self.u.dict;
   if (mob__jstr_is(name, "get")) {
     MOB_TRY(arity("get", args, 1, 2));
@@ -141,7 +146,8 @@ static mob_status dict_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_
     return MOB_OK;
   }
   MOB_TRY(arity("a dict's method", args, 0, 0));
-  if (mob__jstr_is(name, "copy")) return copy_dict(r, &(mob__jargs_t){.at = &self, .len = 1}, MOB__J_DICT, out);
+  if (mob__jstr_is(name, "copy"))
+    return copy_dict(r, &(mob__jargs_t){.at = &self, .len = 1}, MOB__J_DICT, out);
   *out = mob__j_new_list(r, MOB__J_LIST);
   for (size_t i = 0; i < d->len; i++) {
     mob__jvalue_t item = mob__jstr_is(name, "keys") ? d->at[i].key : d->at[i].value;
@@ -155,7 +161,8 @@ static mob_status dict_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_
   return MOB_OK;
 }
 
-static mob_status list_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_t name, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status list_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_t name,
+                              const mob__jargs_t *args, mob__jvalue_t *out) {
   const mob__jlist_t *list = self.u.list;
   if (mob__jstr_is(name, "copy")) {
     *out = mob__j_new_list(r, MOB__J_LIST);
@@ -169,12 +176,14 @@ static mob_status list_method(mob__jinja_t *r, mob__jvalue_t self, mob__jstring_
     if (!mob__j_equal(list->at[i], args->at[0])) continue;
     if (count++ == 0) first = (int64_t)i;
   }
-  if (mob__jstr_is(name, "index") && first < 0) return mob_fail(MOB_E_INVALID, "the value is not in the list");
+  if (mob__jstr_is(name, "index") && first < 0)
+    return mob_fail(MOB_E_INVALID, "the value is not in the list");
   *out = mob__j_int(mob__jstr_is(name, "index") ? first : count);
   return MOB_OK;
 }
 
-static mob_status loop_method(mob__jinja_t *r, mob__jloop_t *loop, mob__jstring_t name, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status loop_method(mob__jinja_t *r, mob__jloop_t *loop, mob__jstring_t name,
+                              const mob__jargs_t *args, mob__jvalue_t *out) {
   if (mob__jstr_is(name, "cycle")) {
     if (args->len == 0) return mob_fail(MOB_E_INVALID, "no items for cycling given");
     *out = args->at[loop->index % args->len];
@@ -188,7 +197,8 @@ static mob_status loop_method(mob__jinja_t *r, mob__jloop_t *loop, mob__jstring_
   return MOB_OK;
 }
 
-mob_status mob__jinja_call(mob__jinja_t *r, mob__jvalue_t f, const mob__jargs_t *args, mob__jvalue_t *out) {
+mob_status mob__jinja_call(mob__jinja_t *r, mob__jvalue_t f, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   MOB_TRY(mob__j_defined(f));
   if (f.type == MOB__J_MACRO) return mob__jinja_call_macro(r, f.u.macro, args, out);
   if (f.type == MOB__J_FUNCTION) {
@@ -200,10 +210,14 @@ mob_status mob__jinja_call(mob__jinja_t *r, mob__jvalue_t f, const mob__jargs_t 
     mob__jvalue_t self = f.u.method->self;
     mob__jstring_t name = f.u.method->name;
     switch (self.type) {
-    case MOB__J_STRING: return mob__jinja_string_method(r, self.u.s, name, args, out);
-    case MOB__J_DICT: return dict_method(r, self, name, args, out);
-    case MOB__J_LOOP: return loop_method(r, self.u.loop, name, args, out);
-    default: return list_method(r, self, name, args, out);
+    case MOB__J_STRING:
+      return mob__jinja_string_method(r, self.u.s, name, args, out);
+    case MOB__J_DICT:
+      return dict_method(r, self, name, args, out);
+    case MOB__J_LOOP:
+      return loop_method(r, self.u.loop, name, args, out);
+    default:
+      return list_method(r, self, name, args, out);
     }
   }
   return mob_fail(MOB_E_INVALID, "'%s' object is not callable", mob__j_type_name(f));

@@ -7,11 +7,15 @@
 
 mob_status mob__jinja_enter(mob__jinja_t *r, int line) {
   (void)line;
-  if (r->depth >= MOB__JINJA_MAX_DEPTH) return mob_fail(MOB_E_INVALID, "the template recurses too deeply");
-  if (++r->steps > MOB__JINJA_MAX_STEPS) return mob_fail(MOB_E_INVALID, "the template takes too long");
-  if (r->memory > MOB__JINJA_MAX_MEMORY) return mob_fail(MOB_E_INVALID, "the template takes too much memory");
+  if (r->depth >= MOB__JINJA_MAX_DEPTH)
+    return mob_fail(MOB_E_INVALID, "the template recurses too deeply");
+  if (++r->steps > MOB__JINJA_MAX_STEPS)
+    return mob_fail(MOB_E_INVALID, "the template takes too long");
+  if (r->memory > MOB__JINJA_MAX_MEMORY)
+    return mob_fail(MOB_E_INVALID, "the template takes too much memory");
   if (r->too_deep) {
-    return mob_fail(MOB_E_INVALID, "the template nests values more than %d levels deep", MOB__JINJA_MAX_DATA_DEPTH);
+    return mob_fail(MOB_E_INVALID, "the template nests values more than %d levels deep",
+                    MOB__JINJA_MAX_DATA_DEPTH);
   }
   r->depth++;
   return MOB_OK;
@@ -32,17 +36,27 @@ static mob_status name(mob__jinja_t *r, mob__jstring_t n, mob__jvalue_t *out) {
   return MOB_OK;
 }
 
-static bool loop_attr(mob__jinja_t *r, const mob__jloop_t *loop, mob__jstring_t name_, mob__jvalue_t *out) {
+static bool loop_attr(mob__jinja_t *r, const mob__jloop_t *loop, mob__jstring_t name_,
+                      mob__jvalue_t *out) {
   int64_t i = (int64_t)loop->index, n = (int64_t)loop->items->len;
-  if (mob__jstr_is(name_, "index")) *out = mob__j_int(i + 1);
-  else if (mob__jstr_is(name_, "index0")) *out = mob__j_int(i);
-  else if (mob__jstr_is(name_, "revindex")) *out = mob__j_int(n - i);
-  else if (mob__jstr_is(name_, "revindex0")) *out = mob__j_int(n - i - 1);
-  else if (mob__jstr_is(name_, "first")) *out = mob__j_bool(i == 0);
-  else if (mob__jstr_is(name_, "last")) *out = mob__j_bool(i + 1 == n);
-  else if (mob__jstr_is(name_, "length")) *out = mob__j_int(n);
-  else if (mob__jstr_is(name_, "depth")) *out = mob__j_int((int64_t)loop->depth);
-  else if (mob__jstr_is(name_, "depth0")) *out = mob__j_int((int64_t)loop->depth - 1);
+  if (mob__jstr_is(name_, "index"))
+    *out = mob__j_int(i + 1);
+  else if (mob__jstr_is(name_, "index0"))
+    *out = mob__j_int(i);
+  else if (mob__jstr_is(name_, "revindex"))
+    *out = mob__j_int(n - i);
+  else if (mob__jstr_is(name_, "revindex0"))
+    *out = mob__j_int(n - i - 1);
+  else if (mob__jstr_is(name_, "first"))
+    *out = mob__j_bool(i == 0);
+  else if (mob__jstr_is(name_, "last"))
+    *out = mob__j_bool(i + 1 == n);
+  else if (mob__jstr_is(name_, "length"))
+    *out = mob__j_int(n);
+  else if (mob__jstr_is(name_, "depth"))
+    *out = mob__j_int((int64_t)loop->depth);
+  else if (mob__jstr_is(name_, "depth0"))
+    *out = mob__j_int((int64_t)loop->depth - 1);
   else if (mob__jstr_is(name_, "previtem")) {
     *out = i > 0 ? loop->items->at[i - 1] : mob__j_undefined(r, "there is no previous item");
   } else if (mob__jstr_is(name_, "nextitem")) {
@@ -67,7 +81,8 @@ static mob__jvalue_t missing(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t ke
 }
 
 // a.name: an attribute or method, then an item.
-mob_status mob__jinja_get_attr(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t n, mob__jvalue_t *out) {
+mob_status mob__jinja_get_attr(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t n,
+                               mob__jvalue_t *out) {
   MOB_TRY(mob__j_defined(v));
   if (v.type == MOB__J_LOOP && loop_attr(r, v.u.loop, n, out)) return MOB_OK;
   if (v.type == MOB__J_MACRO && mob__jstr_is(n, "name")) {
@@ -103,7 +118,8 @@ static size_t byte_of(mob__jstring_t s, size_t index) {
   return i;
 }
 
-mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key, mob__jvalue_t *out) {
+mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key,
+                               mob__jvalue_t *out) {
   char text[64];
   MOB_TRY(mob__j_defined(v));
   if (v.type == MOB__J_DICT) {
@@ -119,7 +135,8 @@ mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t k
     int64_t n = (int64_t)length_of(v), i = key.type == MOB__J_INT ? key.u.i : key.u.b;
     if (i < 0) i += n;
     if (i < 0 || i >= n) {
-      *out = mob__j_undefined(r, "%s has no element %lld", object_name(v, text), (long long)(key.type == MOB__J_INT ? key.u.i : key.u.b));
+      *out = mob__j_undefined(r, "%s has no element %lld", object_name(v, text),
+                              (long long)(key.type == MOB__J_INT ? key.u.i : key.u.b));
     } else if (v.type == MOB__J_STRING) {
       size_t at = byte_of(v.u.s, (size_t)i), width;
       mob_utf8_decode(v.u.s.text + at, &width);
@@ -139,7 +156,8 @@ mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t k
 }
 
 // One bound of a slice; `absent` when it is not given or none.
-static mob_status bound(mob__jinja_t *r, const mob__jnode_t *node, int64_t absent, int64_t *out, bool *given) {
+static mob_status bound(mob__jinja_t *r, const mob__jnode_t *node, int64_t absent, int64_t *out,
+                        bool *given) {
   mob__jvalue_t v;
   *out = absent;
   *given = false;
@@ -147,7 +165,8 @@ static mob_status bound(mob__jinja_t *r, const mob__jnode_t *node, int64_t absen
   MOB_TRY(mob__jinja_eval(r, node, &v));
   if (v.type == MOB__J_NONE) return MOB_OK;
   if (v.type != MOB__J_INT && v.type != MOB__J_BOOL) {
-    return mob_fail(MOB_E_INVALID, "slice indices must be integers or None, not %s", mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "slice indices must be integers or None, not %s",
+                    mob__j_type_name(v));
   }
   *given = true;
   *out = v.type == MOB__J_INT ? v.u.i : v.u.b;
@@ -155,12 +174,15 @@ static mob_status bound(mob__jinja_t *r, const mob__jnode_t *node, int64_t absen
 }
 
 static int64_t clamp(int64_t i, int64_t n, int64_t low, int64_t high) {
-  if (i < 0) i = i < -n ? -1 : i + n;
-  else if (i > n) i = n;
+  if (i < 0)
+    i = i < -n ? -1 : i + n;
+  else if (i > n)
+    i = n;
   return i < low ? low : i > high ? high : i;
 }
 
-static mob_status slice(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t v, mob__jvalue_t *out) {
+static mob_status slice(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t v,
+                        mob__jvalue_t *out) {
   MOB_TRY(mob__j_defined(v));
   if (v.type != MOB__J_STRING && v.type != MOB__J_LIST && v.type != MOB__J_TUPLE) {
     *out = mob__j_undefined(r, "%s object cannot be sliced", mob__j_type_name(v));
@@ -189,8 +211,10 @@ static mob_status slice(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t
   mob__jvalue_t part = mob__j_new_list(r, v.type == MOB__J_TUPLE ? MOB__J_TUPLE : MOB__J_LIST);
   MOB_TRY(mob__j_iterate(r, v, &all));
   for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
-    if (v.type == MOB__J_STRING) mob_buf_append(&text, all->at[i].u.s.text, all->at[i].u.s.len);
-    else mob__j_push(r, part.u.list, all->at[i]);
+    if (v.type == MOB__J_STRING)
+      mob_buf_append(&text, all->at[i].u.s.text, all->at[i].u.s.len);
+    else
+      mob__j_push(r, part.u.list, all->at[i]);
     if (__builtin_add_overflow(i, step, &i)) break;
   }
   if (v.type == MOB__J_STRING) return mob__j_take(r, &text, out);
@@ -198,7 +222,8 @@ static mob_status slice(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t
   return MOB_OK;
 }
 
-static void add_arg(mob__jinja_t *r, mob__jargs_t *args, size_t *cap, const mob__jstring_t *name_, mob__jvalue_t v) {
+static void add_arg(mob__jinja_t *r, mob__jargs_t *args, size_t *cap, const mob__jstring_t *name_,
+                    mob__jvalue_t v) {
   if (args->len + args->named_len == *cap) {
     size_t grown = *cap * 2 + 4;
     mob__jvalue_t *at = mob__j_alloc(r, grown * sizeof *at);
@@ -209,8 +234,10 @@ static void add_arg(mob__jinja_t *r, mob__jargs_t *args, size_t *cap, const mob_
     args->named = named;
     *cap = grown;
   }
-  if (name_) args->named[args->named_len++] = (mob__jvariable_t){*name_, v};
-  else args->at[args->len++] = v;
+  if (name_)
+    args->named[args->named_len++] = (mob__jvariable_t){*name_, v};
+  else
+    args->at[args->len++] = v;
 }
 
 mob_status mob__jinja_eval_args(mob__jinja_t *r, const mob__jnode_t *node, mob__jargs_t *out) {
@@ -228,9 +255,12 @@ mob_status mob__jinja_eval_args(mob__jinja_t *r, const mob__jnode_t *node, mob__
       MOB_TRY(mob__j_iterate(r, v, &list));
       for (size_t k = 0; k < list->len; k++) add_arg(r, out, &cap, NULL, list->at[k]);
     } else {
-      if (v.type != MOB__J_DICT) return mob_fail(MOB_E_INVALID, "argument after ** must be a mapping, not %s", mob__j_type_name(v));
+      if (v.type != MOB__J_DICT)
+        return mob_fail(MOB_E_INVALID, "argument after ** must be a mapping, not %s",
+                        mob__j_type_name(v));
       for (size_t k = 0; k < v.u.dict->len; k++) {
-        if (v.u.dict->at[k].key.type != MOB__J_STRING) return mob_fail(MOB_E_INVALID, "keywords must be strings");
+        if (v.u.dict->at[k].key.type != MOB__J_STRING)
+          return mob_fail(MOB_E_INVALID, "keywords must be strings");
         add_arg(r, out, &cap, &v.u.dict->at[k].key.u.s, v.u.dict->at[k].value);
       }
     }
@@ -246,16 +276,25 @@ static mob_status compare(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue
     int order;
     MOB_TRY(mob__jinja_eval(r, node->items.at[i], &right));
     switch (node->ops[i]) {
-    case '=': holds = mob__j_equal(left, right); break;
-    case '!': holds = !mob__j_equal(left, right); break;
-    case 'i': MOB_TRY(mob__j_contains(r, left, right, &holds)); break;
+    case '=':
+      holds = mob__j_equal(left, right);
+      break;
+    case '!':
+      holds = !mob__j_equal(left, right);
+      break;
+    case 'i':
+      MOB_TRY(mob__j_contains(r, left, right, &holds));
+      break;
     case 'n':
       MOB_TRY(mob__j_contains(r, left, right, &holds));
       holds = !holds;
       break;
     default:
       MOB_TRY(mob__j_compare(left, right, &order));
-      holds = node->ops[i] == '<' ? order < 0 : node->ops[i] == 'l' ? order <= 0 : node->ops[i] == '>' ? order > 0 : order >= 0;
+      holds = node->ops[i] == '<'   ? order < 0
+              : node->ops[i] == 'l' ? order <= 0
+              : node->ops[i] == '>' ? order > 0
+                                    : order >= 0;
     }
     *out = mob__j_bool(holds);
     if (!holds) return MOB_OK;
@@ -266,13 +305,15 @@ static mob_status compare(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue
 static mob_status negate(mob__jvalue_t v, bool minus, mob__jvalue_t *out) {
   MOB_TRY(mob__j_defined(v));
   if (!mob__j_is_number(v)) {
-    return mob_fail(MOB_E_INVALID, "bad operand type for unary %c: '%s'", minus ? '-' : '+', mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "bad operand type for unary %c: '%s'", minus ? '-' : '+',
+                    mob__j_type_name(v));
   }
   if (v.type == MOB__J_FLOAT) {
     *out = mob__j_float(minus ? -v.u.f : v.u.f);
   } else {
     int64_t i = v.type == MOB__J_INT ? v.u.i : v.u.b;
-    if (minus && i == INT64_MIN) return mob_fail(MOB_E_INVALID, "a whole number in the template does not fit in 64 bits");
+    if (minus && i == INT64_MIN)
+      return mob_fail(MOB_E_INVALID, "a whole number in the template does not fit in 64 bits");
     *out = mob__j_int(minus ? -i : i);
   }
   return MOB_OK;
@@ -305,7 +346,9 @@ static mob_status condition(mob__jinja_t *r, const mob__jnode_t *node, mob__jval
   MOB_TRY(mob__jinja_eval(r, node->b, &v));
   if (mob__j_truth(v)) return mob__jinja_eval(r, node->a, out);
   if (node->c) return mob__jinja_eval(r, node->c, out);
-  *out = mob__j_undefined(r, "the inline if-expression on line %d evaluated to false and no else section was defined", node->line);
+  *out = mob__j_undefined(
+      r, "the inline if-expression on line %d evaluated to false and no else section was defined",
+      node->line);
   return MOB_OK;
 }
 
@@ -330,11 +373,15 @@ static mob_status call(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t 
 static mob_status eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t *out) {
   mob__jvalue_t a, b;
   switch (node->kind) {
-  case MOB__JE_CONST: *out = node->value; return MOB_OK;
-  case MOB__JE_NAME: return name(r, node->name, out);
+  case MOB__JE_CONST:
+    *out = node->value;
+    return MOB_OK;
+  case MOB__JE_NAME:
+    return name(r, node->name, out);
   case MOB__JE_LIST:
   case MOB__JE_TUPLE:
-  case MOB__JE_DICT: return collection(r, node, out);
+  case MOB__JE_DICT:
+    return collection(r, node, out);
   case MOB__JE_ATTR:
     MOB_TRY(mob__jinja_eval(r, node->a, &a));
     return mob__jinja_get_attr(r, a, node->name, out);
@@ -347,7 +394,8 @@ static mob_status eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t 
     return slice(r, node, a, out);
   case MOB__JE_CALL:
   case MOB__JE_FILTER:
-  case MOB__JE_TEST: return call(r, node, out);
+  case MOB__JE_TEST:
+    return call(r, node, out);
   case MOB__JE_NOT:
     MOB_TRY(mob__jinja_eval(r, node->a, &a));
     *out = mob__j_bool(!mob__j_truth(a));
@@ -365,9 +413,12 @@ static mob_status eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t 
     MOB_TRY(mob__jinja_eval(r, node->a, &a));
     MOB_TRY(mob__jinja_eval(r, node->b, &b));
     return mob__j_binary(r, node->op, a, b, out);
-  case MOB__JE_COMPARE: return compare(r, node, out);
-  case MOB__JE_COND: return condition(r, node, out);
-  default: return mob_fail(MOB_E_INTERNAL, "a statement where an expression belongs");
+  case MOB__JE_COMPARE:
+    return compare(r, node, out);
+  case MOB__JE_COND:
+    return condition(r, node, out);
+  default:
+    return mob_fail(MOB_E_INTERNAL, "a statement where an expression belongs");
   }
 }
 

@@ -15,7 +15,8 @@ bool mob__jinja_lookup(const mob__jscope_t *scope, mob__jstring_t name, mob__jva
   return false;
 }
 
-void mob__jinja_assign(mob__jinja_t *r, mob__jscope_t *scope, mob__jstring_t name, mob__jvalue_t v) {
+void mob__jinja_assign(mob__jinja_t *r, mob__jscope_t *scope, mob__jstring_t name,
+                       mob__jvalue_t v) {
   for (size_t i = 0; i < scope->len; i++) {
     if (mob__jstr_eq(scope->at[i].name, name)) {
       scope->at[i].value = v;
@@ -46,7 +47,8 @@ static mob_status assign_to(mob__jinja_t *r, const mob__jnode_t *target, mob__jv
   if (target->kind == MOB__JE_ATTR) { // ns.name
     mob__jvalue_t ns;
     MOB_TRY(mob__jinja_eval(r, target->a, &ns));
-    if (ns.type != MOB__J_NAMESPACE) return mob_fail(MOB_E_INVALID, "cannot assign attribute on non-namespace object");
+    if (ns.type != MOB__J_NAMESPACE)
+      return mob_fail(MOB_E_INVALID, "cannot assign attribute on non-namespace object");
     mob__j_dict_put(r, ns.u.dict, mob__j_string(target->name), v);
     return MOB_OK;
   }
@@ -54,15 +56,16 @@ static mob_status assign_to(mob__jinja_t *r, const mob__jnode_t *target, mob__jv
   MOB_TRY(mob__j_defined(v));
   MOB_TRY(mob__j_iterate(r, v, &parts));
   if (parts->len != target->items.len) {
-    return mob_fail(MOB_E_INVALID, "cannot unpack %zu values into %zu names", parts->len, target->items.len);
+    return mob_fail(MOB_E_INVALID, "cannot unpack %zu values into %zu names", parts->len,
+                    target->items.len);
   }
   for (size_t i = 0; i < parts->len; i++) MOB_TRY(assign_to(r, target->items.at[i], parts->at[i]));
   return MOB_OK;
 }
 
 // Runs `body` with its output going to a string, passed through `filters`.
-static mob_status capture(mob__jinja_t *r, const mob__jnodes_t *body, const mob__jnode_t *filters, mob__jflow_t *flow,
-                          mob__jvalue_t *out) {
+static mob_status capture(mob__jinja_t *r, const mob__jnodes_t *body, const mob__jnode_t *filters,
+                          mob__jflow_t *flow, mob__jvalue_t *out) {
   mob_buf_t text = {0}, *before = r->out;
   r->out = &text;
   mob_status status = mob__jinja_exec(r, body, flow);
@@ -125,7 +128,8 @@ static mob_status exec_for(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow
     loop->index = i;
     r->steps++; // also of an empty body
     r->scope = new_scope(r, before);
-    mob__jinja_assign(r, r->scope, MOB__JSTR("loop"), (mob__jvalue_t){.type = MOB__J_LOOP, .u.loop = loop});
+    mob__jinja_assign(r, r->scope, MOB__JSTR("loop"),
+                      (mob__jvalue_t){.type = MOB__J_LOOP, .u.loop = loop});
     status = assign_to(r, node->a, items->at[i]);
     if (status == MOB_OK) status = mob__jinja_exec(r, &node->body, &inner);
     if (inner == MOB__J_BREAK) break;
@@ -137,8 +141,8 @@ static mob_status exec_for(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow
 // The value of a macro's parameter: given by place, by name, or by default.
 static mob_status bind(mob__jinja_t *r, const mob__jnode_t *node, const mob__jargs_t *args) {
   if (args->len > node->arg_count) {
-    return mob_fail(MOB_E_INVALID, "macro '%.*s' takes not more than %zu argument(s)", (int)node->name.len,
-                    node->name.text ? node->name.text : "", node->arg_count);
+    return mob_fail(MOB_E_INVALID, "macro '%.*s' takes not more than %zu argument(s)",
+                    (int)node->name.len, node->name.text ? node->name.text : "", node->arg_count);
   }
   size_t used = 0;
   for (size_t i = 0; i < node->arg_count; i++) {
@@ -148,7 +152,9 @@ static mob_status bind(mob__jinja_t *r, const mob__jnode_t *node, const mob__jar
     if (given) v = args->at[i];
     for (size_t k = 0; k < args->named_len; k++) {
       if (!mob__jstr_eq(args->named[k].name, parameter->name)) continue;
-      if (given) return mob_fail(MOB_E_INVALID, "a macro's argument '%.*s' is given twice", (int)parameter->name.len, parameter->name.text);
+      if (given)
+        return mob_fail(MOB_E_INVALID, "a macro's argument '%.*s' is given twice",
+                        (int)parameter->name.len, parameter->name.text);
       v = args->named[k].value;
       given = true;
       used++;
@@ -156,7 +162,8 @@ static mob_status bind(mob__jinja_t *r, const mob__jnode_t *node, const mob__jar
     if (!given && parameter->value) {
       MOB_TRY(mob__jinja_eval(r, parameter->value, &v));
     } else if (!given) {
-      v = mob__j_undefined(r, "parameter '%.*s' was not provided", (int)parameter->name.len, parameter->name.text);
+      v = mob__j_undefined(r, "parameter '%.*s' was not provided", (int)parameter->name.len,
+                           parameter->name.text);
     }
     mob__jinja_assign(r, r->scope, parameter->name, v);
   }
@@ -166,11 +173,13 @@ static mob_status bind(mob__jinja_t *r, const mob__jnode_t *node, const mob__jar
       used++;
     }
   }
-  if (used < args->named_len) return mob_fail(MOB_E_INVALID, "a macro takes no argument of that name");
+  if (used < args->named_len)
+    return mob_fail(MOB_E_INVALID, "a macro takes no argument of that name");
   return MOB_OK;
 }
 
-mob_status mob__jinja_call_macro(mob__jinja_t *r, mob__jmacro_t *m, const mob__jargs_t *args, mob__jvalue_t *out) {
+mob_status mob__jinja_call_macro(mob__jinja_t *r, mob__jmacro_t *m, const mob__jargs_t *args,
+                                 mob__jvalue_t *out) {
   mob__jscope_t *before = r->scope;
   mob__jflow_t flow = MOB__J_NEXT;
   r->scope = new_scope(r, m->scope);
@@ -232,12 +241,15 @@ static mob_status exec_if(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow_
 static mob_status exec_one(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow_t *flow) {
   mob__jvalue_t v;
   switch (node->kind) {
-  case MOB__JS_TEXT: return mob__j_print(r, node->value, r->out);
+  case MOB__JS_TEXT:
+    return mob__j_print(r, node->value, r->out);
   case MOB__JS_PRINT:
     MOB_TRY(mob__jinja_eval(r, node->a, &v));
     return mob__j_print(r, v, r->out);
-  case MOB__JS_IF: return exec_if(r, node, flow);
-  case MOB__JS_FOR: return exec_for(r, node, flow);
+  case MOB__JS_IF:
+    return exec_if(r, node, flow);
+  case MOB__JS_FOR:
+    return exec_for(r, node, flow);
   case MOB__JS_SET:
     MOB_TRY(mob__jinja_eval(r, node->b, &v));
     return assign_to(r, node->a, v);
@@ -247,12 +259,21 @@ static mob_status exec_one(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow
   case MOB__JS_FILTER_BLOCK:
     MOB_TRY(capture(r, &node->body, node->b, flow, &v));
     return mob__j_print(r, v, r->out);
-  case MOB__JS_MACRO: mob__jinja_assign(r, r->scope, node->name, macro_value(r, node)); return MOB_OK;
-  case MOB__JS_CALL: return exec_call(r, node);
-  case MOB__JS_WITH: return exec_with(r, node, flow);
-  case MOB__JS_BREAK: *flow = MOB__J_BREAK; return MOB_OK;
-  case MOB__JS_CONTINUE: *flow = MOB__J_CONTINUE; return MOB_OK;
-  default: return mob_fail(MOB_E_INTERNAL, "an expression where a statement belongs");
+  case MOB__JS_MACRO:
+    mob__jinja_assign(r, r->scope, node->name, macro_value(r, node));
+    return MOB_OK;
+  case MOB__JS_CALL:
+    return exec_call(r, node);
+  case MOB__JS_WITH:
+    return exec_with(r, node, flow);
+  case MOB__JS_BREAK:
+    *flow = MOB__J_BREAK;
+    return MOB_OK;
+  case MOB__JS_CONTINUE:
+    *flow = MOB__J_CONTINUE;
+    return MOB_OK;
+  default:
+    return mob_fail(MOB_E_INTERNAL, "an expression where a statement belongs");
   }
 }
 

@@ -1,5 +1,5 @@
-// Formatting: "text" % values and "text".format(values). Of the format language: fill, alignment, sign, 0, width,
-// comma, precision and the types s d f F e E g G x X o b %.
+// Formatting: "text" % values and "text".format(values). Of the format language: fill, alignment,
+// sign, 0, width, comma, precision and the types s d f F e E g G x X o b %.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +16,8 @@ typedef struct spec {
 } spec_t;
 
 static mob_status unsupported(mob__jstring_t text) {
-  return mob_fail(MOB_E_UNSUPPORTED, "the format '%.*s' is not supported", (int)(text.len < 60 ? text.len : 60), text.text);
+  return mob_fail(MOB_E_UNSUPPORTED, "the format '%.*s' is not supported",
+                  (int)(text.len < 60 ? text.len : 60), text.text);
 }
 
 static int number_at(mob__jstring_t s, size_t *i) {
@@ -43,22 +44,28 @@ static mob_status digits_of(mob__jvalue_t v, const spec_t *f, char *out, size_t 
   if (v.type != MOB__J_FLOAT && !real) {
     int64_t i = v.type == MOB__J_INT ? v.u.i : v.u.b;
     uint64_t n = i < 0 ? -(uint64_t)i : (uint64_t)i;
-    if (f->type == 'x') snprintf(out, cap, f->alternate ? "0x%llx" : "%llx", (unsigned long long)n);
-    else if (f->type == 'X') snprintf(out, cap, f->alternate ? "0X%llX" : "%llX", (unsigned long long)n);
-    else if (f->type == 'o') snprintf(out, cap, f->alternate ? "0o%llo" : "%llo", (unsigned long long)n);
+    if (f->type == 'x')
+      snprintf(out, cap, f->alternate ? "0x%llx" : "%llx", (unsigned long long)n);
+    else if (f->type == 'X')
+      snprintf(out, cap, f->alternate ? "0X%llX" : "%llX", (unsigned long long)n);
+    else if (f->type == 'o')
+      snprintf(out, cap, f->alternate ? "0o%llo" : "%llo", (unsigned long long)n);
     else if (f->type == 'b') {
       size_t k = 0;
       int bit = 63;
       while (bit > 0 && !(n >> bit & 1)) bit--;
       for (; bit >= 0; bit--) out[k++] = n >> bit & 1 ? '1' : '0';
       out[k] = 0;
-    } else snprintf(out, cap, "%llu", (unsigned long long)n);
+    } else
+      snprintf(out, cap, "%llu", (unsigned long long)n);
   } else {
     double x = mob__j_number(v);
     if (x < 0) x = -x;
     char format[16], type = f->type ? f->type : 'g';
     int precision = f->precision < 0 ? 6 : f->precision > 60 ? 60 : f->precision;
-    if (!real && f->type) return mob_fail(MOB_E_INVALID, "Unknown format code '%c' for object of type 'float'", f->type);
+    if (!real && f->type)
+      return mob_fail(MOB_E_INVALID, "Unknown format code '%c' for object of type 'float'",
+                      f->type);
     if (!f->type && f->precision < 0) {
       mob_buf_t text = {0};
       mob__j_print_float(x, &text);
@@ -74,7 +81,8 @@ static mob_status digits_of(mob__jvalue_t v, const spec_t *f, char *out, size_t 
   return MOB_OK;
 }
 
-static void padded(const char *sign, mob__jstring_t body, const spec_t *f, char align, mob_buf_t *out) {
+static void padded(const char *sign, mob__jstring_t body, const spec_t *f, char align,
+                   mob_buf_t *out) {
   size_t have = strlen(sign) + mob_utf8_count(body.text, body.len);
   size_t n = f->width > 0 && (size_t)f->width > have ? (size_t)f->width - have : 0;
   size_t left = align == '<' ? 0 : align == '^' ? n / 2 : n;
@@ -91,17 +99,23 @@ static mob_status formatted(mob__jinja_t *r, mob__jvalue_t v, const spec_t *f, m
     bool negative = v.type == MOB__J_FLOAT ? v.u.f < 0 : v.type == MOB__J_INT && v.u.i < 0;
     const char *sign = negative ? "-" : f->sign == '+' ? "+" : f->sign == ' ' ? " " : "";
     MOB_TRY(digits_of(v, f, digits, sizeof digits));
-    padded(sign, (mob__jstring_t){digits, strlen(digits)}, f, f->align ? f->align : f->zero ? '=' : '>', out);
+    padded(sign, (mob__jstring_t){digits, strlen(digits)}, f,
+           f->align  ? f->align
+           : f->zero ? '='
+                     : '>',
+           out);
     return MOB_OK;
   }
   if (f->type && f->type != 's') {
-    return mob_fail(MOB_E_INVALID, "Unknown format code '%c' for object of type '%s'", f->type, mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "Unknown format code '%c' for object of type '%s'", f->type,
+                    mob__j_type_name(v));
   }
   mob__jstring_t text;
   MOB_TRY(mob__j_to_string(r, v, &text));
   if (f->precision >= 0) {
     size_t i = 0, width;
-    for (int k = 0; k < f->precision && i < text.len; k++, i += width) mob_utf8_decode(text.text + i, &width);
+    for (int k = 0; k < f->precision && i < text.len; k++, i += width)
+      mob_utf8_decode(text.text + i, &width);
     text.len = i;
   }
   padded("", text, f, f->align ? f->align : '<', out);
@@ -139,38 +153,47 @@ static mob_status parse_spec(mob__jstring_t s, spec_t *f) {
 }
 
 // The value a replacement field names: {} {0} {name} {0.attr} {name[key]}.
-static mob_status field_value(mob__jinja_t *r, mob__jstring_t field, const mob__jargs_t *args, size_t *next, mob__jvalue_t *out) {
+static mob_status field_value(mob__jinja_t *r, mob__jstring_t field, const mob__jargs_t *args,
+                              size_t *next, mob__jvalue_t *out) {
   size_t i = 0;
   while (i < field.len && field.text[i] != '.' && field.text[i] != '[') i++;
   mob__jstring_t head = {field.text, i};
   size_t digits = 0, index = (size_t)number_at(head, &digits);
   if (head.len == 0 || digits == head.len) {
     if (head.len == 0) index = (*next)++;
-    if (index >= args->len) return mob_fail(MOB_E_INVALID, "Replacement index %zu out of range for positional args tuple", index);
+    if (index >= args->len)
+      return mob_fail(MOB_E_INVALID, "Replacement index %zu out of range for positional args tuple",
+                      index);
     *out = args->at[index];
   } else {
     size_t k = 0;
     while (k < args->named_len && !mob__jstr_eq(args->named[k].name, head)) k++;
-    if (k == args->named_len) return mob_fail(MOB_E_INVALID, "format() lacks '%.*s'", (int)head.len, head.text);
+    if (k == args->named_len)
+      return mob_fail(MOB_E_INVALID, "format() lacks '%.*s'", (int)head.len, head.text);
     *out = args->named[k].value;
   }
   while (i < field.len) {
     size_t start = i + 1;
     bool item = field.text[i] == '[';
-    for (i = start; i < field.len && (item ? field.text[i] != ']' : field.text[i] != '.' && field.text[i] != '[');) i++;
+    for (i = start; i < field.len &&
+                    (item ? field.text[i] != ']' : field.text[i] != '.' && field.text[i] != '[');)
+      i++;
     mob__jstring_t part = {field.text + start, i - start};
     size_t n = 0;
     int64_t number = number_at(part, &n);
     mob__jvalue_t key = item && n && n == part.len ? mob__j_int(number) : mob__j_string(part);
-    if (item) MOB_TRY(mob__jinja_get_item(r, *out, key, out));
-    else MOB_TRY(mob__jinja_get_attr(r, *out, part, out));
+    if (item)
+      MOB_TRY(mob__jinja_get_item(r, *out, key, out));
+    else
+      MOB_TRY(mob__jinja_get_attr(r, *out, part, out));
     MOB_TRY(mob__j_defined(*out));
     if (item) i++;
   }
   return MOB_OK;
 }
 
-static mob_status replacement(mob__jinja_t *r, mob__jstring_t field, const mob__jargs_t *args, size_t *next, mob_buf_t *out) {
+static mob_status replacement(mob__jinja_t *r, mob__jstring_t field, const mob__jargs_t *args,
+                              size_t *next, mob_buf_t *out) {
   size_t end = 0;
   char conversion = 0;
   spec_t f;
@@ -204,7 +227,8 @@ static mob_status replacement(mob__jinja_t *r, mob__jstring_t field, const mob__
   return formatted(r, v, &f, out);
 }
 
-mob_status mob__jinja_str_format(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+mob_status mob__jinja_str_format(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                                 mob__jvalue_t *out) {
   mob_buf_t buf = {0};
   mob_status status = MOB_OK;
   size_t next = 0;
@@ -237,7 +261,8 @@ fail:
 }
 
 // One %... of a format; `i` is behind the percent sign.
-static mob_status conversion(mob__jinja_t *r, mob__jstring_t s, size_t *i, mob__jvalue_t values, size_t *next, mob_buf_t *out) {
+static mob_status conversion(mob__jinja_t *r, mob__jstring_t s, size_t *i, mob__jvalue_t values,
+                             size_t *next, mob_buf_t *out) {
   spec_t f = {.fill = " ", .fill_len = 1, .precision = -1, .align = '>'};
   mob__jvalue_t v;
   mob__jstring_t whole = {s.text + *i, s.len - *i};
@@ -250,9 +275,12 @@ static mob_status conversion(mob__jinja_t *r, mob__jstring_t s, size_t *i, mob__
     *i = (size_t)(close - s.text) + 1;
   }
   for (; *i < s.len && s.text[*i] && strchr("-+ 0#", s.text[*i]); (*i)++) {
-    if (s.text[*i] == '-') f.align = '<';
-    else if (s.text[*i] == '0') f.zero = true;
-    else if (s.text[*i] != '#') f.sign = s.text[*i];
+    if (s.text[*i] == '-')
+      f.align = '<';
+    else if (s.text[*i] == '0')
+      f.zero = true;
+    else if (s.text[*i] != '#')
+      f.sign = s.text[*i];
   }
   if (f.zero && f.align == '>') f.fill[0] = '0', f.align = '=';
   f.width = number_at(s, i);
@@ -264,7 +292,8 @@ static mob_status conversion(mob__jinja_t *r, mob__jstring_t s, size_t *i, mob__
   f.type = s.text[(*i)++];
   if (!named) {
     bool tuple = values.type == MOB__J_TUPLE;
-    if (tuple ? *next >= values.u.list->len : *next > 0) return mob_fail(MOB_E_INVALID, "not enough arguments for format string");
+    if (tuple ? *next >= values.u.list->len : *next > 0)
+      return mob_fail(MOB_E_INVALID, "not enough arguments for format string");
     v = tuple ? values.u.list->at[*next] : values;
     (*next)++;
   }
@@ -281,14 +310,20 @@ static mob_status conversion(mob__jinja_t *r, mob__jstring_t s, size_t *i, mob__
   }
   if (f.type == 's' && f.align == '=') f.align = '>', f.fill[0] = ' ';
   if (f.type == 'i') f.type = 'd';
-  if (f.type == 'd' && v.type == MOB__J_FLOAT) v = mob__j_int((int64_t)(v.u.f > 9e18 ? 9e18 : v.u.f < -9e18 ? -9e18 : v.u.f == v.u.f ? v.u.f : 0));
+  if (f.type == 'd' && v.type == MOB__J_FLOAT)
+    v = mob__j_int((int64_t)(v.u.f > 9e18     ? 9e18
+                             : v.u.f < -9e18  ? -9e18
+                             : v.u.f == v.u.f ? v.u.f
+                                              : 0));
   if (f.type != 's' && !mob__j_is_number(v)) {
-    return mob_fail(MOB_E_INVALID, "%%%c format: a real number is required, not %s", f.type, mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "%%%c format: a real number is required, not %s", f.type,
+                    mob__j_type_name(v));
   }
   return formatted(r, v, &f, out);
 }
 
-mob_status mob__jinja_percent(mob__jinja_t *r, mob__jstring_t s, mob__jvalue_t values, mob__jvalue_t *out) {
+mob_status mob__jinja_percent(mob__jinja_t *r, mob__jstring_t s, mob__jvalue_t values,
+                              mob__jvalue_t *out) {
   mob_buf_t buf = {0};
   mob_status status = MOB_OK;
   size_t next = 0;
@@ -304,7 +339,9 @@ mob_status mob__jinja_percent(mob__jinja_t *r, mob__jstring_t s, mob__jvalue_t v
       MOB_TRY_GOTO(mob__j_check_size(buf.len), status, fail);
     }
   }
-  if (values.type == MOB__J_TUPLE ? next < values.u.list->len : next == 0 && values.type != MOB__J_DICT && values.type != MOB__J_LIST) {
+  if (values.type == MOB__J_TUPLE
+          ? next < values.u.list->len
+          : next == 0 && values.type != MOB__J_DICT && values.type != MOB__J_LIST) {
     status = mob_fail(MOB_E_INVALID, "not all arguments converted during string formatting");
     goto fail;
   }

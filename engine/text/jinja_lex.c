@@ -102,7 +102,8 @@ static size_t digits(const lexer_t *x, size_t i) {
 static mob_status number(lexer_t *x) {
   size_t start = x->pos, i = digits(x, start);
   bool real = false, after_dot = start > 0 && x->in[start - 1] == '.'; // a.0.1 holds no float
-  if (!after_dot && i + 1 < x->len && x->in[i] == '.' && x->in[i + 1] >= '0' && x->in[i + 1] <= '9') {
+  if (!after_dot && i + 1 < x->len && x->in[i] == '.' && x->in[i + 1] >= '0' &&
+      x->in[i + 1] <= '9') {
     real = true;
     i = digits(x, i + 1);
   }
@@ -141,7 +142,10 @@ static bool hex_escape(const lexer_t *x, size_t pos, size_t end, size_t n, uint3
   if (end - pos < n) return false;
   for (size_t i = 0; i < n; i++) {
     char c = x->in[pos + i];
-    int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    int digit = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
     if (digit < 0) return false;
     value = value << 4 | (uint32_t)digit;
   }
@@ -168,7 +172,8 @@ static mob_status unescape(lexer_t *x, size_t start, size_t end, mob__jstring_t 
     } else if (c == 'x' || c == 'u' || c == 'U') {
       uint32_t cp;
       size_t width = c == 'x' ? 2 : c == 'u' ? 4 : 8;
-      if (!hex_escape(x, i, end, width, &cp)) return lex_error(x, "bad \\x, \\u or \\U in a string");
+      if (!hex_escape(x, i, end, width, &cp))
+        return lex_error(x, "bad \\x, \\u or \\U in a string");
       n += mob_utf8_encode(cp, text + n);
       i += width;
     } else if (c >= '0' && c <= '7') {
@@ -309,7 +314,9 @@ static mob_status comment(lexer_t *x) {
 static mob_status lex(lexer_t *x) {
   while (x->pos < x->len) {
     size_t i = x->pos;
-    while (i < x->len && !(x->in[i] == '{' && i + 1 < x->len && x->in[i + 1] && strchr("{%#", x->in[i + 1]))) i++;
+    while (i < x->len &&
+           !(x->in[i] == '{' && i + 1 < x->len && x->in[i + 1] && strchr("{%#", x->in[i + 1])))
+      i++;
     if (i == x->len) {
       emit(x, MOB__JT_DATA, (mob__jstring_t){x->in + x->pos, x->len - x->pos});
       break;
@@ -322,7 +329,8 @@ static mob_status lex(lexer_t *x) {
     } else if (body) {
       MOB_TRY(raw(x, body, raw_sign));
     } else {
-      emit(x, kind == '{' ? MOB__JT_VAR_BEGIN : MOB__JT_BLOCK_BEGIN, (mob__jstring_t){x->in + i, 2});
+      emit(x, kind == '{' ? MOB__JT_VAR_BEGIN : MOB__JT_BLOCK_BEGIN,
+           (mob__jstring_t){x->in + i, 2});
       x->pos = i + (sign ? 3 : 2);
       MOB_TRY(tag(x, kind == '{'));
     }
@@ -335,7 +343,8 @@ mob_status mob__jinja_lex(mob_arena_t *arena, const char *source, size_t len, mo
   if (len > MOB__JINJA_MAX_SOURCE) {
     return mob_fail(MOB_E_FORMAT, "a template of %zu bytes is too long", len);
   }
-  if (mob_utf8_valid_prefix(source, len) != len) return mob_fail(MOB_E_FORMAT, "the template is not UTF-8");
+  if (mob_utf8_valid_prefix(source, len) != len)
+    return mob_fail(MOB_E_FORMAT, "the template is not UTF-8");
   char *text = mob_arena_alloc(arena, len + 1);
   size_t n = 0;
   for (size_t i = 0; i < len; i++) { // line ends become \n

@@ -98,7 +98,7 @@ static mob_status arguments(mob__jparser_t *p, mob__jnode_t *node) {
     } else if (mob__jinja_skip_op(p, "**")) {
       arg->spread = 'd';
     } else if (p->token->type == MOB__JT_NAME && p->token[1].type == MOB__JT_OP &&
-        mob__jstr_is(p->token[1].s, "=")) {
+               mob__jstr_is(p->token[1].s, "=")) {
       arg->name = p->token->s;
       p->token += 2;
     } else if (node->arg_count && (arg[-1].name.text || arg[-1].spread)) {
@@ -177,9 +177,14 @@ static mob_status primary(mob__jparser_t *p, mob__jnode_t **out) {
   const mob__jtoken_t *t = p->token;
   mob__jnode_t *node = mob__jinja_node(p, MOB__JE_CONST);
   switch (t->type) {
-  case MOB__JT_NAME: return name_or_constant(p, out);
-  case MOB__JT_INT: node->value = mob__j_int(t->i); break;
-  case MOB__JT_FLOAT: node->value = mob__j_float(t->f); break;
+  case MOB__JT_NAME:
+    return name_or_constant(p, out);
+  case MOB__JT_INT:
+    node->value = mob__j_int(t->i);
+    break;
+  case MOB__JT_FLOAT:
+    node->value = mob__j_float(t->f);
+    break;
   case MOB__JT_STRING: {
     mob__jstring_t s = t->s;
     if (t[1].type == MOB__JT_STRING) { // strings side by side are one
@@ -251,14 +256,16 @@ mob_status mob__jinja_postfix(mob__jparser_t *p, mob__jnode_t *node, mob__jnode_
   }
 }
 
-mob_status mob__jinja_filters(mob__jparser_t *p, mob__jnode_t *node, bool first, mob__jnode_t **out) {
+mob_status mob__jinja_filters(mob__jparser_t *p, mob__jnode_t *node, bool first,
+                              mob__jnode_t **out) {
   while (first || mob__jinja_skip_op(p, "|")) {
     first = false;
     node = unary_node(p, MOB__JE_FILTER, node);
     MOB_TRY(expect_name(p, &node->name));
     if (!mob__jinja_is_filter(node->name)) {
-      return mob_fail(MOB_E_UNSUPPORTED, "template line %d: there is no filter named '%.*s'", node->line,
-                      (int)(node->name.len < 60 ? node->name.len : 60), node->name.text);
+      return mob_fail(MOB_E_UNSUPPORTED, "template line %d: there is no filter named '%.*s'",
+                      node->line, (int)(node->name.len < 60 ? node->name.len : 60),
+                      node->name.text);
     }
     if (mob__jinja_is_op(p, "(")) MOB_TRY(arguments(p, node));
   }
@@ -280,8 +287,8 @@ static mob_status test(mob__jparser_t *p, mob__jnode_t *a, mob__jnode_t **out) {
   node->negated = mob__jinja_skip_name(p, "not");
   MOB_TRY(expect_name(p, &node->name));
   if (!mob__jinja_is_test(node->name)) {
-    return mob_fail(MOB_E_UNSUPPORTED, "template line %d: there is no test named '%.*s'", node->line,
-                    (int)(node->name.len < 60 ? node->name.len : 60), node->name.text);
+    return mob_fail(MOB_E_UNSUPPORTED, "template line %d: there is no test named '%.*s'",
+                    node->line, (int)(node->name.len < 60 ? node->name.len : 60), node->name.text);
   }
   if (mob__jinja_is_op(p, "(")) {
     MOB_TRY(arguments(p, node));
@@ -296,7 +303,8 @@ static mob_status test(mob__jparser_t *p, mob__jnode_t *a, mob__jnode_t **out) {
 }
 
 static mob_status unary(mob__jparser_t *p, bool with_filter, mob__jnode_t **out) {
-  if (p->depth >= MOB__JINJA_MAX_NESTING) return mob__jinja_syntax_error(p, "expected less nesting");
+  if (p->depth >= MOB__JINJA_MAX_NESTING)
+    return mob__jinja_syntax_error(p, "expected less nesting");
   p->depth++;
   mob_status status = MOB_OK;
   mob__jnode_t *node = NULL;
@@ -336,7 +344,8 @@ static const char *const power_ops[] = {"**", NULL};
 static const char *const product_ops[] = {"*", "/", "//", "%", NULL};
 static const char *const concat_ops[] = {"~", NULL};
 static const char *const sum_ops[] = {"+", "-", NULL};
-static const level_t levels[] = {{sum_ops, "+-"}, {concat_ops, "~"}, {product_ops, "*/f%"}, {power_ops, "p"}};
+static const level_t levels[] = {
+    {sum_ops, "+-"}, {concat_ops, "~"}, {product_ops, "*/f%"}, {power_ops, "p"}};
 
 static mob_status binary(mob__jparser_t *p, size_t which, mob__jnode_t **out) {
   if (which == MOB_LEN(levels)) return unary(p, true, out);
@@ -416,7 +425,8 @@ static mob_status disjunction(mob__jparser_t *p, mob__jnode_t **out) {
 }
 
 mob_status mob__jinja_expression(mob__jparser_t *p, bool conditional, mob__jnode_t **out) {
-  if (p->depth >= MOB__JINJA_MAX_NESTING) return mob__jinja_syntax_error(p, "expected less nesting");
+  if (p->depth >= MOB__JINJA_MAX_NESTING)
+    return mob__jinja_syntax_error(p, "expected less nesting");
   p->depth++;
   mob_status status = disjunction(p, out);
   while (status == MOB_OK && conditional && mob__jinja_skip_name(p, "if")) {

@@ -29,7 +29,8 @@ static mob_status target(mob__jparser_t *p, bool attributes, mob__jnode_t **out)
 
 static mob_status one_target(mob__jparser_t *p, bool attributes, mob__jnode_t **out) {
   if (mob__jinja_is_op(p, "(")) { // a, (b, c)
-    if (p->depth >= MOB__JINJA_MAX_NESTING) return mob__jinja_syntax_error(p, "expected less nesting");
+    if (p->depth >= MOB__JINJA_MAX_NESTING)
+      return mob__jinja_syntax_error(p, "expected less nesting");
     p->depth++;
     mob_status status = target(p, attributes, out);
     p->depth--;
@@ -40,7 +41,8 @@ static mob_status one_target(mob__jparser_t *p, bool attributes, mob__jnode_t **
   static const char *const constants[] = {"true", "false", "none", "True", "False", "None"};
   for (size_t i = 0; i < MOB_LEN(constants); i++) {
     if (mob__jstr_is(node->name, constants[i])) {
-      return mob_fail(MOB_E_FORMAT, "template line %d: cannot assign to '%s'", node->line, constants[i]);
+      return mob_fail(MOB_E_FORMAT, "template line %d: cannot assign to '%s'", node->line,
+                      constants[i]);
     }
   }
   if (attributes && mob__jinja_skip_op(p, ".")) {
@@ -53,7 +55,8 @@ static mob_status one_target(mob__jparser_t *p, bool attributes, mob__jnode_t **
   return MOB_OK;
 }
 
-// What is assigned to: a name, ns.name where allowed, or names with commas between, in parentheses or not.
+// What is assigned to: a name, ns.name where allowed, or names with commas between, in parentheses
+// or not.
 static mob_status target(mob__jparser_t *p, bool attributes, mob__jnode_t **out) {
   bool parentheses = mob__jinja_skip_op(p, "(");
   MOB_TRY(one_target(p, attributes, out));
@@ -61,7 +64,9 @@ static mob_status target(mob__jparser_t *p, bool attributes, mob__jnode_t **out)
     mob__jnode_t *tuple = mob__jinja_node(p, MOB__JE_TUPLE), *item;
     mob__jinja_add(p, &tuple->items, *out);
     while (mob__jinja_skip_op(p, ",")) {
-      if ((p->token->type != MOB__JT_NAME && !mob__jinja_is_op(p, "(")) || mob__jinja_is_name(p, "in")) break;
+      if ((p->token->type != MOB__JT_NAME && !mob__jinja_is_op(p, "(")) ||
+          mob__jinja_is_name(p, "in"))
+        break;
       MOB_TRY(one_target(p, attributes, &item));
       mob__jinja_add(p, &tuple->items, item);
     }
@@ -100,7 +105,8 @@ static mob_status parse_for(mob__jparser_t *p, mob__jnode_t *node) {
   MOB_TRY(mob__jinja_expressions(p, false, &node->b));
   if (mob__jinja_skip_name(p, "if")) MOB_TRY(mob__jinja_expression(p, true, &node->c));
   if (mob__jinja_is_name(p, "recursive")) {
-    return mob_fail(MOB_E_UNSUPPORTED, "template line %d: recursive loops are not supported", node->line);
+    return mob_fail(MOB_E_UNSUPPORTED, "template line %d: recursive loops are not supported",
+                    node->line);
   }
   MOB_TRY(end_block(p));
   p->loops++;
@@ -130,7 +136,8 @@ static mob_status parameters(mob__jparser_t *p, mob__jnode_t *node) {
   size_t cap = 0;
   if (!mob__jinja_skip_op(p, "(")) return mob__jinja_syntax_error(p, "expected '('");
   while (!mob__jinja_skip_op(p, ")")) {
-    if (node->arg_count && !mob__jinja_skip_op(p, ",")) return mob__jinja_syntax_error(p, "expected ','");
+    if (node->arg_count && !mob__jinja_skip_op(p, ","))
+      return mob__jinja_syntax_error(p, "expected ','");
     if (node->arg_count && mob__jinja_skip_op(p, ")")) break;
     if (node->arg_count == cap) {
       cap = cap ? cap * 2 : 4;
@@ -176,7 +183,8 @@ static mob_status parse_call(mob__jparser_t *p, mob__jnode_t *node) {
 static mob_status parse_with(mob__jparser_t *p, mob__jnode_t *node) {
   while (p->token->type != MOB__JT_BLOCK_END) {
     mob__jnode_t *name, *value;
-    if (node->items.len && !mob__jinja_skip_op(p, ",")) return mob__jinja_syntax_error(p, "expected ','");
+    if (node->items.len && !mob__jinja_skip_op(p, ","))
+      return mob__jinja_syntax_error(p, "expected ','");
     MOB_TRY(target(p, false, &name));
     if (!mob__jinja_skip_op(p, "=")) return mob__jinja_syntax_error(p, "expected '='");
     MOB_TRY(mob__jinja_expression(p, true, &value));
@@ -228,7 +236,8 @@ static mob_status statement(mob__jparser_t *p, mob__jnodes_t *body) {
     if (!mob__jinja_is_name(p, statements[i].name)) continue;
     mob__jnode_t *node = mob__jinja_node(p, statements[i].kind);
     p->token++;
-    if (p->depth >= MOB__JINJA_MAX_NESTING) return mob__jinja_syntax_error(p, "expected less nesting");
+    if (p->depth >= MOB__JINJA_MAX_NESTING)
+      return mob__jinja_syntax_error(p, "expected less nesting");
     p->depth++;
     mob_status status = statements[i].parse(p, node);
     p->depth--;
@@ -236,8 +245,9 @@ static mob_status statement(mob__jparser_t *p, mob__jnodes_t *body) {
     mob__jinja_add(p, body, node);
     return end_block(p);
   }
-  return mob_fail(MOB_E_UNSUPPORTED, "template line %d: '%.*s' is not a block that is supported here",
-                  p->token->line, (int)(name.len < 60 ? name.len : 60), name.text);
+  return mob_fail(MOB_E_UNSUPPORTED,
+                  "template line %d: '%.*s' is not a block that is supported here", p->token->line,
+                  (int)(name.len < 60 ? name.len : 60), name.text);
 }
 
 static bool at_end(const mob__jparser_t *p, const char *const *ends) {
@@ -247,7 +257,8 @@ static bool at_end(const mob__jparser_t *p, const char *const *ends) {
   return false;
 }
 
-// Up to a block that starts with one of `ends` (the current token is then that name), or with NULL to the end.
+// Up to a block that starts with one of `ends` (the current token is then that name), or with NULL
+// to the end.
 static mob_status parse_body(mob__jparser_t *p, const char *const *ends, mob__jnodes_t *body) {
   for (;;) {
     mob__jnode_t *node;
@@ -274,7 +285,8 @@ static mob_status parse_body(mob__jparser_t *p, const char *const *ends, mob__jn
       if (ends && at_end(p, ends)) return MOB_OK;
       MOB_TRY(statement(p, body));
       break;
-    default: return mob__jinja_syntax_error(p, "expected text or a tag");
+    default:
+      return mob__jinja_syntax_error(p, "expected text or a tag");
     }
   }
 }

@@ -29,11 +29,18 @@ void mob__j_print_float(double f, mob_buf_t *out) {
 
 static bool printable(uint32_t c) {
   switch (utf8proc_category((utf8proc_int32_t)c)) {
-  case UTF8PROC_CATEGORY_CC: case UTF8PROC_CATEGORY_CF: case UTF8PROC_CATEGORY_CS:
-  case UTF8PROC_CATEGORY_CO: case UTF8PROC_CATEGORY_CN: case UTF8PROC_CATEGORY_ZL:
-  case UTF8PROC_CATEGORY_ZP: return false;
-  case UTF8PROC_CATEGORY_ZS: return c == ' ';
-  default: return true;
+  case UTF8PROC_CATEGORY_CC:
+  case UTF8PROC_CATEGORY_CF:
+  case UTF8PROC_CATEGORY_CS:
+  case UTF8PROC_CATEGORY_CO:
+  case UTF8PROC_CATEGORY_CN:
+  case UTF8PROC_CATEGORY_ZL:
+  case UTF8PROC_CATEGORY_ZP:
+    return false;
+  case UTF8PROC_CATEGORY_ZS:
+    return c == ' ';
+  default:
+    return true;
   }
 }
 
@@ -92,21 +99,38 @@ mob_status mob__j_repr(mob__jinja_t *r, mob__jvalue_t v, mob_buf_t *out) {
   status = mob__j_check_size(out->len);
   if (status != MOB_OK) goto done;
   switch (v.type) {
-  case MOB__J_UNDEFINED: mob_buf_puts(out, "Undefined"); break;
-  case MOB__J_NONE: mob_buf_puts(out, "None"); break;
-  case MOB__J_BOOL: mob_buf_puts(out, v.u.b ? "True" : "False"); break;
-  case MOB__J_INT: mob_buf_printf(out, "%lld", (long long)v.u.i); break;
-  case MOB__J_FLOAT: mob__j_print_float(v.u.f, out); break;
-  case MOB__J_STRING: repr_string(v.u.s, out); break;
+  case MOB__J_UNDEFINED:
+    mob_buf_puts(out, "Undefined");
+    break;
+  case MOB__J_NONE:
+    mob_buf_puts(out, "None");
+    break;
+  case MOB__J_BOOL:
+    mob_buf_puts(out, v.u.b ? "True" : "False");
+    break;
+  case MOB__J_INT:
+    mob_buf_printf(out, "%lld", (long long)v.u.i);
+    break;
+  case MOB__J_FLOAT:
+    mob__j_print_float(v.u.f, out);
+    break;
+  case MOB__J_STRING:
+    repr_string(v.u.s, out);
+    break;
   case MOB__J_LIST:
-  case MOB__J_TUPLE: status = repr_list(r, v, out); break;
-  case MOB__J_DICT: status = repr_dict(r, v.u.dict, out); break;
+  case MOB__J_TUPLE:
+    status = repr_list(r, v, out);
+    break;
+  case MOB__J_DICT:
+    status = repr_dict(r, v.u.dict, out);
+    break;
   case MOB__J_NAMESPACE:
     mob_buf_puts(out, "<Namespace ");
     status = repr_dict(r, v.u.dict, out);
     mob_buf_putc(out, '>');
     break;
-  default: mob_buf_printf(out, "<%s>", mob__j_type_name(v));
+  default:
+    mob_buf_printf(out, "<%s>", mob__j_type_name(v));
   }
 done:
   mob__jinja_leave(r);
@@ -203,8 +227,12 @@ static mob_status json_key(json_writer_t *w, mob__jvalue_t key) {
   case MOB__J_STRING:
     json_string_to(key.u.s, w->style->ensure_ascii, w->out);
     break;
-  case MOB__J_NONE: mob_buf_puts(w->out, "\"null\""); break;
-  case MOB__J_BOOL: mob_buf_puts(w->out, key.u.b ? "\"true\"" : "\"false\""); break;
+  case MOB__J_NONE:
+    mob_buf_puts(w->out, "\"null\"");
+    break;
+  case MOB__J_BOOL:
+    mob_buf_puts(w->out, key.u.b ? "\"true\"" : "\"false\"");
+    break;
   case MOB__J_INT:
   case MOB__J_FLOAT:
     status = mob__j_repr(w->r, key, &text);
@@ -214,7 +242,8 @@ static mob_status json_key(json_writer_t *w, mob__jvalue_t key) {
     status = mob_fail(MOB_E_INVALID, "tojson: a key is of type %s", mob__j_type_name(key));
   }
   mob_buf_free(&text);
-  if (status == MOB_OK) mob_buf_append(w->out, w->style->key_separator.text, w->style->key_separator.len);
+  if (status == MOB_OK)
+    mob_buf_append(w->out, w->style->key_separator.text, w->style->key_separator.len);
   return status;
 }
 
@@ -252,44 +281,69 @@ static mob_status json_value(json_writer_t *w, mob__jvalue_t v) {
   status = mob__j_check_size(w->out->len);
   if (status == MOB_OK) {
     switch (v.type) {
-    case MOB__J_NONE: mob_buf_puts(w->out, "null"); break;
-    case MOB__J_BOOL: mob_buf_puts(w->out, v.u.b ? "true" : "false"); break;
-    case MOB__J_INT: mob_buf_printf(w->out, "%lld", (long long)v.u.i); break;
+    case MOB__J_NONE:
+      mob_buf_puts(w->out, "null");
+      break;
+    case MOB__J_BOOL:
+      mob_buf_puts(w->out, v.u.b ? "true" : "false");
+      break;
+    case MOB__J_INT:
+      mob_buf_printf(w->out, "%lld", (long long)v.u.i);
+      break;
     case MOB__J_FLOAT:
-      if (isfinite(v.u.f)) mob__j_print_float(v.u.f, w->out);
-      else mob_buf_puts(w->out, isnan(v.u.f) ? "NaN" : v.u.f < 0 ? "-Infinity" : "Infinity");
+      if (isfinite(v.u.f))
+        mob__j_print_float(v.u.f, w->out);
+      else
+        mob_buf_puts(w->out, isnan(v.u.f) ? "NaN" : v.u.f < 0 ? "-Infinity" : "Infinity");
       break;
     case MOB__J_STRING:
       json_string_to(v.u.s, w->style->ensure_ascii, w->out);
       w->r->steps += v.u.s.len / 64;
       break;
     case MOB__J_LIST:
-    case MOB__J_TUPLE: status = json_list(w, v.u.list); break;
-    case MOB__J_DICT: status = json_dict(w, v.u.dict); break;
+    case MOB__J_TUPLE:
+      status = json_list(w, v.u.list);
+      break;
+    case MOB__J_DICT:
+      status = json_dict(w, v.u.dict);
+      break;
     default:
-      status = mob_fail(MOB_E_INVALID, "Object of type %s is not JSON serializable", mob__j_type_name(v));
+      status = mob_fail(MOB_E_INVALID, "Object of type %s is not JSON serializable",
+                        mob__j_type_name(v));
     }
   }
   mob__jinja_leave(w->r);
   return status;
 }
 
-mob_status mob__j_json(mob__jinja_t *r, mob__jvalue_t v, const mob__jjson_t *style, mob_buf_t *out) {
+mob_status mob__j_json(mob__jinja_t *r, mob__jvalue_t v, const mob__jjson_t *style,
+                       mob_buf_t *out) {
   json_writer_t w = {.r = r, .style = style, .out = out};
   return json_value(&w, v);
 }
 
 mob_status mob__j_from_json(mob__jinja_t *r, json_t *json, int depth, mob__jvalue_t *out) {
   if (depth > MOB__JINJA_MAX_DATA_DEPTH) {
-    return mob_fail(MOB_E_INVALID, "the template's input is nested more than %d levels deep", MOB__JINJA_MAX_DATA_DEPTH);
+    return mob_fail(MOB_E_INVALID, "the template's input is nested more than %d levels deep",
+                    MOB__JINJA_MAX_DATA_DEPTH);
   }
   mob__jvalue_t item;
   switch (json_typeof(json)) {
-  case JSON_NULL: *out = mob__j_none(); break;
-  case JSON_TRUE: *out = mob__j_bool(true); break;
-  case JSON_FALSE: *out = mob__j_bool(false); break;
-  case JSON_INTEGER: *out = mob__j_int(json_integer_value(json)); break;
-  case JSON_REAL: *out = mob__j_float(json_real_value(json)); break;
+  case JSON_NULL:
+    *out = mob__j_none();
+    break;
+  case JSON_TRUE:
+    *out = mob__j_bool(true);
+    break;
+  case JSON_FALSE:
+    *out = mob__j_bool(false);
+    break;
+  case JSON_INTEGER:
+    *out = mob__j_int(json_integer_value(json));
+    break;
+  case JSON_REAL:
+    *out = mob__j_float(json_real_value(json));
+    break;
   case JSON_STRING: // the text stays where it is
     *out = mob__j_string((mob__jstring_t){json_string_value(json), json_string_length(json)});
     break;
@@ -312,8 +366,9 @@ mob_status mob__j_from_json(mob__jinja_t *r, json_t *json, int depth, mob__jvalu
     json_object_foreach(json, key, value) {
       MOB_TRY(mob__j_from_json(r, value, depth + 1, &item));
       dict->at[i++] = (mob__jentry_t){mob__j_string((mob__jstring_t){key, strlen(key)}), item};
-      uint32_t inner = item.type == MOB__J_LIST ? item.u.list->depth + 1
-                       : item.type == MOB__J_DICT ? item.u.dict->depth + 1 : 0;
+      uint32_t inner = item.type == MOB__J_LIST   ? item.u.list->depth + 1
+                       : item.type == MOB__J_DICT ? item.u.dict->depth + 1
+                                                  : 0;
       if (inner > dict->depth) dict->depth = inner;
     }
     break;

@@ -5,7 +5,8 @@
 #include "engine/text/jinja.h"
 #include "runtime/base/utf8.h"
 
-typedef mob_status (*method_fn)(mob__jinja_t *r, mob__jstring_t self, const mob__jargs_t *args, mob__jvalue_t *out);
+typedef mob_status (*method_fn)(mob__jinja_t *r, mob__jstring_t self, const mob__jargs_t *args,
+                                mob__jvalue_t *out);
 
 static bool is_space(uint32_t c) {
   if ((c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85) return true;
@@ -39,31 +40,36 @@ static bool argument(const mob__jargs_t *args, size_t i, const char *name, mob__
   return given && out->type != MOB__J_NONE;
 }
 
-static mob_status string_argument(const mob__jargs_t *args, size_t i, const char *name, mob__jstring_t *out, bool *given) {
+static mob_status string_argument(const mob__jargs_t *args, size_t i, const char *name,
+                                  mob__jstring_t *out, bool *given) {
   mob__jvalue_t v;
   *given = argument(args, i, name, &v);
   if (!*given) return MOB_OK;
   if (v.type != MOB__J_STRING) {
     MOB_TRY(mob__j_defined(v));
-    return mob_fail(MOB_E_INVALID, "a string's method needs a string, not '%s'", mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "a string's method needs a string, not '%s'",
+                    mob__j_type_name(v));
   }
   *out = v.u.s;
   return MOB_OK;
 }
 
-static mob_status need_string(const mob__jargs_t *args, size_t i, const char *name, mob__jstring_t *out) {
+static mob_status need_string(const mob__jargs_t *args, size_t i, const char *name,
+                              mob__jstring_t *out) {
   bool given;
   MOB_TRY(string_argument(args, i, name, out, &given));
   if (!given) return mob_fail(MOB_E_INVALID, "a string's method lacks its argument '%s'", name);
   return MOB_OK;
 }
 
-static mob_status whole_argument(const mob__jargs_t *args, size_t i, const char *name, int64_t absent, int64_t *out) {
+static mob_status whole_argument(const mob__jargs_t *args, size_t i, const char *name,
+                                 int64_t absent, int64_t *out) {
   mob__jvalue_t v;
   *out = absent;
   if (!argument(args, i, name, &v)) return MOB_OK;
   if (v.type != MOB__J_INT && v.type != MOB__J_BOOL) {
-    return mob_fail(MOB_E_INVALID, "'%s' object cannot be interpreted as an integer", mob__j_type_name(v));
+    return mob_fail(MOB_E_INVALID, "'%s' object cannot be interpreted as an integer",
+                    mob__j_type_name(v));
   }
   *out = v.type == MOB__J_INT ? v.u.i : v.u.b;
   return MOB_OK;
@@ -77,12 +83,14 @@ static bool in_set(uint32_t c, mob__jstring_t set, bool given) {
   return false;
 }
 
-static mob_status strip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, bool left, bool right, mob__jvalue_t *out) {
+static mob_status strip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, bool left,
+                        bool right, mob__jvalue_t *out) {
   mob__jstring_t set = {0};
   bool given;
   size_t start = 0, end = s.len, width;
   MOB_TRY(string_argument(args, 0, "chars", &set, &given));
-  while (left && start < end && in_set(mob_utf8_decode(s.text + start, &width), set, given)) start += width;
+  while (left && start < end && in_set(mob_utf8_decode(s.text + start, &width), set, given))
+    start += width;
   while (right && end > start) {
     size_t back = mob_utf8_back(s.text, end);
     if (!in_set(mob_utf8_decode(s.text + end - back, &width), set, given)) break;
@@ -93,19 +101,23 @@ static mob_status strip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *a
   return MOB_OK;
 }
 
-static mob_status m_strip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_strip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   return strip(r, s, args, true, true, out);
 }
 
-static mob_status m_lstrip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_lstrip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   return strip(r, s, args, true, false, out);
 }
 
-static mob_status m_rstrip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_rstrip(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   return strip(r, s, args, false, true, out);
 }
 
-static void push_part(mob__jinja_t *r, mob__jlist_t *list, mob__jstring_t s, size_t start, size_t end) {
+static void push_part(mob__jinja_t *r, mob__jlist_t *list, mob__jstring_t s, size_t start,
+                      size_t end) {
   mob__j_push(r, list, mob__j_string((mob__jstring_t){s.text + start, end - start}));
 }
 
@@ -133,7 +145,8 @@ static void split_space(mob__jinja_t *r, mob__jstring_t s, int64_t max, mob__jli
   }
 }
 
-static mob_status m_split(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_split(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   mob__jstring_t sep = {0};
   bool given;
   int64_t max;
@@ -148,7 +161,8 @@ static mob_status m_split(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t 
   }
   size_t start = 0;
   while (max-- != 0) {
-    const char *hit = s.len > start ? memmem(s.text + start, s.len - start, sep.text, sep.len) : NULL;
+    const char *hit =
+        s.len > start ? memmem(s.text + start, s.len - start, sep.text, sep.len) : NULL;
     if (!hit) break;
     push_part(r, out->u.list, s, start, (size_t)(hit - s.text));
     start = (size_t)(hit - s.text) + sep.len;
@@ -164,13 +178,15 @@ static size_t find_last(mob__jstring_t s, size_t end, mob__jstring_t sep) {
   return SIZE_MAX;
 }
 
-static mob_status m_rsplit(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_rsplit(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   mob__jstring_t sep = {0};
   int64_t max;
   mob__jvalue_t v;
   MOB_TRY(whole_argument(args, 1, "maxsplit", -1, &max));
   if (max < 0) return m_split(r, s, args, out);
-  if (!argument(args, 0, "sep", &v)) return mob_fail(MOB_E_UNSUPPORTED, "rsplit() without a separator is not supported");
+  if (!argument(args, 0, "sep", &v))
+    return mob_fail(MOB_E_UNSUPPORTED, "rsplit() without a separator is not supported");
   MOB_TRY(need_string(args, 0, "sep", &sep));
   if (sep.len == 0) return mob_fail(MOB_E_INVALID, "empty separator");
   mob__jlist_t *parts = mob__j_new_list(r, MOB__J_LIST).u.list;
@@ -186,14 +202,16 @@ static mob_status m_rsplit(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t
   return MOB_OK;
 }
 
-static mob_status m_splitlines(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_splitlines(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                               mob__jvalue_t *out) {
   mob__jvalue_t v;
   bool keep = argument(args, 0, "keepends", &v) && mob__j_truth(v);
   *out = mob__j_new_list(r, MOB__J_LIST);
   size_t start = 0, width;
   for (size_t i = 0; i < s.len; i += width) {
     uint32_t c = mob_utf8_decode(s.text + i, &width);
-    bool line_end = (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
+    bool line_end =
+        (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
     if (!line_end) continue;
     size_t end = i;
     if (c == '\r' && i + 1 < s.len && s.text[i + 1] == '\n') width = 2;
@@ -205,32 +223,41 @@ static mob_status m_splitlines(mob__jinja_t *r, mob__jstring_t s, const mob__jar
   return MOB_OK;
 }
 
-static mob_status affix(mob__jstring_t s, const mob__jargs_t *args, bool front, mob__jvalue_t *out) {
+static mob_status affix(mob__jstring_t s, const mob__jargs_t *args, bool front,
+                        mob__jvalue_t *out) {
   mob__jvalue_t v;
   bool yes = false;
-  if (!argument(args, 0, "prefix", &v)) return mob_fail(MOB_E_INVALID, "startswith() and endswith() need a string");
+  if (!argument(args, 0, "prefix", &v))
+    return mob_fail(MOB_E_INVALID, "startswith() and endswith() need a string");
   mob__jlist_t one = {.at = &v, .len = 1}, *all = v.type == MOB__J_TUPLE ? v.u.list : &one;
   for (size_t i = 0; i < all->len && !yes; i++) {
     mob__jvalue_t a = all->at[i];
     MOB_TRY(mob__j_defined(a));
-    if (a.type != MOB__J_STRING) return mob_fail(MOB_E_INVALID, "startswith() and endswith() need a string, not '%s'", mob__j_type_name(a));
-    yes = a.u.s.len <= s.len && (a.u.s.len == 0 || memcmp(front ? s.text : s.text + s.len - a.u.s.len, a.u.s.text, a.u.s.len) == 0);
+    if (a.type != MOB__J_STRING)
+      return mob_fail(MOB_E_INVALID, "startswith() and endswith() need a string, not '%s'",
+                      mob__j_type_name(a));
+    yes = a.u.s.len <= s.len &&
+          (a.u.s.len == 0 ||
+           memcmp(front ? s.text : s.text + s.len - a.u.s.len, a.u.s.text, a.u.s.len) == 0);
   }
   *out = mob__j_bool(yes);
   return MOB_OK;
 }
 
-static mob_status m_startswith(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_startswith(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                               mob__jvalue_t *out) {
   (void)r;
   return affix(s, args, true, out);
 }
 
-static mob_status m_endswith(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_endswith(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                             mob__jvalue_t *out) {
   (void)r;
   return affix(s, args, false, out);
 }
 
-static mob_status m_removeprefix(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_removeprefix(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                                 mob__jvalue_t *out) {
   mob__jstring_t a;
   mob__jvalue_t yes;
   (void)r;
@@ -240,7 +267,8 @@ static mob_status m_removeprefix(mob__jinja_t *r, mob__jstring_t s, const mob__j
   return MOB_OK;
 }
 
-static mob_status m_removesuffix(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_removesuffix(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                                 mob__jvalue_t *out) {
   mob__jstring_t a;
   mob__jvalue_t yes;
   (void)r;
@@ -250,7 +278,8 @@ static mob_status m_removesuffix(mob__jinja_t *r, mob__jstring_t s, const mob__j
   return MOB_OK;
 }
 
-static mob_status m_replace(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_replace(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   mob__jstring_t from, to;
   int64_t max;
   mob_buf_t buf = {0};
@@ -302,7 +331,9 @@ static mob_status convert(mob__jinja_t *r, mob__jstring_t s, letter_case_t to, m
     if (upper && c == 0xDF) { // one of the few that become two letters
       mob_buf_puts(&buf, to == UPPER || to == SWAP ? "SS" : "Ss");
     } else if (upper) {
-      append_cp(&buf, (uint32_t)(to == UPPER || to == SWAP ? utf8proc_toupper((utf8proc_int32_t)c) : utf8proc_totitle((utf8proc_int32_t)c)));
+      append_cp(&buf,
+                (uint32_t)(to == UPPER || to == SWAP ? utf8proc_toupper((utf8proc_int32_t)c)
+                                                     : utf8proc_totitle((utf8proc_int32_t)c)));
     } else if (c == 0x130) { // dotted capital I
       mob_buf_puts(&buf, "i\xCC\x87");
     } else {
@@ -312,36 +343,43 @@ static mob_status convert(mob__jinja_t *r, mob__jstring_t s, letter_case_t to, m
   return mob__j_take(r, &buf, out);
 }
 
-static mob_status m_upper(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_upper(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   (void)args;
   return convert(r, s, UPPER, out);
 }
 
-static mob_status m_lower(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_lower(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   (void)args;
   return convert(r, s, LOWER, out);
 }
 
-static mob_status m_title(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_title(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   (void)args;
   return convert(r, s, TITLE, out);
 }
 
-static mob_status m_capitalize(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_capitalize(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                               mob__jvalue_t *out) {
   (void)args;
   return convert(r, s, CAPITALIZE, out);
 }
 
-static mob_status m_swapcase(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_swapcase(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                             mob__jvalue_t *out) {
   (void)args;
   return convert(r, s, SWAP, out);
 }
 
 // find, rfind, index, rindex, count: positions are in characters.
-static mob_status search(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, bool last, mob__jvalue_t *out) {
+static mob_status search(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, bool last,
+                         mob__jvalue_t *out) {
   mob__jstring_t a;
   MOB_TRY(need_string(args, 0, "sub", &a));
-  if (args->len > 1) return mob_fail(MOB_E_UNSUPPORTED, "find() and its like with a range are not supported");
+  if (args->len > 1)
+    return mob_fail(MOB_E_UNSUPPORTED, "find() and its like with a range are not supported");
   r->steps += s.len / 32;
   size_t at = SIZE_MAX;
   if (a.len == 0) {
@@ -354,20 +392,24 @@ static mob_status search(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *
   return MOB_OK;
 }
 
-static mob_status m_find(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_find(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                         mob__jvalue_t *out) {
   return search(r, s, args, false, out);
 }
 
-static mob_status m_rfind(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_rfind(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   return search(r, s, args, true, out);
 }
 
-static mob_status m_index(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_index(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   MOB_TRY(search(r, s, args, false, out));
   return out->u.i < 0 ? mob_fail(MOB_E_INVALID, "substring not found") : MOB_OK;
 }
 
-static mob_status m_count(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_count(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   mob__jstring_t a;
   int64_t n = 0;
   MOB_TRY(need_string(args, 0, "sub", &a));
@@ -382,15 +424,19 @@ static mob_status m_count(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t 
   return MOB_OK;
 }
 
-static mob_status m_join(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_join(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                         mob__jvalue_t *out) {
   mob__jlist_t *items;
   mob_buf_t buf = {0};
   if (args->len != 1) return mob_fail(MOB_E_INVALID, "join() takes one argument");
   MOB_TRY(mob__j_iterate(r, args->at[0], &items));
   for (size_t i = 0; i < items->len; i++) {
     mob__jvalue_t v = items->at[i];
-    mob_status status = v.type == MOB__J_STRING ? mob__j_check_size(buf.len) : mob_fail(MOB_E_INVALID,
-        "sequence item %zu: expected str instance, %s found", i, mob__j_type_name(v));
+    mob_status status =
+        v.type == MOB__J_STRING
+            ? mob__j_check_size(buf.len)
+            : mob_fail(MOB_E_INVALID, "sequence item %zu: expected str instance, %s found", i,
+                       mob__j_type_name(v));
     if (status != MOB_OK) {
       mob_buf_free(&buf);
       return status;
@@ -401,13 +447,15 @@ static mob_status m_join(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *
   return mob__j_take(r, &buf, out);
 }
 
-static mob_status m_format(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_format(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   return mob__jinja_str_format(r, s, args, out);
 }
 
 static mob_status all_of(mob__jstring_t s, bool (*is)(uint32_t), mob__jvalue_t *out) {
   bool all = s.len > 0;
-  for (size_t i = 0, width; i < s.len && all; i += width) all = is(mob_utf8_decode(s.text + i, &width));
+  for (size_t i = 0, width; i < s.len && all; i += width)
+    all = is(mob_utf8_decode(s.text + i, &width));
   *out = mob__j_bool(all);
   return MOB_OK;
 }
@@ -416,22 +464,26 @@ static bool is_alnum(uint32_t c) {
   return is_alpha(c) || is_digit(c);
 }
 
-static mob_status m_isdigit(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_isdigit(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return all_of(s, is_digit, out);
 }
 
-static mob_status m_isalpha(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_isalpha(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return all_of(s, is_alpha, out);
 }
 
-static mob_status m_isalnum(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_isalnum(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return all_of(s, is_alnum, out);
 }
 
-static mob_status m_isspace(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_isspace(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return all_of(s, is_space, out);
 }
@@ -441,23 +493,27 @@ static mob_status cased(mob__jstring_t s, utf8proc_category_t wrong, mob__jvalue
   for (size_t i = 0, width; i < s.len; i += width) {
     uint32_t c = mob_utf8_decode(s.text + i, &width);
     any |= is_cased(c);
-    all &= utf8proc_category((utf8proc_int32_t)c) != wrong && utf8proc_category((utf8proc_int32_t)c) != UTF8PROC_CATEGORY_LT;
+    all &= utf8proc_category((utf8proc_int32_t)c) != wrong &&
+           utf8proc_category((utf8proc_int32_t)c) != UTF8PROC_CATEGORY_LT;
   }
   *out = mob__j_bool(any && all);
   return MOB_OK;
 }
 
-static mob_status m_isupper(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_isupper(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return cased(s, UTF8PROC_CATEGORY_LL, out);
 }
 
-static mob_status m_islower(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_islower(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                            mob__jvalue_t *out) {
   (void)r, (void)args;
   return cased(s, UTF8PROC_CATEGORY_LU, out);
 }
 
-static mob_status pad(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, int side, mob__jvalue_t *out) {
+static mob_status pad(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, int side,
+                      mob__jvalue_t *out) {
   int64_t width;
   mob__jstring_t fill = MOB__JSTR(" ");
   bool given;
@@ -474,19 +530,23 @@ static mob_status pad(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *arg
   return mob__j_take(r, &buf, out);
 }
 
-static mob_status m_ljust(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_ljust(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   return pad(r, s, args, -1, out);
 }
 
-static mob_status m_rjust(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_rjust(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                          mob__jvalue_t *out) {
   return pad(r, s, args, 1, out);
 }
 
-static mob_status m_center(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_center(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                           mob__jvalue_t *out) {
   return pad(r, s, args, 0, out);
 }
 
-static mob_status m_partition(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args, mob__jvalue_t *out) {
+static mob_status m_partition(mob__jinja_t *r, mob__jstring_t s, const mob__jargs_t *args,
+                              mob__jvalue_t *out) {
   mob__jstring_t sep;
   MOB_TRY(need_string(args, 0, "sep", &sep));
   if (sep.len == 0) return mob_fail(MOB_E_INVALID, "empty separator");
@@ -503,15 +563,40 @@ static const struct {
   const char *name;
   method_fn call;
 } methods[] = {
-    {"strip", m_strip}, {"lstrip", m_lstrip}, {"rstrip", m_rstrip}, {"split", m_split},
-    {"rsplit", m_rsplit}, {"splitlines", m_splitlines}, {"startswith", m_startswith},
-    {"endswith", m_endswith}, {"removeprefix", m_removeprefix}, {"removesuffix", m_removesuffix},
-    {"replace", m_replace}, {"upper", m_upper}, {"lower", m_lower}, {"title", m_title},
-    {"capitalize", m_capitalize}, {"swapcase", m_swapcase}, {"find", m_find}, {"rfind", m_rfind},
-    {"index", m_index}, {"count", m_count}, {"join", m_join}, {"format", m_format},
-    {"isdigit", m_isdigit}, {"isnumeric", m_isdigit}, {"isdecimal", m_isdigit}, {"isalpha", m_isalpha},
-    {"isalnum", m_isalnum}, {"isspace", m_isspace}, {"isupper", m_isupper}, {"islower", m_islower},
-    {"ljust", m_ljust}, {"rjust", m_rjust}, {"center", m_center}, {"partition", m_partition},
+    {"strip", m_strip},
+    {"lstrip", m_lstrip},
+    {"rstrip", m_rstrip},
+    {"split", m_split},
+    {"rsplit", m_rsplit},
+    {"splitlines", m_splitlines},
+    {"startswith", m_startswith},
+    {"endswith", m_endswith},
+    {"removeprefix", m_removeprefix},
+    {"removesuffix", m_removesuffix},
+    {"replace", m_replace},
+    {"upper", m_upper},
+    {"lower", m_lower},
+    {"title", m_title},
+    {"capitalize", m_capitalize},
+    {"swapcase", m_swapcase},
+    {"find", m_find},
+    {"rfind", m_rfind},
+    {"index", m_index},
+    {"count", m_count},
+    {"join", m_join},
+    {"format", m_format},
+    {"isdigit", m_isdigit},
+    {"isnumeric", m_isdigit},
+    {"isdecimal", m_isdigit},
+    {"isalpha", m_isalpha},
+    {"isalnum", m_isalnum},
+    {"isspace", m_isspace},
+    {"isupper", m_isupper},
+    {"islower", m_islower},
+    {"ljust", m_ljust},
+    {"rjust", m_rjust},
+    {"center", m_center},
+    {"partition", m_partition},
 };
 
 bool mob__jinja_is_string_method(mob__jstring_t name) {

@@ -117,7 +117,8 @@ void mob__j_dict_put(mob__jinja_t *r, mob__jdict_t *dict, mob__jvalue_t key, mob
 
 mob_status mob__j_check_size(size_t len) {
   if (len <= MOB__JINJA_MAX_STRING) return MOB_OK;
-  return mob_fail(MOB_E_INVALID, "the template makes a text of more than %zu bytes", MOB__JINJA_MAX_STRING);
+  return mob_fail(MOB_E_INVALID, "the template makes a text of more than %zu bytes",
+                  MOB__JINJA_MAX_STRING);
 }
 
 mob_status mob__j_take(mob__jinja_t *r, mob_buf_t *buf, mob__jvalue_t *out) {
@@ -132,8 +133,10 @@ mob_status mob__j_take(mob__jinja_t *r, mob_buf_t *buf, mob__jvalue_t *out) {
 }
 
 const char *mob__j_type_name(mob__jvalue_t v) {
-  static const char *const names[] = {"Undefined", "NoneType", "bool", "int", "float", "str", "list", "tuple", "dict",
-      "Namespace", "LoopContext", "builtin_function_or_method", "function", "Macro"};
+  static const char *const names[] = {
+      "Undefined", "NoneType", "bool", "int",       "float",       "str",
+      "list",      "tuple",    "dict", "Namespace", "LoopContext", "builtin_function_or_method",
+      "function",  "Macro"};
   return names[v.type];
 }
 
@@ -145,15 +148,23 @@ mob_status mob__j_defined(mob__jvalue_t v) {
 bool mob__j_truth(mob__jvalue_t v) {
   switch (v.type) {
   case MOB__J_UNDEFINED:
-  case MOB__J_NONE: return false;
-  case MOB__J_BOOL: return v.u.b;
-  case MOB__J_INT: return v.u.i != 0;
-  case MOB__J_FLOAT: return v.u.f != 0;
-  case MOB__J_STRING: return v.u.s.len > 0;
+  case MOB__J_NONE:
+    return false;
+  case MOB__J_BOOL:
+    return v.u.b;
+  case MOB__J_INT:
+    return v.u.i != 0;
+  case MOB__J_FLOAT:
+    return v.u.f != 0;
+  case MOB__J_STRING:
+    return v.u.s.len > 0;
   case MOB__J_LIST:
-  case MOB__J_TUPLE: return v.u.list->len > 0;
-  case MOB__J_DICT: return v.u.dict->len > 0;
-  default: return true;
+  case MOB__J_TUPLE:
+    return v.u.list->len > 0;
+  case MOB__J_DICT:
+    return v.u.dict->len > 0;
+  default:
+    return true;
   }
 }
 
@@ -182,18 +193,21 @@ static bool dict_equal(const mob__jdict_t *a, const mob__jdict_t *b) {
   return true;
 }
 
-// Values cannot hold themselves (nothing can be changed after it was made), and their depth is bounded where
-// they come from outside or grow.
+// Values cannot hold themselves (nothing can be changed after it was made), and their depth is
+// bounded where they come from outside or grow.
 bool mob__j_equal(mob__jvalue_t a, mob__jvalue_t b) {
   if (mob__j_is_number(a) && mob__j_is_number(b)) {
-    if (a.type == MOB__J_FLOAT || b.type == MOB__J_FLOAT) return mob__j_number(a) == mob__j_number(b);
+    if (a.type == MOB__J_FLOAT || b.type == MOB__J_FLOAT)
+      return mob__j_number(a) == mob__j_number(b);
     return whole(a) == whole(b);
   }
   if (a.type != b.type) return false;
   switch (a.type) {
   case MOB__J_UNDEFINED:
-  case MOB__J_NONE: return true;
-  case MOB__J_STRING: return mob__jstr_eq(a.u.s, b.u.s);
+  case MOB__J_NONE:
+    return true;
+  case MOB__J_STRING:
+    return mob__jstr_eq(a.u.s, b.u.s);
   case MOB__J_LIST:
   case MOB__J_TUPLE:
     if (a.u.list == b.u.list) return true;
@@ -202,9 +216,12 @@ bool mob__j_equal(mob__jvalue_t a, mob__jvalue_t b) {
       if (!mob__j_equal(a.u.list->at[i], b.u.list->at[i])) return false;
     }
     return true;
-  case MOB__J_DICT: return a.u.dict == b.u.dict || dict_equal(a.u.dict, b.u.dict);
-  case MOB__J_FUNCTION: return a.u.name == b.u.name;
-  default: return a.u.dict == b.u.dict; // the same object
+  case MOB__J_DICT:
+    return a.u.dict == b.u.dict || dict_equal(a.u.dict, b.u.dict);
+  case MOB__J_FUNCTION:
+    return a.u.name == b.u.name;
+  default:
+    return a.u.dict == b.u.dict; // the same object
   }
 }
 
@@ -242,24 +259,29 @@ mob_status mob__j_compare(mob__jvalue_t a, mob__jvalue_t b, int *out) {
 mob_status mob__j_contains(mob__jinja_t *r, mob__jvalue_t needle, mob__jvalue_t hay, bool *out) {
   *out = false;
   switch (hay.type) {
-  case MOB__J_UNDEFINED: return MOB_OK; // it iterates over nothing
+  case MOB__J_UNDEFINED:
+    return MOB_OK; // it iterates over nothing
   case MOB__J_STRING:
     if (needle.type != MOB__J_STRING) {
-      return mob_fail(MOB_E_INVALID, "'in <string>' requires a string on its left, not %s", mob__j_type_name(needle));
+      return mob_fail(MOB_E_INVALID, "'in <string>' requires a string on its left, not %s",
+                      mob__j_type_name(needle));
     }
     r->steps += hay.u.s.len / 256;
-    *out = needle.u.s.len == 0 || (hay.u.s.len && memmem(hay.u.s.text, hay.u.s.len, needle.u.s.text, needle.u.s.len));
+    *out = needle.u.s.len == 0 ||
+           (hay.u.s.len && memmem(hay.u.s.text, hay.u.s.len, needle.u.s.text, needle.u.s.len));
     return MOB_OK;
   case MOB__J_LIST:
   case MOB__J_TUPLE:
     r->steps += hay.u.list->len / 4;
-    for (size_t i = 0; i < hay.u.list->len && !*out; i++) *out = mob__j_equal(hay.u.list->at[i], needle);
+    for (size_t i = 0; i < hay.u.list->len && !*out; i++)
+      *out = mob__j_equal(hay.u.list->at[i], needle);
     return MOB_OK;
   case MOB__J_DICT:
     r->steps += hay.u.dict->len / 4;
     *out = mob__j_dict_get(hay.u.dict, needle) != NULL;
     return MOB_OK;
-  default: return mob_fail(MOB_E_INVALID, "argument of type '%s' is not iterable", mob__j_type_name(hay));
+  default:
+    return mob_fail(MOB_E_INVALID, "argument of type '%s' is not iterable", mob__j_type_name(hay));
   }
 }
 
@@ -295,7 +317,8 @@ static mob_status overflow(void) {
 
 static mob_status whole_arithmetic(char op, int64_t a, int64_t b, mob__jvalue_t *out) {
   int64_t n = 0;
-  if ((op == 'f' || op == '%') && b == 0) return mob_fail(MOB_E_INVALID, "integer division or modulo by zero");
+  if ((op == 'f' || op == '%') && b == 0)
+    return mob_fail(MOB_E_INVALID, "integer division or modulo by zero");
   switch (op) {
   case '+':
     if (__builtin_add_overflow(a, b, &n)) return overflow();
@@ -326,27 +349,41 @@ static mob_status whole_arithmetic(char op, int64_t a, int64_t b, mob__jvalue_t 
 }
 
 static mob_status arithmetic(char op, mob__jvalue_t a, mob__jvalue_t b, mob__jvalue_t *out) {
-  bool real = a.type == MOB__J_FLOAT || b.type == MOB__J_FLOAT || op == '/' || (op == 'p' && mob__j_number(b) < 0);
+  bool real = a.type == MOB__J_FLOAT || b.type == MOB__J_FLOAT || op == '/' ||
+              (op == 'p' && mob__j_number(b) < 0);
   if (!real) return whole_arithmetic(op, whole(a), whole(b), out);
   double x = mob__j_number(a), y = mob__j_number(b), f = 0;
-  if (y == 0 && (op == '/' || op == 'f' || op == '%')) return mob_fail(MOB_E_INVALID, "division by zero");
+  if (y == 0 && (op == '/' || op == 'f' || op == '%'))
+    return mob_fail(MOB_E_INVALID, "division by zero");
   switch (op) {
-  case '+': f = x + y; break;
-  case '-': f = x - y; break;
-  case '*': f = x * y; break;
-  case '/': f = x / y; break;
-  case 'f': f = floor(x / y); break;
+  case '+':
+    f = x + y;
+    break;
+  case '-':
+    f = x - y;
+    break;
+  case '*':
+    f = x * y;
+    break;
+  case '/':
+    f = x / y;
+    break;
+  case 'f':
+    f = floor(x / y);
+    break;
   case '%':
     f = fmod(x, y);
     if (f != 0 && (f < 0) != (y < 0)) f += y;
     break;
-  default: f = pow(x, y);
+  default:
+    f = pow(x, y);
   }
   *out = mob__j_float(f);
   return MOB_OK;
 }
 
-mob_status mob__j_binary(mob__jinja_t *r, char op, mob__jvalue_t a, mob__jvalue_t b, mob__jvalue_t *out) {
+mob_status mob__j_binary(mob__jinja_t *r, char op, mob__jvalue_t a, mob__jvalue_t b,
+                         mob__jvalue_t *out) {
   if (op == '~') {
     mob__jstring_t x, y;
     MOB_TRY(mob__j_to_string(r, a, &x));
@@ -357,21 +394,25 @@ mob_status mob__j_binary(mob__jinja_t *r, char op, mob__jvalue_t a, mob__jvalue_
   MOB_TRY(mob__j_defined(b));
   if (mob__j_is_number(a) && mob__j_is_number(b)) return arithmetic(op, a, b, out);
   if (op == '%' && a.type == MOB__J_STRING) return mob__jinja_percent(r, a.u.s, b, out);
-  if (op == '+' && a.type == MOB__J_STRING && b.type == MOB__J_STRING) return concat(r, a.u.s, b.u.s, out);
+  if (op == '+' && a.type == MOB__J_STRING && b.type == MOB__J_STRING)
+    return concat(r, a.u.s, b.u.s, out);
   if (op == '+' && is_sequence(a) && a.type == b.type) {
     *out = mob__j_new_list(r, a.type);
     for (size_t i = 0; i < a.u.list->len; i++) mob__j_push(r, out->u.list, a.u.list->at[i]);
     for (size_t i = 0; i < b.u.list->len; i++) mob__j_push(r, out->u.list, b.u.list->at[i]);
     return MOB_OK;
   }
-  if (op == '*' && (a.type == MOB__J_STRING || is_sequence(a)) && (b.type == MOB__J_INT || b.type == MOB__J_BOOL)) {
+  if (op == '*' && (a.type == MOB__J_STRING || is_sequence(a)) &&
+      (b.type == MOB__J_INT || b.type == MOB__J_BOOL)) {
     return repeat(r, a, whole(b), out);
   }
-  if (op == '*' && (b.type == MOB__J_STRING || is_sequence(b)) && (a.type == MOB__J_INT || a.type == MOB__J_BOOL)) {
+  if (op == '*' && (b.type == MOB__J_STRING || is_sequence(b)) &&
+      (a.type == MOB__J_INT || a.type == MOB__J_BOOL)) {
     return repeat(r, b, whole(a), out);
   }
   if (op == '+' && a.type == MOB__J_STRING) {
-    return mob_fail(MOB_E_INVALID, "can only concatenate str (not \"%s\") to str", mob__j_type_name(b));
+    return mob_fail(MOB_E_INVALID, "can only concatenate str (not \"%s\") to str",
+                    mob__j_type_name(b));
   }
   const char *name = op == 'f' ? "//" : op == 'p' ? "**" : (char[2]){op, 0};
   return mob_fail(MOB_E_INVALID, "unsupported operand type(s) for %s: '%s' and '%s'", name,
@@ -385,9 +426,11 @@ mob_status mob__j_iterate(mob__jinja_t *r, mob__jvalue_t v, mob__jlist_t **out) 
   }
   mob__jlist_t *list = *out = mob__j_new_list(r, MOB__J_LIST).u.list;
   switch (v.type) {
-  case MOB__J_UNDEFINED: return MOB_OK;
+  case MOB__J_UNDEFINED:
+    return MOB_OK;
   case MOB__J_STRING:
-    if (v.u.s.len * sizeof(mob__jvalue_t) > MOB__JINJA_MAX_MEMORY / 4) return mob__j_check_size(SIZE_MAX);
+    if (v.u.s.len * sizeof(mob__jvalue_t) > MOB__JINJA_MAX_MEMORY / 4)
+      return mob__j_check_size(SIZE_MAX);
     for (size_t i = 0, width; i < v.u.s.len; i += width) {
       mob_utf8_decode(v.u.s.text + i, &width);
       mob__j_push(r, list, mob__j_string((mob__jstring_t){v.u.s.text + i, width}));
@@ -396,6 +439,7 @@ mob_status mob__j_iterate(mob__jinja_t *r, mob__jvalue_t v, mob__jlist_t **out) 
   case MOB__J_DICT:
     for (size_t i = 0; i < v.u.dict->len; i++) mob__j_push(r, list, v.u.dict->at[i].key);
     return MOB_OK;
-  default: return mob_fail(MOB_E_INVALID, "'%s' object is not iterable", mob__j_type_name(v));
+  default:
+    return mob_fail(MOB_E_INVALID, "'%s' object is not iterable", mob__j_type_name(v));
   }
 }

@@ -22,8 +22,7 @@ static mob_status add_split(mob__pretokenizer_t *p, const char *pattern, size_t 
   if (p->steps.len >= MAX_STEPS) return mob_fail(MOB_E_FORMAT, "pre_tokenizer has too many steps");
   mob__regex_t *regex;
   MOB_TRY(mob__regex_compile(pattern, len, literal, &regex));
-  *mob_vec_push(&p->steps) =
-      (mob__step_t){.regex = regex, .behavior = behavior, .invert = invert};
+  *mob_vec_push(&p->steps) = (mob__step_t){.regex = regex, .behavior = behavior, .invert = invert};
   return MOB_OK;
 }
 
@@ -96,10 +95,11 @@ static mob_status load_step(mob__pretokenizer_t *p, const json_t *json, int dept
   if (strcmp(type, "WhitespaceSplit") == 0) {
     return add_split(p, "\\s", 2, false, MOB__REMOVED, false);
   }
-  return mob_fail(MOB_E_UNSUPPORTED,
-                  "pre_tokenizer type '%.100s' is not supported; Sequence, Split, ByteLevel, Digits, "
-                  "Punctuation and WhitespaceSplit are",
-                  type);
+  return mob_fail(
+      MOB_E_UNSUPPORTED,
+      "pre_tokenizer type '%.100s' is not supported; Sequence, Split, ByteLevel, Digits, "
+      "Punctuation and WhitespaceSplit are",
+      type);
 }
 
 mob_status mob__pretokenizer_load(mob__pretokenizer_t *p, const json_t *json) {
@@ -139,9 +139,9 @@ static mob_status load_form(mob__normalizer_t *n, const json_t *json, int depth)
       return MOB_OK;
     }
   }
-  return mob_fail(MOB_E_UNSUPPORTED,
-                  "normalizer type '%.100s' is not supported; Sequence, NFC, NFD, NFKC and NFKD are",
-                  type);
+  return mob_fail(
+      MOB_E_UNSUPPORTED,
+      "normalizer type '%.100s' is not supported; Sequence, NFC, NFD, NFKC and NFKD are", type);
 }
 
 mob_status mob__normalizer_load(mob__normalizer_t *n, const json_t *json) {
@@ -190,9 +190,9 @@ void mob__pretokenize_scratch_free(mob__pretokenize_scratch_t *s) {
   mob_vec_free(&s->owned);
 }
 
-// Gives the parts of a piece, matched and not matched, one by one, their due place in `out`. MergedWithNext
-// works from the right in `tokenizers`; from the left it is: a match waits for the part after it, and takes it
-// in when that is no match.
+// Gives the parts of a piece, matched and not matched, one by one, their due place in `out`.
+// MergedWithNext works from the right in `tokenizers`; from the left it is: a match waits for the
+// part after it, and takes it in when that is no match.
 typedef struct splitter {
   mob__pieces_t *out;
   size_t first; // index of the first piece that belongs to this text
@@ -205,13 +205,20 @@ static void take(splitter_t *sp, const char *text, size_t len, bool match) {
   mob__piece_t *last = sp->out->len > sp->first ? &sp->out->at[sp->out->len - 1] : NULL;
   bool join = false;
   switch (sp->behavior) {
-  case MOB__ISOLATED: break;
+  case MOB__ISOLATED:
+    break;
   case MOB__REMOVED:
     if (match) return;
     break;
-  case MOB__MERGED_WITH_PREVIOUS: join = match && !sp->previous; break;
-  case MOB__MERGED_WITH_NEXT: join = !match && sp->previous; break;
-  case MOB__CONTIGUOUS: join = match == sp->previous; break;
+  case MOB__MERGED_WITH_PREVIOUS:
+    join = match && !sp->previous;
+    break;
+  case MOB__MERGED_WITH_NEXT:
+    join = !match && sp->previous;
+    break;
+  case MOB__CONTIGUOUS:
+    join = match == sp->previous;
+    break;
   }
   sp->previous = match;
   if (join && last) {
@@ -223,7 +230,8 @@ static void take(splitter_t *sp, const char *text, size_t len, bool match) {
 
 static mob_status split(const mob__step_t *step, mob__regex_scratch_t *scratch, const char *text,
                         size_t len, mob__pieces_t *out) {
-  splitter_t sp = {.out = out, .first = out->len, .behavior = step->behavior, .invert = step->invert};
+  splitter_t sp = {
+      .out = out, .first = out->len, .behavior = step->behavior, .invert = step->invert};
   size_t done = 0, from = 0, last_end = SIZE_MAX;
   while (from <= len) {
     bool found;

@@ -35,7 +35,8 @@ typedef struct mob__normalizer {
   MOB_VEC(mob__form_t) forms; // one after the other; none leaves the text alone
 } mob__normalizer_t;
 
-// From "pre_tokenizer" and "normalizer" of tokenizer.json. MOB_E_UNSUPPORTED names what is not supported.
+// From "pre_tokenizer" and "normalizer" of tokenizer.json. MOB_E_UNSUPPORTED names what is not
+// supported.
 mob_status mob__pretokenizer_load(mob__pretokenizer_t *p, const json_t *json);
 void mob__pretokenizer_free(mob__pretokenizer_t *p);
 mob_status mob__normalizer_load(mob__normalizer_t *n, const json_t *json);
@@ -51,7 +52,8 @@ typedef struct mob__piece {
 } mob__piece_t;
 typedef MOB_VEC(mob__piece_t) mob__pieces_t;
 
-// One thread's memory for pretokenizing. The pieces of the last call point into its text and into `owned`.
+// One thread's memory for pretokenizing. The pieces of the last call point into its text and into
+// `owned`.
 typedef struct mob__pretokenize_scratch {
   mob__regex_scratch_t regex;
   mob__pieces_t pieces, next;

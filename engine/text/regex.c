@@ -24,7 +24,7 @@ typedef struct translation {
   const char *in;
   size_t len, pos;
   mob_buf_t out;
-  size_t atom; // where in `out` the last complete atom starts
+  size_t atom;            // where in `out` the last complete atom starts
   MOB_VEC(size_t) groups; // starts of the groups that are open
 } translation_t;
 
@@ -40,11 +40,36 @@ static void copy(translation_t *t, size_t n) {
 
 // Names that PCRE2 reads as something else than a script.
 static bool is_script_name(const char *name, size_t len) {
-  static const char *const others[] = {"Any", "Alphabetic", "Alpha", "White_Space", "Space", "Uppercase",
-      "Upper", "Lowercase", "Lower", "ASCII", "Emoji", "Emoji_Presentation", "Emoji_Modifier",
-      "Emoji_Modifier_Base", "Emoji_Component", "Extended_Pictographic", "Ideographic", "Math", "Dash",
-      "Hex_Digit", "ASCII_Hex_Digit", "ID_Start", "ID_Continue", "XID_Start", "XID_Continue",
-      "Unified_Ideograph", "Variation_Selector", "Join_Control", "Diacritic", "Cased"};
+  static const char *const others[] = {"Any",
+                                       "Alphabetic",
+                                       "Alpha",
+                                       "White_Space",
+                                       "Space",
+                                       "Uppercase",
+                                       "Upper",
+                                       "Lowercase",
+                                       "Lower",
+                                       "ASCII",
+                                       "Emoji",
+                                       "Emoji_Presentation",
+                                       "Emoji_Modifier",
+                                       "Emoji_Modifier_Base",
+                                       "Emoji_Component",
+                                       "Extended_Pictographic",
+                                       "Ideographic",
+                                       "Math",
+                                       "Dash",
+                                       "Hex_Digit",
+                                       "ASCII_Hex_Digit",
+                                       "ID_Start",
+                                       "ID_Continue",
+                                       "XID_Start",
+                                       "XID_Continue",
+                                       "Unified_Ideograph",
+                                       "Variation_Selector",
+                                       "Join_Control",
+                                       "Diacritic",
+                                       "Cased"};
   if (len <= 2) return false;
   for (size_t i = 0; i < MOB_LEN(others); i++) {
     if (strlen(others[i]) == len && strncasecmp(others[i], name, len) == 0) return false;
@@ -54,13 +79,27 @@ static bool is_script_name(const char *name, size_t len) {
 
 // Long names of general categories, which Oniguruma knows and PCRE2 does not.
 static const char *short_category(const char *name, size_t len) {
-  static const char *const table[][2] = {{"Letter", "L"}, {"Mark", "M"}, {"Number", "N"},
-      {"Punctuation", "P"}, {"Symbol", "S"}, {"Separator", "Z"}, {"Other", "C"},
-      {"Uppercase_Letter", "Lu"}, {"Lowercase_Letter", "Ll"}, {"Titlecase_Letter", "Lt"},
-      {"Modifier_Letter", "Lm"}, {"Other_Letter", "Lo"}, {"Decimal_Number", "Nd"},
-      {"Letter_Number", "Nl"}, {"Other_Number", "No"}, {"Nonspacing_Mark", "Mn"},
-      {"Spacing_Mark", "Mc"}, {"Enclosing_Mark", "Me"}, {"Space_Separator", "Zs"},
-      {"Punct", "P"}, {"Digit", "Nd"}};
+  static const char *const table[][2] = {{"Letter", "L"},
+                                         {"Mark", "M"},
+                                         {"Number", "N"},
+                                         {"Punctuation", "P"},
+                                         {"Symbol", "S"},
+                                         {"Separator", "Z"},
+                                         {"Other", "C"},
+                                         {"Uppercase_Letter", "Lu"},
+                                         {"Lowercase_Letter", "Ll"},
+                                         {"Titlecase_Letter", "Lt"},
+                                         {"Modifier_Letter", "Lm"},
+                                         {"Other_Letter", "Lo"},
+                                         {"Decimal_Number", "Nd"},
+                                         {"Letter_Number", "Nl"},
+                                         {"Other_Number", "No"},
+                                         {"Nonspacing_Mark", "Mn"},
+                                         {"Spacing_Mark", "Mc"},
+                                         {"Enclosing_Mark", "Me"},
+                                         {"Space_Separator", "Zs"},
+                                         {"Punct", "P"},
+                                         {"Digit", "Nd"}};
   for (size_t i = 0; i < MOB_LEN(table); i++) {
     if (strlen(table[i][0]) == len && strncasecmp(table[i][0], name, len) == 0) return table[i][1];
   }
@@ -69,9 +108,8 @@ static const char *short_category(const char *name, size_t len) {
 
 static mob_status property(translation_t *t) {
   size_t start = t->pos + 2; // behind "\p"
-  const char *close = start < t->len && t->in[start] == '{'
-                          ? memchr(t->in + start, '}', t->len - start)
-                          : NULL;
+  const char *close =
+      start < t->len && t->in[start] == '{' ? memchr(t->in + start, '}', t->len - start) : NULL;
   if (!close) return mob_fail(MOB_E_UNSUPPORTED, "pattern: \\%c without {name}", t->in[t->pos + 1]);
   const char *name = t->in + start + 1;
   bool negated = t->in[t->pos + 1] == 'P';
@@ -98,20 +136,42 @@ static mob_status escape(translation_t *t, bool in_class) {
   const char *text = NULL;
   switch (c) {
   case 'p':
-  case 'P': return property(t);
-  case 's': text = "\\p{White_Space}"; break;
-  case 'S': text = "\\P{White_Space}"; break;
-  case 'w': text = in_class ? "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
-                            : "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]"; break;
-  case 'h': text = in_class ? "0-9a-fA-F" : "[0-9a-fA-F]"; break;
-  case 'W': text = in_class ? NULL : "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]"; break;
-  case 'H': text = in_class ? NULL : "[^0-9a-fA-F]"; break;
+  case 'P':
+    return property(t);
+  case 's':
+    text = "\\p{White_Space}";
+    break;
+  case 'S':
+    text = "\\P{White_Space}";
+    break;
+  case 'w':
+    text =
+        in_class ? "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}" : "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]";
+    break;
+  case 'h':
+    text = in_class ? "0-9a-fA-F" : "[0-9a-fA-F]";
+    break;
+  case 'W':
+    text = in_class ? NULL : "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]";
+    break;
+  case 'H':
+    text = in_class ? NULL : "[^0-9a-fA-F]";
+    break;
   case 'u': // \uHHHH
     if (t->len - t->pos < 6) return mob_fail(MOB_E_FORMAT, "pattern: \\u needs four digits");
     mob_buf_printf(&t->out, "\\x{%.4s}", t->in + t->pos + 2);
     t->pos += 6;
     return MOB_OK;
-  case 'R': case 'X': case 'k': case 'g': case 'K': case 'G': case 'y': case 'Y': case 'O': case 'N':
+  case 'R':
+  case 'X':
+  case 'k':
+  case 'g':
+  case 'K':
+  case 'G':
+  case 'y':
+  case 'Y':
+  case 'O':
+  case 'N':
     return mob_fail(MOB_E_UNSUPPORTED, "pattern: \\%c is not supported", c);
   default: {
     size_t width;
@@ -240,13 +300,13 @@ mob_status mob__regex_compile(const char *pattern, size_t len, bool literal, mob
   options |= literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE;
   int code = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)mob_buf_cstr(&t.out), t.out.len, options, &code,
-                                       &offset, NULL);
+  pcre2_code *compiled =
+      pcre2_compile((PCRE2_SPTR)mob_buf_cstr(&t.out), t.out.len, options, &code, &offset, NULL);
   if (!compiled) {
     PCRE2_UCHAR message[128];
     pcre2_get_error_message(code, message, sizeof message);
-    status = mob_fail(MOB_E_FORMAT, "pattern '%.*s': %s at offset %zu", (int)(len < 200 ? len : 200),
-                      pattern, (char *)message, (size_t)offset);
+    status = mob_fail(MOB_E_FORMAT, "pattern '%.*s': %s at offset %zu",
+                      (int)(len < 200 ? len : 200), pattern, (char *)message, (size_t)offset);
     goto done;
   }
   *out = MOB_NEW(mob__regex_t);
@@ -300,7 +360,8 @@ mob_status mob__regex_search(const mob__regex_t *re, mob__regex_scratch_t *s, co
   if (rc < 0) {
     PCRE2_UCHAR message[128];
     pcre2_get_error_message(rc, message, sizeof message);
-    return mob_fail(MOB_E_FORMAT, "the tokenizer's pattern fails on this text: %s", (char *)message);
+    return mob_fail(MOB_E_FORMAT, "the tokenizer's pattern fails on this text: %s",
+                    (char *)message);
   }
   const PCRE2_SIZE *at = pcre2_get_ovector_pointer(s->match_data);
   *start = at[0];

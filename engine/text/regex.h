@@ -1,5 +1,5 @@
-// The regular expressions of tokenizer.json. `tokenizers` runs them with Oniguruma (Ruby syntax, UTF-8); here
-// PCRE2 runs them after a translation of what the two read differently:
+// The regular expressions of tokenizer.json. `tokenizers` runs them with Oniguruma (Ruby syntax,
+// UTF-8); here PCRE2 runs them after a translation of what the two read differently:
 //   \s \S     Unicode White_Space (PCRE2 adds U+180E)
 //   \w \W     Alphabetic, M, Nd, Pc (PCRE2 10.42: L, N and the underscore)
 //   \h \H     a hexadecimal digit (PCRE2: horizontal space)
@@ -26,8 +26,8 @@ mob_status mob__regex_compile(const char *pattern, size_t len, bool literal, mob
 void mob__regex_free(mob__regex_t *re);
 void mob__regex_scratch_free(mob__regex_scratch_t *scratch);
 
-// The first match at or after byte `from` of `text` (well-formed UTF-8). *found tells whether there is one; it
-// is text[*start..*end). MOB_E_FORMAT when the pattern costs too much on this text.
+// The first match at or after byte `from` of `text` (well-formed UTF-8). *found tells whether there
+// is one; it is text[*start..*end). MOB_E_FORMAT when the pattern costs too much on this text.
 mob_status mob__regex_search(const mob__regex_t *re, mob__regex_scratch_t *scratch,
                              const char *text, size_t len, size_t from, bool *found, size_t *start,
                              size_t *end);

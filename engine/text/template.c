@@ -50,7 +50,8 @@ static mob_status from_config(const char *path, json_t *config, mob_template_t *
   if (!value || json_is_null(value) || json_is_array(value)) {
     return mob_fail(MOB_E_NOT_FOUND, "%s has no chat_template", path);
   }
-  if (!json_is_string(value)) return mob_fail(MOB_E_FORMAT, "%s: chat_template is not a string", path);
+  if (!json_is_string(value))
+    return mob_fail(MOB_E_FORMAT, "%s: chat_template is not a string", path);
   mob_status status = mob_template_parse(json_string_value(value), json_string_length(value), out);
   return status == MOB_OK ? status : mob_wrap(status, "%s: chat_template", path);
 }
@@ -76,7 +77,8 @@ mob_status mob_template_open(const char *dir, mob_template_t **out) {
     }
     status = from_config(config_path, config, out);
   } else {
-    status = mob_fail(MOB_E_NOT_FOUND, "%s has neither tokenizer_config.json nor chat_template.jinja", dir);
+    status = mob_fail(MOB_E_NOT_FOUND,
+                      "%s has neither tokenizer_config.json nor chat_template.jinja", dir);
   }
 done:
   json_decref(config);
@@ -87,7 +89,8 @@ done:
 }
 
 mob_status mob_template_render(const mob_template_t *tpl, json_t *vars, mob_buf_t *out) {
-  if (!json_is_object(vars)) return mob_fail(MOB_E_INVALID, "a template's variables must be an object");
+  if (!json_is_object(vars))
+    return mob_fail(MOB_E_INVALID, "a template's variables must be an object");
   size_t before = out->len;
   mob_buf_t text = {0};
   mob__jscope_t globals = {0}, top = {.parent = &globals};

@@ -38,7 +38,8 @@ mob_status mob_tokenizer_parse(const char *tokenizer_json, size_t len, const cha
   mob_tokenizer_t *tok = MOB_NEW(mob_tokenizer_t);
   MOB_TRY_GOTO(parse_json(tokenizer_json, len, "tokenizer.json", &json), status, done);
   if (config_json) {
-    MOB_TRY_GOTO(parse_json(config_json, config_len, "tokenizer_config.json", &config), status, done);
+    MOB_TRY_GOTO(parse_json(config_json, config_len, "tokenizer_config.json", &config), status,
+                 done);
   }
   status = mob__tokenizer_load(tok, json, config);
   if (status != MOB_OK) mob_wrap(status, "tokenizer.json");
@@ -63,8 +64,8 @@ mob_status mob_tokenizer_open(const char *dir, mob_tokenizer_t **out) {
   if (mob_file_exists(config_path)) {
     MOB_TRY_GOTO(mob_file_read(config_path, MAX_FILE, &config), status, done);
   }
-  status = mob_tokenizer_parse(mob_buf_cstr(&text), text.len, config.len ? mob_buf_cstr(&config) : NULL,
-                               config.len, out);
+  status = mob_tokenizer_parse(mob_buf_cstr(&text), text.len,
+                               config.len ? mob_buf_cstr(&config) : NULL, config.len, out);
   if (status != MOB_OK) mob_wrap(status, "%s", dir);
 done:
   free(path);

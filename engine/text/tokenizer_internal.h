@@ -12,10 +12,10 @@ struct mob_tokenizer {
   mob__normalizer_t normalizer;
   mob__pretokenizer_t pretokenizer;
   mob__added_tokens_t added;
-  mob__trie_t raw;        // added tokens that are searched before normalizing
-  mob__trie_t normalized; // those searched after it
+  mob__trie_t raw;          // added tokens that are searched before normalizing
+  mob__trie_t normalized;   // those searched after it
   mob_ids_t prefix, suffix; // what the post-processor puts around a text
-  int32_t bos, eos;       // -1 when there is none
+  int32_t bos, eos;         // -1 when there is none
 };
 
 // Fills `tok` (all-zero) from parsed files; `config` may be NULL. tokenizer_load.c

@@ -3,13 +3,16 @@
 #include <string.h>
 
 #include "engine/text/tokenizer_internal.h"
+#define MOB_LOG_COMPONENT "text"
+#include "runtime/base/log.h"
 #include "runtime/base/utf8.h"
 
 #define MAX_ADDED 1000000
 #define MAX_DEPTH 8
 
-// An added token like one of the same text that is there already replaces its flags. A new text that the
-// vocabulary does not hold gets the first free id, which in a sound file is the one it declares.
+// An added token like one of the same text that is there already replaces its flags. A new text
+// that the vocabulary does not hold gets the first free id, which in a sound file is the one it
+// declares.
 static mob_status add_token(mob_tokenizer_t *tok, const char *text, size_t len,
                             mob__added_token_t flags) {
   if (len == 0) return MOB_OK;
@@ -69,17 +72,11 @@ static mob_status load_added_token(mob_tokenizer_t *tok, const json_t *json, jso
   MOB_TRY(add_token(tok, text, len, t));
   int32_t id = mob__bpe_id_of(&tok->bpe, text, len);
   if (len && declared >= 0 && id != declared) {
-    return mob_fail(MOB_E_FORMAT,
-                    "added token '%.100s' declares id %lld, but its place in the vocabulary is %d", text,
-                    (long long)declared, id);
+    // `tokenizers` renumbers too, so models are trained with such ids.
+    MOB_WARN("tokenizer.json: added token '%.100s' declares id %lld, but has id %d by its place",
+             text, (long long)declared, id);
   }
   return MOB_OK;
-}
-
-static int by_id(const void *a, const void *b) {
-  json_int_t x = json_integer_value(json_object_get(*(json_t *const *)a, "id"));
-  json_int_t y = json_integer_value(json_object_get(*(json_t *const *)b, "id"));
-  return (x > y) - (x < y);
 }
 
 static mob_status load_added_tokens(mob_tokenizer_t *tok, const json_t *json) {
@@ -88,25 +85,15 @@ static mob_status load_added_tokens(mob_tokenizer_t *tok, const json_t *json) {
   if (!json_is_array(list)) return mob_fail(MOB_E_FORMAT, "\"added_tokens\" is not a list");
   size_t count = json_array_size(list);
   if (count > MAX_ADDED) return mob_fail(MOB_E_FORMAT, "too many added tokens: %zu", count);
-  mob_status status = MOB_OK;
-  json_t **tokens = MOB_NEW_ARRAY(json_t *, count + 1);
   for (size_t i = 0; i < count; i++) {
-    tokens[i] = json_array_get(list, i);
-    json_t *id = json_object_get(tokens[i], "id");
+    json_t *token = json_array_get(list, i), *id = json_object_get(token, "id");
     if (!json_is_integer(id) || json_integer_value(id) < 0) {
-      status = mob_fail(MOB_E_FORMAT, "added_tokens[%zu] has no \"id\" that is a whole number >= 0", i);
-      goto done;
+      return mob_fail(MOB_E_FORMAT, "added_tokens[%zu] has no \"id\" that is a whole number >= 0",
+                      i);
     }
+    MOB_TRY(load_added_token(tok, token, json_integer_value(id)));
   }
-  qsort(tokens, count, sizeof *tokens, by_id);
-  for (size_t i = 0; i < count; i++) {
-    MOB_TRY_GOTO(load_added_token(tok, tokens[i],
-                                  json_integer_value(json_object_get(tokens[i], "id"))),
-                 status, done);
-  }
-done:
-  free(tokens);
-  return status;
+  return MOB_OK;
 }
 
 // A token in tokenizer_config.json: text, or an object with "content".
@@ -126,8 +113,10 @@ static mob_status load_config_tokens(mob_tokenizer_t *tok, const json_t *config)
       json_t *content = json_object_get(value, "content");
       const char *text = json_string_value(content);
       if (!text) {
-        return mob_fail(MOB_E_FORMAT, "tokenizer_config.json: added_tokens_decoder['%.20s'] has no "
-                                      "\"content\"", key);
+        return mob_fail(MOB_E_FORMAT,
+                        "tokenizer_config.json: added_tokens_decoder['%.20s'] has no "
+                        "\"content\"",
+                        key);
       }
       // Of a token that is there already the configuration's flags count.
       MOB_TRY(load_added_token(tok, value, -1));
@@ -143,7 +132,8 @@ static mob_status load_config_tokens(mob_tokenizer_t *tok, const json_t *config)
   return MOB_OK;
 }
 
-static mob_status append_ids(const json_t *special, const json_t *name, mob_ids_t *out, size_t limit) {
+static mob_status append_ids(const json_t *special, const json_t *name, mob_ids_t *out,
+                             size_t limit) {
   json_t *ids = json_object_get(json_object_get(special, json_string_value(name)), "ids");
   if (!json_is_string(name) || !json_is_array(ids)) {
     return mob_fail(MOB_E_FORMAT, "post_processor: special token '%.100s' is not in special_tokens",
@@ -171,7 +161,8 @@ static mob_status load_template(mob_tokenizer_t *tok, const json_t *json) {
   int texts = 0;
   for (size_t i = 0; i < json_array_size(single); i++) {
     json_t *part = json_array_get(single, i);
-    json_t *token = json_object_get(part, "SpecialToken"), *text = json_object_get(part, "Sequence");
+    json_t *token = json_object_get(part, "SpecialToken"),
+           *text = json_object_get(part, "Sequence");
     const char *which = json_string_value(json_object_get(text, "id"));
     if (token) {
       MOB_TRY_GOTO(append_ids(special, json_object_get(token, "id"), texts ? &back : &front,
@@ -219,9 +210,11 @@ static mob_status load_post_processor(mob_tokenizer_t *tok, const json_t *json, 
     }
     return MOB_OK;
   }
-  return mob_fail(MOB_E_UNSUPPORTED,
-                  "post_processor type '%.100s' is not supported; ByteLevel, TemplateProcessing and "
-                  "Sequence are", type);
+  return mob_fail(
+      MOB_E_UNSUPPORTED,
+      "post_processor type '%.100s' is not supported; ByteLevel, TemplateProcessing and "
+      "Sequence are",
+      type);
 }
 
 static mob_status check_decoder(const json_t *json) {
@@ -236,8 +229,9 @@ static mob_status check_decoder(const json_t *json) {
                   type ? type : "none");
 }
 
-// add_bos_token and add_eos_token replace the post-processor. transformers does so whenever the configuration
-// has one of them; its Llama classes (version 4) also without, with bos on and eos off.
+// add_bos_token and add_eos_token replace the post-processor. transformers does so whenever the
+// configuration has one of them; its Llama classes (version 4) also without, with bos on and eos
+// off.
 static mob_status apply_config(mob_tokenizer_t *tok, const json_t *config) {
   size_t len;
   const char *bos = config_text(config, "bos_token", &len);
@@ -245,7 +239,8 @@ static mob_status apply_config(mob_tokenizer_t *tok, const json_t *config) {
   const char *eos = config_text(config, "eos_token", &len);
   if (eos) tok->eos = mob__bpe_id_of(&tok->bpe, eos, len);
   const char *class = json_string_value(json_object_get(config, "tokenizer_class"));
-  bool llama = class && (strcmp(class, "LlamaTokenizer") == 0 || strcmp(class, "LlamaTokenizerFast") == 0);
+  bool llama =
+      class && (strcmp(class, "LlamaTokenizer") == 0 || strcmp(class, "LlamaTokenizerFast") == 0);
   json_t *add_bos = json_object_get(config, "add_bos_token");
   json_t *add_eos = json_object_get(config, "add_eos_token");
   if (!llama && !json_is_boolean(add_bos) && !json_is_boolean(add_eos)) return MOB_OK;

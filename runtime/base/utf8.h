@@ -7,8 +7,8 @@
 
 #include "runtime/base/buf.h"
 
-// The number of leading bytes that are well-formed UTF-8 (Unicode 15, table 3-7: no surrogates, no overlong
-// forms, nothing above U+10FFFF); `len` when all are.
+// The number of leading bytes that are well-formed UTF-8 (Unicode 15, table 3-7: no surrogates, no
+// overlong forms, nothing above U+10FFFF); `len` when all are.
 size_t mob_utf8_valid_prefix(const void *text, size_t len);
 
 // The character at `text`, which must be well-formed, and its length in bytes.
@@ -19,8 +19,9 @@ size_t mob_utf8_count(const char *text, size_t len); // characters of well-forme
 // Bytes from `pos` back to the start of the character that ends there (`pos` > 0).
 size_t mob_utf8_back(const char *text, size_t pos);
 
-// Decoding in pieces. Ill-formed bytes become U+FFFD, one for each maximal subpart (Unicode 15, §3.9), as
-// Python's bytes.decode('utf-8', 'replace') and Rust's String::from_utf8_lossy do it. All-zero starts.
+// Decoding in pieces. Ill-formed bytes become U+FFFD, one for each maximal subpart (Unicode 15,
+// §3.9), as Python's bytes.decode('utf-8', 'replace') and Rust's String::from_utf8_lossy do it.
+// All-zero starts.
 typedef struct mob_utf8_lossy {
   uint8_t pending[4]; // the well-formed beginning of a character
   uint8_t count;

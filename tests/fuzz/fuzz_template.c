@@ -5,10 +5,14 @@
 #include "engine/text/template.h"
 
 static const char vars_json[] =
-    "{\"messages\":[{\"role\":\"system\",\"content\":\" s \"},{\"role\":\"user\",\"content\":\"h\\u00e9 \\u4f60\"},"
-    "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
-    "\"arguments\":{\"a\":1,\"b\":[1.5,null,true]}}}]},{\"role\":\"tool\",\"content\":\"x</think>y\"}],"
-    "\"tools\":[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{}}}}],\"add_generation_prompt\":true,"
+    "{\"messages\":[{\"role\":\"system\",\"content\":\" s "
+    "\"},{\"role\":\"user\",\"content\":\"h\\u00e9 \\u4f60\"},"
+    "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{"
+    "\"name\":\"f\","
+    "\"arguments\":{\"a\":1,\"b\":[1.5,null,true]}}}]},{\"role\":\"tool\",\"content\":\"x</"
+    "think>y\"}],"
+    "\"tools\":[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{}}}}],\"add_"
+    "generation_prompt\":true,"
     "\"bos_token\":\"<s>\",\"n\":3,\"e\":\"\",\"l\":[3,1,2],\"d\":{\"k\":\"v\",\"z\":0}}";
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

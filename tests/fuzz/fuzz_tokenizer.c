@@ -13,7 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t text_len = nul ? size - len - 1 : 0;
   mob_tokenizer_t *tok;
   // The file serves as tokenizer_config.json too: it has members of both.
-  if (mob_tokenizer_parse((const char *)data, len, size & 1 ? (const char *)data : NULL, len, &tok) != MOB_OK) {
+  if (mob_tokenizer_parse((const char *)data, len, size & 1 ? (const char *)data : NULL, len,
+                          &tok) != MOB_OK) {
     return 0;
   }
   mob_ids_t ids = {0};
@@ -26,7 +27,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       for (size_t i = 0; i < ids.len; i++) mob_detok_push(d, ids.at[i], &pieces);
       mob_detok_flush(d, &pieces);
       mob_detok_free(d);
-      if (whole.len != pieces.len || (whole.len && memcmp(whole.data, pieces.data, whole.len) != 0)) abort();
+      if (whole.len != pieces.len || (whole.len && memcmp(whole.data, pieces.data, whole.len) != 0))
+        abort();
     }
   }
   mob_vec_free(&ids);

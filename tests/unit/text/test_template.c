@@ -1,4 +1,5 @@
-// Chat templates: as jinja2 renders them (tools/golden/text/template_cases.py), and what hostile ones may not do.
+// Chat templates: as jinja2 renders them (tools/golden/text/template_cases.py), and what hostile
+// ones may not do.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -32,11 +33,14 @@ static void check(const char *source, size_t len, json_t *vars, json_t *want, co
   mob_buf_t out = {0};
   mob_status status = render(source, len, vars, &out);
   if (!text) {
-    if (status == MOB_OK) fail_msg("%s: no error but '%s'; jinja2: %s", name, mob_buf_cstr(&out), json_string_value(json_object_get(want, "error")));
+    if (status == MOB_OK)
+      fail_msg("%s: no error but '%s'; jinja2: %s", name, mob_buf_cstr(&out),
+               json_string_value(json_object_get(want, "error")));
     assert_true(strlen(mob_errmsg()) > 0);
   } else if (status != MOB_OK) {
     fail_msg("%s: %s", name, mob_errmsg());
-  } else if (out.len != json_string_length(text) || memcmp(mob_buf_cstr(&out), json_string_value(text), out.len) != 0) {
+  } else if (out.len != json_string_length(text) ||
+             memcmp(mob_buf_cstr(&out), json_string_value(text), out.len) != 0) {
     fail_msg("%s:\n want '%s'\n got  '%s'", name, json_string_value(text), mob_buf_cstr(&out));
   }
   mob_buf_free(&out);
@@ -49,7 +53,8 @@ static void test_snippets(void **state) {
   assert_true(json_array_size(json_object_get(golden, "snippets")) > 100);
   json_array_foreach(json_object_get(golden, "snippets"), i, snippet) {
     json_t *source = json_object_get(snippet, "template");
-    check(json_string_value(source), json_string_length(source), json_object_get(golden, "vars"), snippet, json_string_value(source));
+    check(json_string_value(source), json_string_length(source), json_object_get(golden, "vars"),
+          snippet, json_string_value(source));
   }
   json_decref(golden);
 }
@@ -64,7 +69,8 @@ static void test_chats(void **state) {
     const char *conversation = json_string_value(json_object_get(chat, "conversation"));
     snprintf(file, sizeof file, "templates/%s", json_string_value(json_object_get(chat, "file")));
     snprintf(name, sizeof name, "%s with '%s'", file, conversation);
-    json_t *vars = json_copy(json_object_get(json_object_get(golden, "conversations"), conversation));
+    json_t *vars =
+        json_copy(json_object_get(json_object_get(golden, "conversations"), conversation));
     json_object_set_new(vars, "bos_token", json_string("<bos>"));
     json_object_set_new(vars, "eos_token", json_string("<eos>"));
     mob_buf_t source = {0};
@@ -91,11 +97,14 @@ static void assert_error(const char *source, mob_status want, const char *part) 
 
 static void test_errors(void **state) {
   (void)state;
-  assert_error("a{{ raise_exception('roles must alternate: ' ~ 1) }}", MOB_E_INVALID, "roles must alternate: 1");
-  assert_error("{% for x in [1] %}{% if x %}{{ raise_exception('exact') }}{% endif %}{% endfor %}", MOB_E_INVALID, "exact");
+  assert_error("a{{ raise_exception('roles must alternate: ' ~ 1) }}", MOB_E_INVALID,
+               "roles must alternate: 1");
+  assert_error("{% for x in [1] %}{% if x %}{{ raise_exception('exact') }}{% endif %}{% endfor %}",
+               MOB_E_INVALID, "exact");
   assert_int_equal(strcmp(mob_errmsg(), "exact"), 0);
   assert_error("a\nb\n{{ x.y }}", MOB_E_INVALID, "template line 3: 'x' is undefined");
-  assert_error("{% if true %}\n{{ messages.a.b }}{% endif %}", MOB_E_INVALID, "line 2: 'list object' has no attribute 'a'");
+  assert_error("{% if true %}\n{{ messages.a.b }}{% endif %}", MOB_E_INVALID,
+               "line 2: 'list object' has no attribute 'a'");
   assert_error("\n\n{% if %}", MOB_E_FORMAT, "line 3");
   assert_error("{{ 1 | sideways }}", MOB_E_UNSUPPORTED, "'sideways'");
   assert_error("{{ 1 is sideways }}", MOB_E_UNSUPPORTED, "'sideways'");
@@ -117,26 +126,45 @@ static void test_hostile(void **state) {
   static const char *const templates[] = {
       "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
       "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
-      "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = 1 %}{% endfor %}{% endfor %}",
-      "{% set ns = namespace(s='x') %}{% for a in range(100) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-      "{% set ns = namespace(s=[1]) %}{% for a in range(100) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-      "{% set ns = namespace(s=[1]) %}{% for a in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}",
+      "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = 1 %}{% endfor %}{% "
+      "endfor %}",
+      "{% set ns = namespace(s='x') %}{% for a in range(100) %}{% set ns.s = ns.s + ns.s %}{% "
+      "endfor %}",
+      "{% set ns = namespace(s=[1]) %}{% for a in range(100) %}{% set ns.s = ns.s + ns.s %}{% "
+      "endfor %}",
+      "{% set ns = namespace(s=[1]) %}{% for a in range(100000) %}{% set ns.s = [ns.s] %}{% endfor "
+      "%}{{ ns.s }}",
       "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns }}",
       "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns.a }}",
-      "{{ 'x' * 1000000000000 }}", "{{ [1] * 1000000000 }}", "{{ 'x'.center(100000000000) }}", "{{ '%999999999d' % 1 * 999999999 }}",
+      "{{ 'x' * 1000000000000 }}",
+      "{{ [1] * 1000000000 }}",
+      "{{ 'x'.center(100000000000) }}",
+      "{{ '%999999999d' % 1 * 999999999 }}",
       "{{ 'x' * 60000000 | length }}{{ ('x' * 60000000).replace('x', 'yyyyyyyyyyyyyyyy') }}",
-      "{% set s = 'x' * 1000000 %}{{ s.replace('', s) }}", "{% set s = 'x' * 60000000 %}{{ s | list | length }}",
+      "{% set s = 'x' * 1000000 %}{{ s.replace('', s) }}",
+      "{% set s = 'x' * 60000000 %}{{ s | list | length }}",
       "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
       "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-      "{{ 9223372036854775807 + 1 }}", "{{ -9223372036854775807 - 2 }}", "{{ 9999999999 ** 99 }}", "{{ 99999999999999999999 }}",
-      "{% set x = range(100000) | list %}{% for i in x %}{% for j in x %}{% if i in x %}{% endif %}{% endfor %}{% endfor %}",
-      "{% set x = range(100000) | list %}{{ x | unique | list | length }}", "{% filter upper %}{% for a in range(100000) %}{{ 'x' * 100000 }}{% endfor %}{% endfilter %}",
-      "{% set x = range(100000) | list %}{% for i in x %}{{ x | sort | first }}{% endfor %}", "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{% if 'b' in x %}{% endif %}{% endfor %}",
-      "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{{ x[-1] == x | last }}{% endfor %}", "{% set d = namespace() %}{% for i in range(100000) %}{% for j in range(100) %}{{ [i, j] | join | length }}{% endfor %}{% endfor %}",
+      "{{ 9223372036854775807 + 1 }}",
+      "{{ -9223372036854775807 - 2 }}",
+      "{{ 9999999999 ** 99 }}",
+      "{{ 99999999999999999999 }}",
+      "{% set x = range(100000) | list %}{% for i in x %}{% for j in x %}{% if i in x %}{% endif "
+      "%}{% endfor %}{% endfor %}",
+      "{% set x = range(100000) | list %}{{ x | unique | list | length }}",
+      "{% filter upper %}{% for a in range(100000) %}{{ 'x' * 100000 }}{% endfor %}{% endfilter %}",
+      "{% set x = range(100000) | list %}{% for i in x %}{{ x | sort | first }}{% endfor %}",
+      "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{% if 'b' in x %}{% endif %}{% "
+      "endfor %}",
+      "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{{ x[-1] == x | last }}{% endfor %}",
+      "{% set d = namespace() %}{% for i in range(100000) %}{% for j in range(100) %}{{ [i, j] | "
+      "join | length }}{% endfor %}{% endfor %}",
   };
   for (size_t i = 0; i < MOB_LEN(templates); i++) {
     uint64_t start = mob_now_ms();
-    assert_error(templates[i], strstr(templates[i], "99999999999999999999") ? MOB_E_FORMAT : MOB_E_INVALID, "template");
+    assert_error(templates[i],
+                 strstr(templates[i], "99999999999999999999") ? MOB_E_FORMAT : MOB_E_INVALID,
+                 "template");
     uint64_t took = mob_now_ms() - start;
     if (took > 30000) fail_msg("%s took %llu ms", templates[i], (unsigned long long)took);
   }
@@ -144,7 +172,9 @@ static void test_hostile(void **state) {
 
 static void test_deep_syntax(void **state) {
   (void)state;
-  static const char *const parts[][2] = {{"(", ")"}, {"[", "]"}, {"{1:", "}"}, {"-", ""}, {"not ", ""}, {"a(", ")"}, {"a[", "]"}, {"a if a else ", ""}, {"1 + ", ""}, {"a.", ""}, {"a|list|", ""}};
+  static const char *const parts[][2] = {
+      {"(", ")"},  {"[", "]"},           {"{1:", "}"}, {"-", ""},  {"not ", ""},   {"a(", ")"},
+      {"a[", "]"}, {"a if a else ", ""}, {"1 + ", ""}, {"a.", ""}, {"a|list|", ""}};
   for (size_t i = 0; i < MOB_LEN(parts); i++) {
     mob_buf_t source = {0}, out = {0};
     json_t *vars = json_object();
@@ -153,7 +183,8 @@ static void test_deep_syntax(void **state) {
     mob_buf_puts(&source, "a");
     for (int k = 0; k < 20000; k++) mob_buf_puts(&source, parts[i][1]);
     mob_buf_puts(&source, " }}");
-    mob_status status = render((char *)source.data, source.len, vars, &out); // whatever it says, it ends
+    mob_status status =
+        render((char *)source.data, source.len, vars, &out); // whatever it says, it ends
     assert_true(status == MOB_OK || strlen(mob_errmsg()) > 0);
     mob_buf_free(&source);
     mob_buf_free(&out);
@@ -222,7 +253,9 @@ static void test_open(void **state) {
   assert_int_equal(mob_template_open(dir, &tpl), MOB_E_FORMAT);
   write_file(dir, "tokenizer_config.json", "{\"chat_template\": \"{{ 1 }}\"}");
   assert_opens(dir, "1");
-  write_file(dir, "tokenizer_config.json", "{\"chat_template\": [{\"name\": \"rag\", \"template\": \"r\"}, {\"name\": \"default\", \"template\": \"d\"}]}");
+  write_file(dir, "tokenizer_config.json",
+             "{\"chat_template\": [{\"name\": \"rag\", \"template\": \"r\"}, {\"name\": "
+             "\"default\", \"template\": \"d\"}]}");
   assert_opens(dir, "d");
   write_file(dir, "chat_template.jinja", "{{ 2 }}\n");
   assert_opens(dir, "2");
@@ -235,8 +268,9 @@ static void test_open(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_snippets), cmocka_unit_test(test_chats), cmocka_unit_test(test_errors),
-      cmocka_unit_test(test_hostile), cmocka_unit_test(test_deep_syntax), cmocka_unit_test(test_strftime_now),
+      cmocka_unit_test(test_snippets),    cmocka_unit_test(test_chats),
+      cmocka_unit_test(test_errors),      cmocka_unit_test(test_hostile),
+      cmocka_unit_test(test_deep_syntax), cmocka_unit_test(test_strftime_now),
       cmocka_unit_test(test_open),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

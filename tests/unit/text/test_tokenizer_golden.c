@@ -33,15 +33,26 @@ static int tear_down(void **state) {
   return 0;
 }
 
-static int set_up_deepseek(void **state) { return set_up(state, "deepseek"); }
-static int set_up_qwen(void **state) { return set_up(state, "qwen"); }
-static int set_up_llama(void **state) { return set_up(state, "llama"); }
-static int set_up_rare(void **state) { return set_up(state, "rare"); }
+static int set_up_deepseek(void **state) {
+  return set_up(state, "deepseek");
+}
+static int set_up_qwen(void **state) {
+  return set_up(state, "qwen");
+}
+static int set_up_llama(void **state) {
+  return set_up(state, "llama");
+}
+static int set_up_rare(void **state) {
+  return set_up(state, "rare");
+}
 
 static void assert_ids(const mob_ids_t *got, const json_t *want, const char *text) {
   bool same = got->len == json_array_size(want);
-  for (size_t i = 0; same && i < got->len; i++) same = got->at[i] == json_integer_value(json_array_get(want, i));
-  if (!same) fail_msg("%zu ids instead of %zu, or other ones, for: %s", got->len, json_array_size(want), text);
+  for (size_t i = 0; same && i < got->len; i++)
+    same = got->at[i] == json_integer_value(json_array_get(want, i));
+  if (!same)
+    fail_msg("%zu ids instead of %zu, or other ones, for: %s", got->len, json_array_size(want),
+             text);
 }
 
 static void test_encode(void **state) {
@@ -52,7 +63,9 @@ static void test_encode(void **state) {
   json_array_foreach(pairs, i, pair) {
     json_t *text = json_array_get(pair, 0);
     mob_ids_t ids = {0};
-    assert_int_equal(mob_tokenizer_encode(f->tok, json_string_value(text), json_string_length(text), false, &ids), MOB_OK);
+    assert_int_equal(mob_tokenizer_encode(f->tok, json_string_value(text), json_string_length(text),
+                                          false, &ids),
+                     MOB_OK);
     assert_ids(&ids, json_array_get(pair, 1), json_string_value(text));
     mob_vec_free(&ids);
   }
@@ -73,7 +86,7 @@ static void test_decode(void **state) {
   json_array_foreach(cases, i, c) {
     json_t *list = json_array_get(c, 0), *id;
     mob_ids_t ids = {0};
-    json_array_foreach(list, k, id) *mob_vec_push(&ids) = (int32_t)json_integer_value(id);
+    json_array_foreach(list, k, id) * mob_vec_push(&ids) = (int32_t)json_integer_value(id);
     for (int skip = 0; skip < 2; skip++) {
       json_t *want = json_array_get(c, 1 + (size_t)skip);
       mob_buf_t whole = {0}, pieces = {0};
@@ -83,7 +96,8 @@ static void test_decode(void **state) {
       mob_detok_t *d = mob_detok_new(f->tok, skip);
       for (k = 0; k < ids.len; k++) {
         mob_detok_push(d, ids.at[k], &pieces);
-        assert_int_equal(mob_utf8_valid_prefix(pieces.data, pieces.len), pieces.len); // no half character
+        assert_int_equal(mob_utf8_valid_prefix(pieces.data, pieces.len),
+                         pieces.len); // no half character
       }
       mob_detok_flush(d, &pieces);
       assert_int_equal(pieces.len, whole.len);
@@ -99,7 +113,9 @@ static void test_decode(void **state) {
 // What was encoded comes back: the three models lose nothing (Qwen's: of text in form C).
 static void test_round_trip(void **state) {
   fixture_t *f = *state;
-  static const char text[] = "深度学习 is <think>\r\n\tdeep \xF0\x9F\x98\x80\xF0\x9F\x91\x8D\xF0\x9F\x8F\xBD 1234567 caf\xC3\xA9\xE3\x80\x80x";
+  static const char text[] =
+      "深度学习 is <think>\r\n\tdeep \xF0\x9F\x98\x80\xF0\x9F\x91\x8D\xF0\x9F\x8F\xBD 1234567 "
+      "caf\xC3\xA9\xE3\x80\x80x";
   mob_ids_t ids = {0};
   mob_buf_t back = {0};
   assert_int_equal(mob_tokenizer_encode(f->tok, text, strlen(text), false, &ids), MOB_OK);
@@ -116,7 +132,10 @@ static void test_round_trip(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      MODEL_TESTS(deepseek), MODEL_TESTS(qwen), MODEL_TESTS(llama), MODEL_TESTS(rare),
+      MODEL_TESTS(deepseek),
+      MODEL_TESTS(qwen),
+      MODEL_TESTS(llama),
+      MODEL_TESTS(rare),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_deepseek, tear_down),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_qwen, tear_down),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_llama, tear_down),
