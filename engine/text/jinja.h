@@ -272,7 +272,7 @@ mob_status mob__jinja_get_attr(mob__jinja_t *r, mob__jvalue_t v, mob__jstring_t 
                                mob__jvalue_t *out);
 mob_status mob__jinja_get_item(mob__jinja_t *r, mob__jvalue_t v, mob__jvalue_t key,
                                mob__jvalue_t *out);
-mob_status mob__jinja_enter(mob__jinja_t *r, int line); // counts a step and a level
+mob_status mob__jinja_enter(mob__jinja_t *r); // counts a step and a level
 void mob__jinja_leave(mob__jinja_t *r);
 // jinja_exec.c
 mob_status mob__jinja_exec(mob__jinja_t *r, const mob__jnodes_t *body, mob__jflow_t *flow);

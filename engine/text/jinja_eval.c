@@ -5,8 +5,7 @@
 #include "engine/text/jinja.h"
 #include "runtime/base/utf8.h"
 
-mob_status mob__jinja_enter(mob__jinja_t *r, int line) {
-  (void)line;
+mob_status mob__jinja_enter(mob__jinja_t *r) {
   if (r->depth >= MOB__JINJA_MAX_DEPTH)
     return mob_fail(MOB_E_INVALID, "the template recurses too deeply");
   if (++r->steps > MOB__JINJA_MAX_STEPS)
@@ -423,7 +422,7 @@ static mob_status eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t 
 }
 
 mob_status mob__jinja_eval(mob__jinja_t *r, const mob__jnode_t *node, mob__jvalue_t *out) {
-  MOB_TRY(mob__jinja_enter(r, node->line));
+  MOB_TRY(mob__jinja_enter(r));
   mob_status status = eval(r, node, out);
   mob__jinja_leave(r);
   return status;

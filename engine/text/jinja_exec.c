@@ -279,7 +279,7 @@ static mob_status exec_one(mob__jinja_t *r, const mob__jnode_t *node, mob__jflow
 
 mob_status mob__jinja_exec(mob__jinja_t *r, const mob__jnodes_t *body, mob__jflow_t *flow) {
   for (size_t i = 0; i < body->len && *flow == MOB__J_NEXT; i++) {
-    MOB_TRY(mob__jinja_enter(r, body->at[i]->line));
+    MOB_TRY(mob__jinja_enter(r));
     mob_status status = exec_one(r, body->at[i], flow);
     mob__jinja_leave(r);
     if (status != MOB_OK) {

@@ -578,7 +578,7 @@ static mob_status f_unique(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t 
   for (size_t i = 0; i < items->len; i++) {
     mob__jvalue_t key = items->at[i];
     bool known;
-    MOB_TRY(mob__jinja_enter(r, 0));
+    MOB_TRY(mob__jinja_enter(r));
     mob__jinja_leave(r);
     if (by_attribute) MOB_TRY(dotted(r, key, attribute, &key));
     if (key.type == MOB__J_STRING && !case_sensitive)
@@ -610,7 +610,7 @@ static mob_status f_map(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t *ar
   MOB_TRY(mob__j_iterate(r, v, &items));
   *out = mob__j_new_list(r, MOB__J_LIST);
   for (size_t i = 0; i < items->len; i++) {
-    MOB_TRY(mob__jinja_enter(r, 0));
+    MOB_TRY(mob__jinja_enter(r));
     mob_status status =
         by_attribute ? dotted_or(r, items->at[i], attribute, has_default ? &other : NULL, &item)
                      : mob__jinja_filter(r, args->at[0].u.s, items->at[i], &rest, &item);
@@ -638,7 +638,7 @@ static mob_status pick(mob__jinja_t *r, mob__jvalue_t v, const mob__jargs_t *arg
   *out = mob__j_new_list(r, MOB__J_LIST);
   for (size_t i = 0; i < items->len; i++) {
     mob__jvalue_t item = items->at[i];
-    MOB_TRY(mob__jinja_enter(r, 0));
+    MOB_TRY(mob__jinja_enter(r));
     mob__jinja_leave(r);
     if (by_attribute) MOB_TRY(dotted(r, item, args->at[0], &item));
     bool yes = mob__j_truth(item);

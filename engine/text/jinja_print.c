@@ -94,7 +94,7 @@ static mob_status repr_dict(mob__jinja_t *r, const mob__jdict_t *dict, mob_buf_t
 }
 
 mob_status mob__j_repr(mob__jinja_t *r, mob__jvalue_t v, mob_buf_t *out) {
-  mob_status status = mob__jinja_enter(r, 0);
+  mob_status status = mob__jinja_enter(r);
   if (status != MOB_OK) return status;
   status = mob__j_check_size(out->len);
   if (status != MOB_OK) goto done;
@@ -276,7 +276,7 @@ static mob_status json_dict(json_writer_t *w, const mob__jdict_t *dict) {
 }
 
 static mob_status json_value(json_writer_t *w, mob__jvalue_t v) {
-  mob_status status = mob__jinja_enter(w->r, 0);
+  mob_status status = mob__jinja_enter(w->r);
   if (status != MOB_OK) return status;
   status = mob__j_check_size(w->out->len);
   if (status == MOB_OK) {

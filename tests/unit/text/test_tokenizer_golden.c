@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "engine/text/tokenizer.h"
@@ -125,6 +126,34 @@ static void test_round_trip(void **state) {
   mob_buf_free(&back);
 }
 
+static void *encode_all(void *arg) {
+  fixture_t *f = arg;
+  json_t *pairs = json_object_get(f->golden, "encode"), *pair;
+  size_t i, wrong = 0;
+  json_array_foreach(pairs, i, pair) {
+    json_t *text = json_array_get(pair, 0);
+    mob_ids_t ids = {0};
+    mob_status status = mob_tokenizer_encode(f->tok, json_string_value(text),
+                                             json_string_length(text), false, &ids);
+    wrong += status != MOB_OK || ids.len != json_array_size(json_array_get(pair, 1));
+    mob_vec_free(&ids);
+  }
+  return (void *)(uintptr_t)wrong;
+}
+
+// One tokenizer serves many threads at once.
+static void test_threads(void **state) {
+  pthread_t threads[4];
+  for (size_t i = 0; i < MOB_LEN(threads); i++) {
+    assert_int_equal(pthread_create(&threads[i], NULL, encode_all, *state), 0);
+  }
+  for (size_t i = 0; i < MOB_LEN(threads); i++) {
+    void *wrong;
+    pthread_join(threads[i], &wrong);
+    assert_null(wrong);
+  }
+}
+
 #define MODEL_TESTS(name)                                                                          \
   cmocka_unit_test_setup_teardown(test_encode, set_up_##name, tear_down),                          \
       cmocka_unit_test_setup_teardown(test_special, set_up_##name, tear_down),                     \
@@ -136,6 +165,7 @@ int main(void) {
       MODEL_TESTS(qwen),
       MODEL_TESTS(llama),
       MODEL_TESTS(rare),
+      cmocka_unit_test_setup_teardown(test_threads, set_up_qwen, tear_down),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_deepseek, tear_down),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_qwen, tear_down),
       cmocka_unit_test_setup_teardown(test_round_trip, set_up_llama, tear_down),
