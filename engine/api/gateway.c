@@ -126,6 +126,13 @@ void mob_gateway_lost(mob_gateway_t *gateway, const char *cause, const char *why
   }
 }
 
+void mob_gateway_end_all(mob_gateway_t *gateway, const char *message) {
+  for (mob__task_t *task = gateway->tasks, *next; task; task = next) {
+    next = task->next;
+    mob__task_end(task, message);
+  }
+}
+
 size_t mob_gateway_under_way(const mob_gateway_t *gateway) { return gateway->task_count; }
 
 void mob_gateway_log_stats(mob_gateway_t *gateway, double seconds) {

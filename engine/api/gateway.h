@@ -25,6 +25,8 @@ void mob_gateway_set_engine(mob_gateway_t *gateway, mob_engine_t *engine);
 // The group is lost: every request under way ends with the group_lost error now, later ones get it at once, /health
 // answers 503.
 void mob_gateway_lost(mob_gateway_t *gateway, const char *cause, const char *why);
+// Ends every request under way with a 503 of this text (streams: an error event).
+void mob_gateway_end_all(mob_gateway_t *gateway, const char *message);
 size_t mob_gateway_under_way(const mob_gateway_t *gateway);
 void mob_gateway_log_routes(const mob_gateway_t *gateway);
 // One line of throughput, as vLLM writes every 5 s; silent while nothing happens. `seconds` since the last call.

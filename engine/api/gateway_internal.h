@@ -104,6 +104,7 @@ const char *mob__served_name(const mob_gateway_t *gateway);
 void mob__task_start(mob_gateway_t *gateway, mob_http_request_t *http, mob_api_kind_t kind);
 void mob__task_gone(mob__task_t *task);
 void mob__task_lost(mob__task_t *task);
+void mob__task_end(mob__task_t *task, const char *message); // shutdown: 503, and its sequences are aborted
 
 // ---- chat_out.c, completion_out.c: one event of a stream, or the whole reply
 void mob__chat_event(mob__task_t *task, mob__seq_t *seq);

@@ -22,6 +22,7 @@
 enum {
   LOST_GRACE_MS = 500,  // /health answers 503 for so long before the port closes
   STOP_GRACE_MS = 3000, // for the engine's orderly end
+  TOLD_MS = 500,        // to tell the requests that --shutdown-timeout cuts off
   STATS_MS = 5000,
 };
 
@@ -107,10 +108,13 @@ static void on_drained(void *arg) {
   stop(s, 0);
 }
 
+static void on_told_deadline(uv_timer_t *timer) { stop(timer->data, 0); }
+
 static void on_drain_deadline(uv_timer_t *timer) {
   serve_t *s = timer->data;
   MOB_WARN("%zu requests did not end within --shutdown-timeout and are aborted", mob_gateway_under_way(s->gateway));
-  stop(s, 0);
+  uv_timer_start(&s->deadline, on_told_deadline, TOLD_MS, 0);
+  mob_gateway_end_all(s->gateway, "the server is shutting down"); // the last reply sent ends the drain
 }
 
 static void on_signal(uv_signal_t *handle, int number) {
@@ -328,12 +332,13 @@ int mob__serve(const mob_serve_options_t *options) {
   while (uv_run(&s->loop, UV_RUN_NOWAIT) && mob_now_ms() < end) usleep(1000);
   bool clean = uv_loop_close(&s->loop) == 0;
   int code = s->code;
+  bool served = s->ready;
   if (clean) {
     mob_gateway_close(s->gateway);
     mob__serve_plan_clear(&s->plan);
     free(s->cluster);
     free(s);
   }
-  say("Finished server process [%d]", getpid());
+  if (served) say("Finished server process [%d]", getpid());
   return code;
 }

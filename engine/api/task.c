@@ -270,7 +270,7 @@ static void fail_reply(mob__task_t *task, int code, const char *type, const char
   task->gateway->metrics.finished_abort += task->seq_count;
   if (!task->http) return;
   if (!task->begun) { // nothing was sent yet, so that a status can tell
-    if (code == 503) mob__reply_lost(task->gateway, take_http(task));
+    if (task->gateway->lost_why) mob__reply_lost(task->gateway, take_http(task));
     else refuse(task, code, type, message);
     return;
   }
@@ -538,6 +538,14 @@ void mob__task_gone(mob__task_t *task) {
   if (task->working) return; // after_work() frees it
   MOB_INFO("Aborted request %s.", task->id);
   if (!task->failed) task->gateway->metrics.finished_abort += task->seq_count;
+  abort_all(task);
+  free_task(task);
+}
+
+void mob__task_end(mob__task_t *task, const char *message) {
+  if (!task->http) return;
+  fail_reply(task, 503, "ServiceUnavailableError", message);
+  if (task->working) return;
   abort_all(task);
   free_task(task);
 }
