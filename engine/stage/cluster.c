@@ -11,6 +11,8 @@
 #include "runtime/base/buf.h"
 #include "runtime/base/vec.h"
 
+enum { GRACE_MS = 25 };
+
 typedef struct remote_stage {
   mob__transport_t *transport;
   int index;
@@ -32,8 +34,11 @@ struct mob__transport {
   uint8_t pg_id[MOB_PG_ID_LEN];
   MOB_VEC(char *) node_ips; // of living nodes
   uv_timer_t timer;
+  uv_timer_t grace;
+  char gone[512]; // what is known of the first stage that is gone
+  int gone_stage;
   bool started, stopping;
-  int users; // whoever may still call back: the cluster, the timer, each stream
+  int users; // whoever may still call back: the cluster, the timers, each stream
   void (*done)(void *arg);
   void *done_arg;
 };
@@ -54,6 +59,19 @@ static void lost(mob__transport_t *t, int stage, const char *cause, const char *
   if (!t->stopping) t->events.on_lost(t->owner, stage, t->started ? cause : "start_failed", why);
 }
 
+static void on_grace(uv_timer_t *timer) {
+  mob__transport_t *t = timer->data;
+  lost(t, t->gone_stage, "actor_died", t->gone);
+}
+
+// The process of a stage is gone. Its node or the head may be, too: their word follows at once, and says more.
+static void stage_gone(mob__transport_t *t, int stage, const char *why, bool certain) {
+  if (t->stopping || (t->gone[0] && (!certain || t->gone_stage != stage))) return;
+  if (!t->gone[0]) uv_timer_start(&t->grace, on_grace, GRACE_MS, 0);
+  snprintf(t->gone, sizeof t->gone, "%s", why);
+  t->gone_stage = stage;
+}
+
 // ---------------------------------------------------------------------------------------- streams
 
 static void on_message(void *owner, mob_stream_t *stream, mob_bytes_t message) {
@@ -69,7 +87,7 @@ static void on_stream_close(void *owner, mob_stream_t *stream, mob_status status
   if (s->stream == stream) s->stream = NULL;
   char text[600];
   snprintf(text, sizeof text, "its process is gone (%s)", why ? why : "it closed the stream");
-  lost(t, s->index, "actor_died", text);
+  stage_gone(t, s->index, text, false);
   leave(t);
 }
 
@@ -102,7 +120,7 @@ static void on_dead(void *owner, mob_actor_t *actor, bool restarting, const char
   remote_stage_t *s = owner;
   (void)actor;
   (void)restarting; // they have no restarts
-  lost(s->transport, s->index, "actor_died", why);
+  stage_gone(s->transport, s->index, why, true);
 }
 
 static void resources_of(const mob__transport_t *t, mob_resource_t *out) {
@@ -260,8 +278,9 @@ static mob_status cluster_start(uv_loop_t *loop, const mob__transport_spec_t *sp
     mob_buf_append(&t->stages[i].config, spec->configs[i].data, spec->configs[i].len);
   }
   uv_timer_init(loop, &t->timer);
-  t->timer.data = t;
-  t->users = 2; // the cluster, the timer
+  uv_timer_init(loop, &t->grace);
+  t->timer.data = t->grace.data = t;
+  t->users = 3; // the cluster, the timers
   *out = t;
   return MOB_OK;
 }
@@ -297,6 +316,7 @@ static void cluster_stop(mob__transport_t *t, void (*done)(void *arg), void *arg
   }
   mob_cluster_close(t->cluster, on_cluster_closed, t); // its job's actors and placement group end with it
   uv_close((uv_handle_t *)&t->timer, on_timer_closed);
+  uv_close((uv_handle_t *)&t->grace, on_timer_closed);
 }
 
 const mob__transport_ops_t mob__transport_cluster = {"cluster", cluster_start, cluster_send,
