@@ -24,6 +24,8 @@ typedef struct attempt {
   uint8_t node_id[MOB_NODE_ID_SIZE];
   uint8_t lease_id[MOB_LEASE_ID_SIZE];
   uint64_t epoch;
+  mob_resources_t promised; // while a lease is asked for
+  int64_t promise;
 } attempt_t;
 
 static attempt_t *new_attempt(mob__actor_t *actor) {
@@ -39,6 +41,7 @@ static attempt_t *new_attempt(mob__actor_t *actor) {
 
 static void free_attempt(attempt_t *attempt) {
   mob_gcs_t *gcs = attempt->gcs;
+  mob_resources_free(&attempt->promised);
   free(attempt);
   mob__gcs_release(gcs);
 }
@@ -114,6 +117,7 @@ void mob__actor_drop_worker(mob__actor_t *actor) {
   actor->worker = NULL;
   memset(actor->node_id, 0, sizeof actor->node_id);
   actor->lost_at = 0;
+  actor->worker_gone = false;
 }
 
 void mob__actor_queue(mob__actor_t *actor, uint64_t delay_ms) {
@@ -246,6 +250,7 @@ static void on_leased(void *arg, grpc_status_code code, const char *why, const v
   mob__actor_t *actor = current(attempt);
   bool granted = code == GRPC_STATUS_OK && has_address(lease->worker_address) && !lease->rejected &&
                  !lease->canceled;
+  if (node && !granted) mob__node_take_back(node, &attempt->promised, attempt->promise);
   if (!actor) { // not wanted any more
     if (granted && node && !gcs->closing) {
       mob__node_return_lease(gcs, node, mob_pb_bytes(attempt->lease_id, sizeof attempt->lease_id),
@@ -309,7 +314,6 @@ static void lease_from(mob__actor_t *actor, mob__node_t *node) {
   actor->epoch++;
   memcpy(actor->node_id, node->id, sizeof actor->node_id);
   mob_random(actor->lease_id, sizeof actor->lease_id);
-  mob_resources_sub(&node->available, &actor->held); // until the node's next view says so itself
   Ray__Rpc__LeaseSpec lease = RAY__RPC__LEASE_SPEC__INIT;
   fill_lease(actor, &lease);
   mob_resources_write(&actor->held, &lease.required_resources, &lease.n_required_resources);
@@ -318,8 +322,11 @@ static void lease_from(mob__actor_t *actor, mob__node_t *node) {
   Ray__Rpc__RequestWorkerLeaseRequest request = RAY__RPC__REQUEST_WORKER_LEASE_REQUEST__INIT;
   request.lease_spec = &lease;
   request.grant_or_reject = true;
+  attempt_t *attempt = new_attempt(actor);
+  mob_resources_copy(&attempt->promised, &actor->held);
+  attempt->promise = mob__node_promise(node, &actor->held);
   mob_rpc_call(mob__node_client(actor->gcs, node), MOB__NODE_MANAGER "RequestWorkerLease", &request,
-               &ray__rpc__request_worker_lease_reply__descriptor, 0, on_leased, new_attempt(actor));
+               &ray__rpc__request_worker_lease_reply__descriptor, 0, on_leased, attempt);
   mob_pb_double_clear(&lease.required_resources, &lease.n_required_resources);
   mob_pb_double_clear(&lease.required_placement_resources, &lease.n_required_placement_resources);
 }

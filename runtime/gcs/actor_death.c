@@ -53,7 +53,7 @@ static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
 void mob__actor_kill_process(mob__actor_t *actor, bool force, Ray__Rpc__ActorDeathCause *cause) {
   mob_gcs_t *gcs = actor->gcs;
   mob__node_t *node = mob__node_alive(gcs, actor->node_id, sizeof actor->node_id);
-  if (!node || gcs->closing) return;
+  if (!node || actor->worker_gone || gcs->closing) return;
   if (actor->phase == MOB__ACTOR_LEASING) {
     mob__node_cancel_lease(gcs, node, mob_pb_bytes(actor->lease_id, sizeof actor->lease_id));
   } else if (actor->worker_address) {
@@ -171,6 +171,7 @@ void mob__actors_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *wo
                        actor->data->pid, worker->worker_address->ip_address, detail);
     mob__actor_died(actor, &cause, &context, REASON(WORKER_DIED), text);
   }
+  actor->worker_gone = true;
   mob__actor_lost(actor, &cause, may_restart);
   free(text);
 }

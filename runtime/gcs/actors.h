@@ -29,6 +29,7 @@ typedef struct mob__actor {
   uint8_t node_id[MOB_NODE_ID_SIZE]; // from LEASING on
   mob_rpc_client_t *worker;          // while CREATING
   Ray__Rpc__Address *worker_address; // from CREATING on
+  bool worker_gone; // its process is known to have ended
   bool kill_gently; // when it dies: let its process end in order
   uint64_t not_before;
   uint64_t lost_at; // its worker did not answer: when to give up on a report of its end; 0: it did

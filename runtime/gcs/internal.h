@@ -130,6 +130,10 @@ mob__node_t **mob__nodes_alive(mob_gcs_t *gcs, size_t *count);
 // The node may be freed by this: it is not to be used afterwards.
 void mob__node_die(mob_gcs_t *gcs, mob__node_t *node, Ray__Rpc__NodeDeathInfo__Reason reason,
                    const char *why);
+// Between a promise and the node's next view, the GCS reckons itself with what it promised. A promise that
+// came to nothing is taken back, unless a newer view has come meanwhile and knows nothing of it.
+int64_t mob__node_promise(mob__node_t *node, const mob_resources_t *what); // for mob__node_take_back()
+void mob__node_take_back(mob__node_t *node, const mob_resources_t *what, int64_t promise);
 mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node);
 size_t mob__nodes_count(mob_gcs_t *gcs, size_t *alive);
 typedef void (*mob__node_fn)(void *arg, mob__node_t *node);

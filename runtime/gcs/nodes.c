@@ -60,6 +60,15 @@ mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node) {
   return node->client;
 }
 
+int64_t mob__node_promise(mob__node_t *node, const mob_resources_t *what) {
+  mob_resources_sub(&node->available, what);
+  return node->view_version;
+}
+
+void mob__node_take_back(mob__node_t *node, const mob_resources_t *what, int64_t promise) {
+  if (node->view_version == promise) mob_resources_add(&node->available, what);
+}
+
 static void free_node(mob__node_t *node) {
   for (size_t i = 0; i < node->activity.len; i++) free(node->activity.at[i]);
   mob_vec_free(&node->activity);

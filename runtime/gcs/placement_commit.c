@@ -19,11 +19,14 @@ typedef struct batch {
   uint8_t group_id[MOB_PG_ID_SIZE];
   uint8_t node_id[MOB_NODE_ID_SIZE];
   MOB_VEC(size_t) bundles;
+  mob_resources_t promised;
+  int64_t promise;
 } batch_t;
 
 static void free_batch(batch_t *batch) {
   mob_gcs_t *gcs = batch->gcs;
   mob_vec_free(&batch->bundles);
+  mob_resources_free(&batch->promised);
   free(batch);
   mob__gcs_release(gcs);
 }
@@ -185,6 +188,8 @@ static void on_prepared(void *arg, grpc_status_code code, const char *why, const
   bool success = code == GRPC_STATUS_OK && answer->success;
   // A time-out may have prepared them all the same: only a clear no means that nothing is held.
   bool may_hold = code != GRPC_STATUS_OK || answer->success;
+  mob__node_t *node = mob__node_alive(batch->gcs, batch->node_id, sizeof batch->node_id);
+  if (node && !success) mob__node_take_back(node, &batch->promised, batch->promise);
   mob__pg_t *pg = still_wanted(batch, may_hold);
   if (pg) {
     for (size_t i = 0; i < batch->bundles.len; i++) {
@@ -214,10 +219,10 @@ static void prepare(mob__pg_t *pg) {
   for (size_t k = 0; k < batches.len; k++) {
     batch_t *batch = batches.at[k];
     mob__node_t *node = mob__node_alive(pg->gcs, batch->node_id, sizeof batch->node_id);
-    // Until the node's next view says so itself.
     for (size_t i = 0; i < batch->bundles.len; i++) {
-      mob_resources_sub(&node->available, &pg->bundles[batch->bundles.at[i]].need);
+      mob_resources_add(&batch->promised, &pg->bundles[batch->bundles.at[i]].need);
     }
+    batch->promise = mob__node_promise(node, &batch->promised);
     Ray__Rpc__PrepareBundleResourcesRequest request = RAY__RPC__PREPARE_BUNDLE_RESOURCES_REQUEST__INIT;
     request.bundle_specs = bundles_of(pg, batch);
     request.n_bundle_specs = batch->bundles.len;
