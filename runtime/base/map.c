@@ -19,7 +19,8 @@ static mob_map_entry_t *find(const mob_map_t *map, uint64_t hash, const void *ke
   size_t mask = map->slot_count - 1;
   for (size_t i = hash & mask; map->slots[i] != 0; i = (i + 1) & mask) {
     mob_map_entry_t *e = &map->entries[map->slots[i] - 1];
-    if (e->key && e->hash == hash && e->key_len == len && memcmp(e->key, key, len) == 0) return e;
+    if (!e->key || e->hash != hash || e->key_len != len) continue;
+    if (len == 0 || memcmp(e->key, key, len) == 0) return e; // an empty key may be NULL
   }
   return NULL;
 }
