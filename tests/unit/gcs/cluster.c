@@ -176,7 +176,7 @@ static void on_lease(void *owner, mob_rpc_call_t *call, const void *request) {
 static void on_push(void *owner, mob_rpc_call_t *call, const void *request) {
   fake_node_t *node = owner;
   const Ray__Rpc__PushTaskRequest *req = request;
-  assert_true(mob_pb_bytes_equal(req->intended_worker_id, node->worker_id, sizeof node->worker_id));
+  assert_int_equal(req->intended_worker_id.len, MOB_WORKER_ID_SIZE);
   assert_int_equal(req->task_spec->type, RAY__RPC__TASK_TYPE__ACTOR_CREATION_TASK);
   node->pushed++;
   if (node->hold_push) {
