@@ -79,17 +79,25 @@ static mob_status enter(pid_t pid) {
   return MOB_OK;
 }
 
-static int run(char **argv) {
-  pid_t pid = fork(); // only a child is inside the PID namespace
+static int wait_for(pid_t pid) {
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// In a child of this process: only a child of one that entered a PID namespace is inside it.
+static _Noreturn void run_inside(pid_t container, bool loopback, char **argv) {
+  if (!loopback && enter(container) != MOB_OK) {
+    fprintf(stderr, "mobula lws exec: %s\n", mob_errmsg());
+    _exit(1);
+  }
+  pid_t pid = fork();
   if (pid == 0) {
     execvp(argv[0], argv);
     fprintf(stderr, "mobula lws exec: cannot run \"%s\": %s\n", argv[0], strerror(errno));
     _exit(errno == ENOENT ? 127 : 126);
   }
-  int status = 0;
-  while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
-  if (pid < 0) return 1;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  _exit(pid < 0 ? 1 : wait_for(pid));
 }
 
 static mob_status find_process(const char *dir, const char *name, const char *pod_name,
@@ -143,9 +151,10 @@ int mob__lws_exec(int argc, char **argv) {
     mob_buf_t env = {0};
     mob_status status = find_process(dir, name, words.at[0], container, &pid, &loopback);
     if (status == MOB_OK) status = take_environment(pid, &env);
-    if (status == MOB_OK && !loopback) status = enter(pid);
     if (status == MOB_OK) {
-      code = run(command);
+      pid_t child = fork();
+      if (child == 0) run_inside(pid, loopback, command);
+      code = child < 0 ? 1 : wait_for(child);
     } else {
       fprintf(stderr, "mobula lws exec: %s\n", mob_errmsg());
       code = 1;

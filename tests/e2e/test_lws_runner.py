@@ -78,6 +78,8 @@ def seed(image, model):
     """Starts the deployment document unchanged, its Service on a free port."""
     def start(*args, files=(SEED / "lws-standard.yaml", SEED / "service.yaml")):
         port = free_port()
+        if "--grace" not in args:
+            args = (*args, "--grace", "5")  # a program that was too slow to take its SIGTERM costs no 30 s
         runner = Runner(*files, image=image,
                         args=["--pvc", f"llm-model={model}", "--forward", f"ds-leader:8000={port}", *args])
         runner.port = port
@@ -252,6 +254,7 @@ def test_deleted_pods(seed):
     with seed() as r:
         r.wait()
         for pod in ("0-1", "0"):
+            eventually(lambda: answers(r.port))
             before = r.pods()
             r.run("fault", pod, "delete")
             r.recreated(before)
@@ -335,7 +338,7 @@ def test_nothing_is_left(seed, how):
 
 
 def test_second_signal_does_not_wait(seed):
-    with seed("--sh", "dash") as r:  # SIGTERM reaches nobody: only the grace period or a second signal ends it
+    with seed("--sh", "dash", "--grace", "60") as r:  # SIGTERM reaches nobody: only the grace period or a second signal ends it
         r.wait()
         r.process.send_signal(signal.SIGINT)
         eventually(lambda: "Terminating" in {p["status"] for p in r.pods().values()})
