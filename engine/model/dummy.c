@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "engine/model/half.h"
+
 // Element i takes 16 bits of a hash of (name, i / 4) and looks the quantile of the normal distribution up.
 static float quantile[65536];
 static uint8_t quantile_f8[65536]; // of N(0, 64^2), as e4m3 codes
@@ -65,7 +67,7 @@ static void store(mob_dtype_t dtype, float value, void *out, int64_t i) {
     uint16_t half = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     memcpy((char *)out + 2 * i, &half, 2);
   } else if (dtype == MOB_DT_F16) {
-    _Float16 half = (_Float16)value;
+    uint16_t half = mob_f32_to_f16(value);
     memcpy((char *)out + 2 * i, &half, 2);
   } else {
     ((uint8_t *)out)[i] = to_e4m3(value);
@@ -87,12 +89,19 @@ static float constant(const mob_slot_t *slot) {
   }
 }
 
-void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t *shard, void *out) {
+void mob_dummy_rule(const mob_slot_t *slot, mob_dummy_rule_t *out) {
   pthread_once(&once, make_tables);
   uint64_t key = 0xcbf29ce484222325u;
   for (const char *c = slot->name; *c; c++) key = (key ^ (uint8_t)*c) * 0x100000001b3u;
-  float fixed = constant(slot);
   float std = slot->id == MOB_W_EMBED ? 1.0f : 1.0f / sqrtf((float)slot->cols);
+  *out = (mob_dummy_rule_t){key, std, constant(slot), quantile, quantile_f8};
+}
+
+void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t *shard, void *out) {
+  mob_dummy_rule_t rule;
+  mob_dummy_rule(slot, &rule);
+  uint64_t key = rule.key;
+  float fixed = rule.constant, std = rule.std;
   int64_t at = 0;
   for (int64_t r = shard->row0; r < shard->row0 + shard->rows; r++) {
     uint64_t group = UINT64_MAX, bits = 0;

@@ -11,6 +11,16 @@
 
 // Writes [shard.rows][shard.cols] elements of `dtype` to `out`.
 void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t *shard, void *out);
+// The same for a backend that draws on its own device: element i of the whole tensor (row * cols + col) is
+//   `constant` unless that is NaN, else quantile[pick] * std, for FP8 the code quantile_f8[pick], where
+//   pick = 16 bits of splitmix64(key + i / 4 * 0xd1342543de82ef95), the i mod 4-th from below
+typedef struct mob_dummy_rule {
+  uint64_t key;
+  float std, constant;
+  const float *quantile;      // [65536] of N(0, 1)
+  const uint8_t *quantile_f8; // [65536] of N(0, 64^2)
+} mob_dummy_rule_t;
+void mob_dummy_rule(const mob_slot_t *slot, mob_dummy_rule_t *out);
 // The one value that all FP8 scales of the slot have.
 float mob_dummy_scale(const mob_model_desc_t *desc, const mob_slot_t *slot);
 

@@ -7,6 +7,7 @@
 
 #include "engine/cpu/ops.h"
 #include "engine/model/family.h"
+#include "engine/model/half.h"
 #include "runtime/base/buf.h"
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
@@ -65,8 +66,7 @@ static void put(writer_t *w, const char *dtype, float value) {
   if (strcmp(dtype, "BF16") == 0) {
     half = mob_f32_to_bf16(value);
   } else {
-    _Float16 h = (_Float16)value;
-    memcpy(&half, &h, 2);
+    half = mob_f32_to_f16(value);
   }
   mob_buf_append(&w->data, &half, 2);
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine/model/dummy.h"
+#include "engine/model/half.h"
 #include "engine/model/model.h"
 #include "runtime/base/buf.h"
 #include "runtime/base/file.h"
@@ -257,6 +258,17 @@ static void test_dummy_weights(void **state) {
   assert_true(fabs(square / (64 * 48) - 1.0 / 48) < 0.002); // N(0, 1/K)
 }
 
+static void test_half_floats(void **state) {
+  (void)state;
+  static const struct {
+    float value;
+    uint16_t bits;
+  } cases[] = {{0, 0},          {-0.0f, 0x8000},  {1, 0x3c00},         {-2, 0xc000},        {65504, 0x7bff},
+               {65519, 0x7bff}, {65520, 0x7c00},  {0x1p-14f, 0x0400},  {0x1p-24f, 1},       {0x1p-25f, 0},
+               {0x1.8p-24f, 2}, {0x1.ff8p-15f, 0x03ff}, {0x1.ffep-15f, 0x0400}, {1.00048828125f, 0x3c00}, {1.00146484375f, 0x3c02}};
+  for (size_t i = 0; i < MOB_LEN(cases); i++) assert_int_equal(mob_f32_to_f16(cases[i].value), cases[i].bits);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_opens_and_describes, set_up, tear_down),
@@ -264,6 +276,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_files, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_sub_folders, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_dummy_weights, set_up, tear_down),
+      cmocka_unit_test(test_half_floats),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
