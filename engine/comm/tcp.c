@@ -1,6 +1,7 @@
-// TCP between stages. Sockets are non-blocking; a caller that has to wait sleeps in poll() on the socket and on an
-// event descriptor that abort() makes readable, so no wait outlives an abort. A peer that vanishes without a FIN is
-// noticed by TCP_USER_TIMEOUT while we send and by keep-alive probes while we wait.
+// TCP between stages. Sockets are non-blocking; a caller that has to wait sleeps in poll() on the
+// socket and on an event descriptor that abort() makes readable, so no wait outlives an abort. A
+// peer that vanishes without a FIN is noticed by TCP_USER_TIMEOUT while we send and by keep-alive
+// probes while we wait.
 #include "engine/comm/tcp.h"
 
 #include <endian.h>
@@ -60,7 +61,8 @@ static const char hello_magic[8] = "MOBLINK";
 // ---------------------------------------------------------------------------------- waiting, bytes
 
 // Waits for `events` on fd. `deadline` in mob_now_ms(), NO_DEADLINE for none.
-static mob_status wait_for(int fd, short events, int abort_fd, uint64_t deadline, const char *peer) {
+static mob_status wait_for(int fd, short events, int abort_fd, uint64_t deadline,
+                           const char *peer) {
   for (;;) {
     int timeout = -1;
     if (deadline != NO_DEADLINE) {
@@ -132,7 +134,8 @@ static void tune(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
-// -------------------------------------------------------------------------------------------- links
+// --------------------------------------------------------------------------------------------
+// links
 
 static mob_status link_new(int fd, const char *peer, mob_link_t **out) {
   int abort_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -179,7 +182,8 @@ static void tcp_close(mob_link_t *link) {
 
 const mob_link_ops_t mob_link_tcp = {"tcp", tcp_send, tcp_recv, tcp_abort, tcp_close};
 
-// ------------------------------------------------------------------------------------------- hellos
+// -------------------------------------------------------------------------------------------
+// hellos
 
 static hello_t make_hello(const mob_ring_self_t *self, uint32_t from, uint32_t to) {
   hello_t h = {.protocol = htole32(MOB_LINK_PROTOCOL),
@@ -229,7 +233,8 @@ static void name_peer(int fd, uint32_t stage, char *text, size_t size) {
   snprintf(text, size, "stage %u at %s:%s", stage, host, port);
 }
 
-// --------------------------------------------------------------------------------------------- ring
+// ---------------------------------------------------------------------------------------------
+// ring
 
 static mob_status resolve(const char *ip, int port, struct addrinfo **out) {
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
@@ -311,7 +316,8 @@ static mob_status connect_next(mob_ring_t *ring, const char *ip, int port, const
   return status;
 }
 
-// Hears one connection out. *accepted tells whether it is the one we wait for; a stranger is refused.
+// Hears one connection out. *accepted tells whether it is the one we wait for; a stranger is
+// refused.
 static mob_status greet(mob_ring_t *ring, int fd, const hello_t *expected, uint64_t deadline,
                         bool *accepted) {
   uint64_t limit = mob_now_ms() + HELLO_TIMEOUT_MS;
@@ -345,8 +351,8 @@ static mob_status confirm(mob_ring_t *ring, int fd, const hello_t *ours, const c
   return mob_fail(MOB_E_INVALID, "%s refused the link: %s", peer, why[0] ? why : "no reason given");
 }
 
-// Waits for a connection to accept or for the answer of the next stage on `out_fd` (-1 when it is there already):
-// two stages that refuse each other must not both wait for a better one to come.
+// Waits for a connection to accept or for the answer of the next stage on `out_fd` (-1 when it is
+// there already): two stages that refuse each other must not both wait for a better one to come.
 static mob_status wait_for_either(mob_ring_t *ring, int out_fd, const char *peer, uint64_t deadline,
                                   bool *answered) {
   for (;;) {

@@ -8,7 +8,8 @@
 typedef enum mob__seq_state {
   MOB__WAITING,    // in `waiting`
   MOB__RUNNING,    // in `running`
-  MOB__PREEMPTING, // in neither: its last steps are under way, then its pages come free and it waits
+  MOB__PREEMPTING, // in neither: its last steps are under way, then its pages come free and it
+                   // waits
   MOB__ENDED,      // in neither: freed when its last step is complete
 } mob__seq_state_t;
 
@@ -24,8 +25,8 @@ struct mob_sched_seq {
   MOB_VEC(int32_t) tokens;
   uint32_t prompt_count;
   uint32_t max_outputs;
-  uint32_t planned;   // tokens whose keys and values steps up to the last planned one compute
-  uint32_t computed;  // the same for completed steps
+  uint32_t planned;  // tokens whose keys and values steps up to the last planned one compute
+  uint32_t computed; // the same for completed steps
   uint32_t sampling_in_flight; // steps under way that sample for this sequence
   uint32_t in_flight;          // steps under way that have rows of this sequence
   uint64_t last_step;          // id of the last of them
@@ -65,8 +66,8 @@ struct mob_sched {
   mob__seqs_t running, waiting; // both in rank order
   mob__seqs_t preempting, ended;
   MOB_VEC(uint32_t) free_slots, closing; // closing: to be named in the next step
-  uint32_t slots_used;  // by sequences
-  uint32_t *batch_size; // [stages]
+  uint32_t slots_used;                   // by sequences
+  uint32_t *batch_size;                  // [stages]
   int next_batch;
   uint64_t next_arrival, next_step;
 
@@ -82,7 +83,8 @@ struct mob_sched {
 };
 
 // True when `a` goes before `b`.
-bool mob__ranks_before(const mob_sched_t *sched, const mob_sched_seq_t *a, const mob_sched_seq_t *b);
+bool mob__ranks_before(const mob_sched_t *sched, const mob_sched_seq_t *a,
+                       const mob_sched_seq_t *b);
 void mob__insert_ranked(mob_sched_t *sched, mob__seqs_t *list, mob_sched_seq_t *seq);
 void mob__remove(mob__seqs_t *list, const mob_sched_seq_t *seq);
 // From running to preempting, and on to waiting as soon as no step uses its pages.

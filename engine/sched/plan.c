@@ -1,4 +1,5 @@
-// Planning one step: decodes, prompt chunks of running sequences, then new sequences, under the row budget.
+// Planning one step: decodes, prompt chunks of running sequences, then new sequences, under the row
+// budget.
 #include "engine/sched/internal.h"
 
 static const int32_t previous_token = MOB_TOKEN_PREVIOUS;
@@ -19,7 +20,7 @@ static uint32_t pages_for(size_t tokens) {
 // Tokens, known or being sampled, that no planned step computes yet. 0 when nothing may be planned.
 static uint32_t remaining(const mob_sched_t *s, const mob_sched_seq_t *seq) {
   uint32_t outputs = (uint32_t)seq->tokens.len - seq->prompt_count + seq->sampling_in_flight;
-  if (outputs >= seq->max_outputs) return 0; // its last token is on the way
+  if (outputs >= seq->max_outputs) return 0;    // its last token is on the way
   if (seq->last_step == s->next_step) return 0; // has its rows in this step
   if (seq->sampling_in_flight > 0 && !s->config.ids_on_device) return 0;
   return (uint32_t)seq->tokens.len + seq->sampling_in_flight - seq->planned;
@@ -37,9 +38,9 @@ static uint32_t pages_coming(const mob_sched_t *s) {
   return n;
 }
 
-// True when `need` pages can be taken now. Else makes worse-ranked sequences give theirs up, or `seq` itself
-// when there is none, and the pages are there in a later step. The best-ranked sequence can always go
-// on in the end, and what it has computed stays: that rules out a livelock.
+// True when `need` pages can be taken now. Else makes worse-ranked sequences give theirs up, or
+// `seq` itself when there is none, and the pages are there in a later step. The best-ranked
+// sequence can always go on in the end, and what it has computed stays: that rules out a livelock.
 static bool make_room(plan_t *p, const mob_sched_seq_t *seq, uint32_t need) {
   mob_sched_t *s = p->s;
   if (mob_pages_available(&s->pages) >= need) return true;
@@ -60,12 +61,12 @@ static void add_rows(plan_t *p, mob_sched_seq_t *seq, uint32_t count) {
   if (seq->slot == MOB__NO_SLOT) {
     seq->slot = s->free_slots.at[--s->free_slots.len];
     s->slots_used++;
-    *mob_vec_push(&s->open) = (mob_seq_open_t){.slot = seq->slot,
-                                               .sampling = seq->sampling,
-                                               .prompt = seq->tokens.at,
-                                               .prompt_count = (uint32_t)seq->tokens.len,
-                                               .generated = (uint32_t)seq->tokens.len -
-                                                            seq->prompt_count};
+    *mob_vec_push(&s->open) =
+        (mob_seq_open_t){.slot = seq->slot,
+                         .sampling = seq->sampling,
+                         .prompt = seq->tokens.at,
+                         .prompt_count = (uint32_t)seq->tokens.len,
+                         .generated = (uint32_t)seq->tokens.len - seq->prompt_count};
   }
   uint32_t end = seq->planned + count;
   while (seq->pages.len < pages_for(end)) {
@@ -131,7 +132,8 @@ static void plan_running(plan_t *p, bool decodes) {
   }
 }
 
-// ---------------------------------------------------------------------------------------- admission
+// ----------------------------------------------------------------------------------------
+// admission
 
 // Pages that running sequences still need for the tokens they have.
 static uint32_t pages_promised(const mob_sched_t *s) {

@@ -84,7 +84,8 @@ void mob__remove(mob__seqs_t *list, const mob_sched_seq_t *seq) {
   MOB_ASSERT(!"the sequence is not in its list");
 }
 
-// ------------------------------------------------------------------------------------------ arrival
+// ------------------------------------------------------------------------------------------
+// arrival
 
 static void *copy(const void *data, size_t count, size_t size) {
   if (!count) return NULL;
@@ -143,7 +144,8 @@ uint32_t mob_sched_cached_tokens(const mob_sched_seq_t *seq) {
   return seq->cached_tokens;
 }
 
-// ---------------------------------------------------------------------------------------------- end
+// ----------------------------------------------------------------------------------------------
+// end
 
 static void release_pages(mob_sched_t *s, mob_sched_seq_t *seq) {
   // Last page first, so that the end of a chain leaves the prefix cache before its beginning.
@@ -213,9 +215,8 @@ static void publish(mob_sched_t *s, mob_sched_seq_t *seq) {
   if (!s->config.prefix_cache) return;
   size_t ready = seq->computed < seq->tokens.len ? seq->computed : seq->tokens.len;
   while ((size_t)(seq->published + 1) * MOB_PAGE_TOKENS <= ready) {
-    seq->chain = mob_chain_next(seq->chain,
-                                &seq->tokens.at[(size_t)seq->published * MOB_PAGE_TOKENS],
-                                s->config.hash_seed);
+    seq->chain = mob_chain_next(
+        seq->chain, &seq->tokens.at[(size_t)seq->published * MOB_PAGE_TOKENS], s->config.hash_seed);
     mob_pages_publish(&s->pages, seq->pages.at[seq->published], seq->chain);
     seq->published++;
   }
@@ -229,10 +230,10 @@ static mob_sched_finish_t finish_of(const mob_sched_seq_t *seq, int32_t token) {
   return outputs >= seq->max_outputs ? MOB_SCHED_LENGTH : MOB_SCHED_RUNNING;
 }
 
-// The entries of `slot`, which stand together. After a preemption some were delivered before, and outputs are
-// part of what the executor takes for the prompt: both are left out.
-static void take_prompt_logprobs(mob_sched_seq_t *seq, uint32_t slot, const mob_step_result_t *result,
-                                 mob_sched_event_t *event) {
+// The entries of `slot`, which stand together. After a preemption some were delivered before, and
+// outputs are part of what the executor takes for the prompt: both are left out.
+static void take_prompt_logprobs(mob_sched_seq_t *seq, uint32_t slot,
+                                 const mob_step_result_t *result, mob_sched_event_t *event) {
   uint32_t first = 0;
   while (first < result->prompt_count && result->prompt[first].slot != slot) first++;
   uint32_t end = first;
@@ -257,7 +258,8 @@ static mob_status find_sampled(const mob_step_result_t *result, uint32_t slot, u
     *out = &result->sampled[i];
     return MOB_OK;
   }
-  return mob_fail(MOB_E_FORMAT, "step %llu: no token for slot %u", (unsigned long long)result->id, slot);
+  return mob_fail(MOB_E_FORMAT, "step %llu: no token for slot %u", (unsigned long long)result->id,
+                  slot);
 }
 
 static mob_status complete_row(mob_sched_t *s, const mob__row_t *row,
@@ -275,8 +277,7 @@ static mob_status complete_row(mob_sched_t *s, const mob__row_t *row,
   }
   mob_sched_event_t event = {
       .owner = seq->owner, .token = token, .cached_tokens = seq->cached_tokens};
-  if (seq->sampling.prompt_logprobs >= 0)
-    take_prompt_logprobs(seq, row->slot, result, &event);
+  if (seq->sampling.prompt_logprobs >= 0) take_prompt_logprobs(seq, row->slot, result, &event);
   if (token) {
     if (seq->tokens.len == seq->prompt_count) s->stats.prompt_tokens += seq->prompt_count;
     *mob_vec_push(&seq->tokens) = token->token;

@@ -1,5 +1,5 @@
-// The stage as an actor. It lives for one gateway: when the gateway's stream ends, or the gateway falls silent, it
-// aborts what runs and its process ends. Nobody waits for a gateway that is gone.
+// The stage as an actor. It lives for one gateway: when the gateway's stream ends, or the gateway
+// falls silent, it aborts what runs and its process ends. Nobody waits for a gateway that is gone.
 #include <stdlib.h>
 
 #include "engine/stage/runner.h"
@@ -45,7 +45,8 @@ static void end(stage_actor_t *a, int code, const char *why) {
   mob__runner_close(a->runner, on_runner_closed, a);
 }
 
-// ------------------------------------------------------------------------------------- the runner's
+// ------------------------------------------------------------------------------------- the
+// runner's
 
 static void on_send(void *owner, mob_bytes_t message) {
   stage_actor_t *a = owner;
@@ -56,7 +57,8 @@ static void on_end(void *owner, bool lost, const char *why) {
   end(owner, lost ? 1 : 0, why);
 }
 
-// ------------------------------------------------------------------------------------- the stream's
+// ------------------------------------------------------------------------------------- the
+// stream's
 
 static void on_message(void *owner, mob_stream_t *stream, mob_bytes_t message) {
   stage_actor_t *a = owner;
@@ -72,7 +74,8 @@ static void on_close(void *owner, mob_stream_t *stream, mob_status status, const
   end(a, status == MOB_OK ? 0 : 1, text);
 }
 
-static void on_refused_close(void *owner, mob_stream_t *stream, mob_status status, const char *why) {
+static void on_refused_close(void *owner, mob_stream_t *stream, mob_status status,
+                             const char *why) {
   (void)owner;
   (void)stream;
   (void)status;
@@ -104,7 +107,8 @@ static void stage_stream(void *self, mob_stream_t *stream, const char *method) {
   mob__runner_start(a->runner);
 }
 
-// -------------------------------------------------------------------------------------- the class's
+// -------------------------------------------------------------------------------------- the
+// class's
 
 static void on_no_gateway(uv_timer_t *timer) {
   end(timer->data, 1, "no gateway came");
@@ -140,8 +144,8 @@ static void stage_stop(void *self) {
   end(self, 0, "it was asked to stop");
 }
 
-static const mob_actor_class_t stage_class = {MOB_ACTOR_ABI, MOB_STAGE_CLASS, stage_create, stage_call,
-                                              stage_stream, stage_stop};
+static const mob_actor_class_t stage_class = {MOB_ACTOR_ABI, MOB_STAGE_CLASS, stage_create,
+                                              stage_call,    stage_stream,    stage_stop};
 
 void mob_stage_register(void) {
   mob_actor_register_builtin(&stage_class);

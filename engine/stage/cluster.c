@@ -1,7 +1,8 @@
-// Stages as actors of a cluster: one bundle a stage, stage 0 on the head's node, and a stream to each.
+// Stages as actors of a cluster: one bundle a stage, stage 0 on the head's node, and a stream to
+// each.
 //
-// Whatever ends a stage is told by the first who notices: its stream, the GCS's word on the actor or on its node, or
-// the loss of the GCS itself.
+// Whatever ends a stage is told by the first who notices: its stream, the GCS's word on the actor
+// or on its node, or the loss of the GCS itself.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +65,8 @@ static void on_grace(uv_timer_t *timer) {
   lost(t, t->gone_stage, "actor_died", t->gone);
 }
 
-// The process of a stage is gone. Its node or the head may be, too: their word follows at once, and says more.
+// The process of a stage is gone. Its node or the head may be, too: their word follows at once, and
+// says more.
 static void stage_gone(mob__transport_t *t, int stage, const char *why, bool certain) {
   if (t->stopping || (t->gone[0] && (!certain || t->gone_stage != stage))) return;
   if (!t->gone[0]) uv_timer_start(&t->grace, on_grace, GRACE_MS, 0);
@@ -77,7 +79,8 @@ static void stage_gone(mob__transport_t *t, int stage, const char *why, bool cer
 static void on_message(void *owner, mob_stream_t *stream, mob_bytes_t message) {
   remote_stage_t *s = owner;
   (void)stream;
-  if (!s->transport->stopping) s->transport->events.on_message(s->transport->owner, s->index, message);
+  if (!s->transport->stopping)
+    s->transport->events.on_message(s->transport->owner, s->index, message);
 }
 
 static void on_stream_close(void *owner, mob_stream_t *stream, mob_status status, const char *why) {
@@ -132,7 +135,8 @@ static void on_start_timeout(uv_timer_t *timer) {
   char text[160];
   int i = 0;
   while (i < t->count - 1 && t->stages[i].alive) i++;
-  snprintf(text, sizeof text, "its process did not start within %.0f s", (double)t->timeout_ms / 1000);
+  snprintf(text, sizeof text, "its process did not start within %.0f s",
+           (double)t->timeout_ms / 1000);
   lost(t, i, "start_failed", text);
 }
 
@@ -178,7 +182,8 @@ static void place(mob__transport_t *t) {
   mob_bundle_t *bundles = MOB_NEW_ARRAY(mob_bundle_t, (size_t)t->count);
   for (int i = 0; i < t->count; i++) bundles[i] = (mob_bundle_t){&what, 1};
   bundles[0] = (mob_bundle_t){head, 2};
-  // As few nodes as can hold the stages: neighbours exchange activations. Where a stage fills a node, one each.
+  // As few nodes as can hold the stages: neighbours exchange activations. Where a stage fills a
+  // node, one each.
   mob_pg_create(t->cluster, "", MOB_PACK, bundles, (size_t)t->count, t->timeout_ms, on_placed, t,
                 t->pg_id);
   free(bundles);
@@ -240,7 +245,8 @@ static void on_node_dead(void *owner, const uint8_t node_id[MOB_NODE_ID_LEN], co
                          const char *why) {
   mob__transport_t *t = owner;
   (void)node_id;
-  // Nodes that share an address (several on one machine) cannot be told apart: their actors' own ends tell.
+  // Nodes that share an address (several on one machine) cannot be told apart: their actors' own
+  // ends tell.
   if (forget_node(t, ip) > 0) return;
   for (int i = 0; i < t->count; i++) {
     if (!t->stages[i].alive || strcmp(mob_actor_ip(t->stages[i].actor), ip) != 0) continue;
@@ -267,7 +273,8 @@ static mob_status cluster_start(uv_loop_t *loop, const mob__transport_spec_t *sp
   t->count = spec->stages;
   t->tp = spec->tp;
   t->timeout_ms = spec->timeout_ms;
-  mob_status status = mob_cluster_connect(loop, spec->cluster, &cluster_events, t, on_connected, t, &t->cluster);
+  mob_status status =
+      mob_cluster_connect(loop, spec->cluster, &cluster_events, t, on_connected, t, &t->cluster);
   if (status != MOB_OK) {
     free(t);
     return status;
@@ -314,7 +321,8 @@ static void cluster_stop(mob__transport_t *t, void (*done)(void *arg), void *arg
     if (t->stages[i].stream) mob_stream_close(t->stages[i].stream, MOB_OK, "the engine stops");
     if (t->stages[i].actor) mob_actor_release(t->stages[i].actor);
   }
-  mob_cluster_close(t->cluster, on_cluster_closed, t); // its job's actors and placement group end with it
+  mob_cluster_close(t->cluster, on_cluster_closed,
+                    t); // its job's actors and placement group end with it
   uv_close((uv_handle_t *)&t->timer, on_timer_closed);
   uv_close((uv_handle_t *)&t->grace, on_timer_closed);
 }

@@ -68,8 +68,8 @@ void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char 
   bool started = e->state == MOB__ENGINE_READY;
   char who[256] = "the group", text[1024];
   if (stage >= 0) describe(e, stage, who, sizeof who);
-  snprintf(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who, started ? "was lost" : "failed to start",
-           why, cause, (unsigned long long)e->epoch);
+  snprintf(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who,
+           started ? "was lost" : "failed to start", why, cause, (unsigned long long)e->epoch);
   e->state = MOB__ENGINE_LOST;
   MOB_ERROR("%s", text);
   if (e->link) send_shutdown(e); // the others do not wait for it
@@ -87,7 +87,8 @@ static void on_peer_grace(uv_timer_t *timer) {
   mob__engine_lose(e, peer, silent ? "silent" : "actor_died", e->peer_lost);
 }
 
-// A stage that sees its neighbour vanish often says so before the neighbour's own end is known here.
+// A stage that sees its neighbour vanish often says so before the neighbour's own end is known
+// here.
 static void on_peer_lost(mob_engine_t *e, int stage, const char *why) {
   if (e->peer_lost[0] || e->state >= MOB__ENGINE_LOST) return;
   snprintf(e->peer_lost, sizeof e->peer_lost, "stage %d: %s", stage, why);
@@ -123,7 +124,8 @@ static void connect_stages(mob_engine_t *e) {
   }
 }
 
-// As many pages as the smallest stage has room for, and no more than sequences can ever fill four times over.
+// As many pages as the smallest stage has room for, and no more than sequences can ever fill four
+// times over.
 static int64_t choose_pages(const mob_engine_t *e) {
   if (e->config.pages > 0) return e->config.pages;
   int64_t pages = INT64_MAX;
@@ -172,7 +174,8 @@ static void become_ready(mob_engine_t *e) {
   mob_engine_info_t info = {.pages = config.pages};
   for (int s = 0; s < c->pp; s++) {
     info.load_bytes += e->stages[s].loaded_bytes;
-    if (e->stages[s].load_seconds > info.load_seconds) info.load_seconds = e->stages[s].load_seconds;
+    if (e->stages[s].load_seconds > info.load_seconds)
+      info.load_seconds = e->stages[s].load_seconds;
   }
   progress(e, "ready", info.load_bytes);
   e->events.on_ready(e->owner, &info);
@@ -197,8 +200,9 @@ static void on_loaded(mob_engine_t *e, mob__stage_t *stage, const Mobula__Loaded
   stage->pages = m->pages;
   stage->loaded_bytes = m->bytes;
   stage->load_seconds = m->seconds;
-  MOB_INFO("stage %d: layers %d-%d, %.1f MB in %.2f s; %s", (int)(stage - e->stages), stage->first_layer,
-           stage->last_layer - 1, (double)m->bytes / 1e6, m->seconds, m->memory);
+  MOB_INFO("stage %d: layers %d-%d, %.1f MB in %.2f s; %s", (int)(stage - e->stages),
+           stage->first_layer, stage->last_layer - 1, (double)m->bytes / 1e6, m->seconds,
+           m->memory);
   report_loading(e);
   if (e->state == MOB__ENGINE_OPENED && all(e, offsetof(mob__stage_t, loaded))) allocate(e);
 }
@@ -213,7 +217,8 @@ static void on_failed(mob_engine_t *e, int stage, const Mobula__Failed *m) {
   if (strcmp(m->cause, "peer_lost") == 0)
     on_peer_lost(e, stage, m->why);
   else
-    mob__engine_lose(e, stage, e->state < MOB__ENGINE_READY ? "start_failed" : "actor_died", m->why);
+    mob__engine_lose(e, stage, e->state < MOB__ENGINE_READY ? "start_failed" : "actor_died",
+                     m->why);
 }
 
 static void on_message(void *owner, int index, mob_bytes_t message) {
@@ -228,16 +233,28 @@ static void on_message(void *owner, int index, mob_bytes_t message) {
     return;
   }
   switch (up->message_case) {
-  case MOBULA__STAGE_UP__MESSAGE_OPENED: on_opened(e, stage, up->opened); break;
-  case MOBULA__STAGE_UP__MESSAGE_LOADED: on_loaded(e, stage, up->loaded); break;
+  case MOBULA__STAGE_UP__MESSAGE_OPENED:
+    on_opened(e, stage, up->opened);
+    break;
+  case MOBULA__STAGE_UP__MESSAGE_LOADED:
+    on_loaded(e, stage, up->loaded);
+    break;
   case MOBULA__STAGE_UP__MESSAGE_READY:
     stage->ready = true;
-    if (e->state == MOB__ENGINE_ALLOCATING && all(e, offsetof(mob__stage_t, ready))) become_ready(e);
+    if (e->state == MOB__ENGINE_ALLOCATING && all(e, offsetof(mob__stage_t, ready)))
+      become_ready(e);
     break;
-  case MOBULA__STAGE_UP__MESSAGE_FAILED: on_failed(e, index, up->failed); break;
-  case MOBULA__STAGE_UP__MESSAGE_RESULT: mob__engine_result(e, index, up->result); break;
-  case MOBULA__STAGE_UP__MESSAGE_BEAT: on_beat_of(e, stage, up->beat); break;
-  default: break;
+  case MOBULA__STAGE_UP__MESSAGE_FAILED:
+    on_failed(e, index, up->failed);
+    break;
+  case MOBULA__STAGE_UP__MESSAGE_RESULT:
+    mob__engine_result(e, index, up->result);
+    break;
+  case MOBULA__STAGE_UP__MESSAGE_BEAT:
+    on_beat_of(e, stage, up->beat);
+    break;
+  default:
+    break;
   }
   mob_pb_free(up);
 }
@@ -281,7 +298,8 @@ static void init_handles(mob_engine_t *e) {
 
 static mob_status check_config(const mob_engine_config_t *c) {
   if (c->tp < 1 || c->pp < 1)
-    return mob_fail(MOB_E_INVALID, "tensor parallel size %d, pipeline parallel size %d", c->tp, c->pp);
+    return mob_fail(MOB_E_INVALID, "tensor parallel size %d, pipeline parallel size %d", c->tp,
+                    c->pp);
   if (c->max_len < 2 || c->max_seqs < 1 || c->max_batched_tokens < 1)
     return mob_fail(MOB_E_INVALID, "max_len %d, max_seqs %d, max_batched_tokens %d", c->max_len,
                     c->max_seqs, c->max_batched_tokens);
@@ -358,8 +376,8 @@ static void close_handles(mob_engine_t *e) {
 
 mob_status mob__engine_start_on(uv_loop_t *loop, const mob_engine_config_t *config,
                                 const mob_engine_events_t *events, void *owner,
-                                const mob__transport_ops_t *transport,
-                                const mob_backend_t *backend, mob_engine_t **out) {
+                                const mob__transport_ops_t *transport, const mob_backend_t *backend,
+                                mob_engine_t **out) {
   MOB_TRY(check_config(config));
   int *split = MOB_NEW_ARRAY(int, (size_t)config->pp + 1);
   mob_status status = mob__split_layers(config->model, config->pp, config->layer_split, split);
@@ -375,6 +393,7 @@ mob_status mob__engine_start_on(uv_loop_t *loop, const mob_engine_config_t *conf
   e->transport = transport;
   e->epoch = 1;
   e->seed_state = config->seed;
+  e->warn_preemptions = 1;
   e->total_bytes = mob_model_bytes(config->model);
   mob_random(e->group, sizeof e->group);
   e->stages = MOB_NEW_ARRAY(mob__stage_t, (size_t)config->pp);
@@ -475,7 +494,8 @@ int mob_engine_stages(const mob_engine_t *e, mob_stage_health_t *out, int max) {
     out[s] = (mob_stage_health_t){
         .stage = s,
         .pid = stage->pid,
-        .alive = stage->heard_ms && stage->silent_checks < MOB__SILENCE_CHECKS && e->state < MOB__ENGINE_LOST,
+        .alive = stage->heard_ms && stage->silent_checks < MOB__SILENCE_CHECKS &&
+                 e->state < MOB__ENGINE_LOST,
         .heard_ms = stage->heard_ms ? now_ms - stage->heard_ms : 0,
         .step_age_ms = age / 1000000,
     };

@@ -1,5 +1,5 @@
-// What the driver's files share: engine.c (life), generate.c (sequences and steps), watch.c (who is alive),
-// split.c (layers to stages).
+// What the driver's files share: engine.c (life), generate.c (sequences and steps), watch.c (who is
+// alive), split.c (layers to stages).
 #ifndef MOB_STAGE_ENGINE_INTERNAL_H
 #define MOB_STAGE_ENGINE_INTERNAL_H
 
@@ -22,7 +22,7 @@ typedef enum mob__engine_state {
 
 typedef struct mob__stage {
   bool opened, loaded, ready;
-  char ip[64];   // where its neighbour reaches it
+  char ip[64]; // where its neighbour reaches it
   int port, pid;
   int first_layer, last_layer;
   int64_t pages;
@@ -68,8 +68,9 @@ struct mob_engine {
   uv_timer_t beat, watch, peer_grace;
   uv_idle_t pump_idle;
   uv_check_t pump_check;
-  int handles; // open ones
-  char peer_lost[512]; // what a stage said about its neighbour, until the neighbour's own fate is known
+  int handles;         // open ones
+  char peer_lost[512]; // what a stage said about its neighbour, until the neighbour's own fate is
+                       // known
   int peer_lost_stage; // who said it
 
   mob_sched_t *sched;
@@ -79,6 +80,7 @@ struct mob_engine {
   MOB_VEC(mob_sched_event_t) delivering;
   mob_buf_t out;
   uint64_t seed_state;
+  uint64_t warn_preemptions;           // at this count
   uint32_t step_us[MOB__RECENT_STEPS]; // ring
   uint64_t steps_timed;
   uint64_t slow_ns[MOB__SIZE_CLASSES]; // slowest recent step of 2^i rows, any stage
@@ -100,13 +102,14 @@ void mob__engine_end_all(mob_engine_t *e, mob_finish_t finish, const char *why);
 // watch.c
 void mob__watch_sent(mob_engine_t *e, const mob_step_t *step);
 void mob__watch_acked(mob_engine_t *e, int stage, uint64_t step);
-// Nanoseconds that `stage` has been at its oldest unfinished step, 0 when it has none or waits for another
-// stage. *limit_ns: from when it counts as hung.
+// Nanoseconds that `stage` has been at its oldest unfinished step, 0 when it has none or waits for
+// another stage. *limit_ns: from when it counts as hung.
 uint64_t mob__watch_step_age(const mob_engine_t *e, int stage, uint64_t now_ns, uint64_t *limit_ns);
 void mob__watch_check(mob_engine_t *e); // every MOB__SILENCE_CHECK_MS
 
 // split.c
-// Layers [out[i], out[i + 1]) for stage i; `out` has pp + 1 places. MOB_E_INVALID when it cannot be.
+// Layers [out[i], out[i + 1]) for stage i; `out` has pp + 1 places. MOB_E_INVALID when it cannot
+// be.
 mob_status mob__split_layers(const mob_model_t *model, int pp, const int *counts, int *out);
 // The same from the bytes of each layer: the largest stage is as small as possible.
 void mob__split_balanced(const uint64_t *bytes, int layers, int pp, int *out);
@@ -114,7 +117,7 @@ void mob__split_balanced(const uint64_t *bytes, int layers, int pp, int *out);
 // For tests: another transport, or another backend under the local one.
 mob_status mob__engine_start_on(uv_loop_t *loop, const mob_engine_config_t *config,
                                 const mob_engine_events_t *events, void *owner,
-                                const mob__transport_ops_t *transport,
-                                const mob_backend_t *backend, mob_engine_t **out);
+                                const mob__transport_ops_t *transport, const mob_backend_t *backend,
+                                mob_engine_t **out);
 
 #endif

@@ -1,4 +1,5 @@
-// Sequences and steps: requests into the scheduler, plans out to the stages, results back to their owners.
+// Sequences and steps: requests into the scheduler, plans out to the stages, results back to their
+// owners.
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +15,8 @@ static uint64_t next_seed(mob_engine_t *e) { // splitmix64
   return z ^ (z >> 31);
 }
 
-// ------------------------------------------------------------------------------------------ requests
+// ------------------------------------------------------------------------------------------
+// requests
 
 static mob_status check_ids(const char *what, const int32_t *ids, uint32_t count, int vocab) {
   for (uint32_t i = 0; i < count; i++)
@@ -124,6 +126,19 @@ void mob__engine_end_all(mob_engine_t *e, mob_finish_t finish, const char *why) 
 
 // -------------------------------------------------------------------------------------- plans, out
 
+// Said at the first preemption and at every 50th: a cache that is too small costs speed quietly.
+static void warn_of_preemptions(mob_engine_t *e) {
+  mob_sched_stats_t stats;
+  mob_sched_stats(e->sched, &stats);
+  if (stats.preemptions < e->warn_preemptions) return;
+  e->warn_preemptions = stats.preemptions / 50 * 50 + 50;
+  MOB_WARN(
+      "the KV cache is full: %llu times so far a sequence gave up its pages and is computed again "
+      "later. More room (--gpu-memory-utilization) or fewer sequences at once (--max-num-seqs) "
+      "help.",
+      (unsigned long long)stats.preemptions);
+}
+
 void mob__engine_pump(mob_engine_t *e) {
   const mob_step_t *step;
   while (e->state == MOB__ENGINE_READY && (step = mob_sched_plan(e->sched))) {
@@ -133,6 +148,7 @@ void mob__engine_pump(mob_engine_t *e) {
     for (int s = 0; s < e->config.pp; s++)
       e->transport->send(e->link, s, (mob_bytes_t){e->out.data, e->out.len});
   }
+  if (e->state == MOB__ENGINE_READY) warn_of_preemptions(e);
 }
 
 static void on_pump(uv_check_t *check) {
@@ -146,7 +162,8 @@ static void on_idle(uv_idle_t *idle) {
   (void)idle; // keeps the loop from sleeping before the check
 }
 
-// Plans at the end of this turn of the loop, so that requests which came in together start together.
+// Plans at the end of this turn of the loop, so that requests which came in together start
+// together.
 static void schedule_pump(mob_engine_t *e) {
   uv_idle_start(&e->pump_idle, on_idle);
   uv_check_start(&e->pump_check, on_pump);
@@ -156,9 +173,12 @@ static void schedule_pump(mob_engine_t *e) {
 
 static mob_finish_t finish_of(mob_sched_finish_t finish) {
   switch (finish) {
-  case MOB_SCHED_STOP: return MOB_FINISH_STOP;
-  case MOB_SCHED_LENGTH: return MOB_FINISH_LENGTH;
-  default: return MOB_FINISH_NONE;
+  case MOB_SCHED_STOP:
+    return MOB_FINISH_STOP;
+  case MOB_SCHED_LENGTH:
+    return MOB_FINISH_LENGTH;
+  default:
+    return MOB_FINISH_NONE;
   }
 }
 

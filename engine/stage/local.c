@@ -1,5 +1,6 @@
-// Stages as threads of this process, each with a loop of its own, as a stage process has. For benches, for tests, and
-// for serving without a cluster. Links between stages are the same TCP links, over the loopback address.
+// Stages as threads of this process, each with a loop of its own, as a stage process has. For
+// benches, for tests, and for serving without a cluster. Links between stages are the same TCP
+// links, over the loopback address.
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +54,8 @@ static void post(mob_mailbox_t *box, letter_kind_t kind, int stage, mob_bytes_t 
   mob_mailbox_post(box, letter);
 }
 
-// ---------------------------------------------------------------------------- on the stage's thread
+// ---------------------------------------------------------------------------- on the stage's
+// thread
 
 static void on_runner_closed(void *arg) {
   local_stage_t *s = arg;
@@ -100,7 +102,8 @@ static void *stage_main(void *arg) {
   return NULL;
 }
 
-// -------------------------------------------------------------------------- on the gateway's thread
+// -------------------------------------------------------------------------- on the gateway's
+// thread
 
 static void on_up_closed(mob__transport_t *t) {
   void (*done)(void *) = t->done;
@@ -144,7 +147,8 @@ static mob_status open_stage(mob__transport_t *t, int index, const mob__transpor
   s->index = index;
   if (uv_loop_init(&s->loop) != 0) return mob_fail(MOB_E_NO_RESOURCES, "no event loop for a stage");
   mob__runner_spec_t runner = {.ip = LOOPBACK, .backend = spec->backend};
-  mob_status status = mob__runner_new(&s->loop, &runner, spec->configs[index], &events, s, &s->runner);
+  mob_status status =
+      mob__runner_new(&s->loop, &runner, spec->configs[index], &events, s, &s->runner);
   if (status != MOB_OK) {
     uv_loop_close(&s->loop);
     return status;

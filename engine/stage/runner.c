@@ -42,9 +42,9 @@ struct mob__runner {
 
   // The blocking job: these belong to its thread while it runs.
   pthread_t thread;
-  bool busy, closing; // closing: the last thread runs or has run
-  bool job_ok;        // of the job that ended last
-  int jobs_done;      // successful ones: 1 opened, 2 loaded, 3 ready
+  bool busy, closing;                              // closing: the last thread runs or has run
+  bool job_ok;                                     // of the job that ended last
+  int jobs_done;                                   // successful ones: 1 opened, 2 loaded, 3 ready
   bool (*job)(mob__runner_t *r, mob_buf_t *reply); // writes a StageUp; false: a Failed
   mob_model_t *model;
   mob_ring_t *ring;
@@ -86,19 +86,20 @@ static void put_failed(mob_buf_t *out, const char *cause, const char *why) {
 
 static mob_status open_model(mob__runner_t *r, int *port) {
   const Mobula__StageConfig *c = r->config;
-  mob_model_options_t options = {.dummy = c->dummy,
-                                 .trust_lookup = true,
-                                 .overrides = c->overrides[0] ? c->overrides : NULL};
+  mob_model_options_t options = {
+      .dummy = c->dummy, .trust_lookup = true, .overrides = c->overrides[0] ? c->overrides : NULL};
   MOB_TRY(mob_model_open(c->model_dir, &options, &r->model));
   uint64_t mine = mob_model_fingerprint(r->model);
   if (mine != c->fingerprint)
-    return mob_fail(MOB_E_INVALID,
-                    "the model in %s is not the same on all nodes: fingerprint %016llx at the gateway, "
-                    "%016llx on %s",
-                    c->model_dir, (unsigned long long)c->fingerprint, (unsigned long long)mine, r->ip);
+    return mob_fail(
+        MOB_E_INVALID,
+        "the model in %s is not the same on all nodes: fingerprint %016llx at the gateway, "
+        "%016llx on %s",
+        c->model_dir, (unsigned long long)c->fingerprint, (unsigned long long)mine, r->ip);
   const mob_model_desc_t *desc = mob_model_desc(r->model);
   if (c->last_layer > (uint32_t)desc->n_layers)
-    return mob_fail(MOB_E_INVALID, "layers [%u, %u) of %d", c->first_layer, c->last_layer, desc->n_layers);
+    return mob_fail(MOB_E_INVALID, "layers [%u, %u) of %d", c->first_layer, c->last_layer,
+                    desc->n_layers);
   r->limits.vocab = (uint32_t)desc->vocab;
   *port = 0;
   if (c->stages > 1) MOB_TRY(mob_ring_open(r->ip, &r->ring, port));
@@ -125,12 +126,11 @@ static bool job_open(mob__runner_t *r, mob_buf_t *reply) {
 static mob_status join_ring(mob__runner_t *r) {
   const Mobula__StageConfig *c = r->config;
   if (c->stages == 1) return MOB_OK;
-  mob_ring_self_t self = {.epoch = c->epoch,
-                          .model = c->fingerprint,
-                          .stage = c->stage,
-                          .stages = c->stages};
+  mob_ring_self_t self = {
+      .epoch = c->epoch, .model = c->fingerprint, .stage = c->stage, .stages = c->stages};
   memcpy(self.group, c->group.data, sizeof self.group);
-  return mob_ring_join(r->ring, r->next_ip, r->next_port, &self, r->join_timeout_ms, &r->next, &r->prev);
+  return mob_ring_join(r->ring, r->next_ip, r->next_port, &self, r->join_timeout_ms, &r->next,
+                       &r->prev);
 }
 
 static mob_status open_exec(mob__runner_t *r) {
@@ -151,7 +151,10 @@ static mob_status open_exec(mob__runner_t *r) {
       .memory_share = c->memory_share,
       .prev = first ? NULL : r->prev,
       .next = last ? NULL : r->next,
-      .ids = c->stages == 1 ? NULL : first ? r->prev : last ? r->next : NULL,
+      .ids = c->stages == 1 ? NULL
+             : first        ? r->prev
+             : last         ? r->next
+                            : NULL,
       .link = &mob_link_tcp,
   };
   MOB_TRY(mob__dtypes(c->dtype, c->kv_cache_dtype, mob_model_desc(r->model), &spec));
@@ -266,7 +269,8 @@ static void report_end(mob__runner_t *r, bool lost, const char *why) {
 }
 
 // On an executor thread.
-static void on_step_done(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
+static void on_step_done(void *arg, mob_status status, const char *why,
+                         const mob_step_result_t *result) {
   mob__runner_t *r = arg;
   mob_buf_t up = {0};
   if (result) {
@@ -282,8 +286,8 @@ static void on_step_done(void *arg, mob_status status, const char *why, const mo
 
 static void on_plan(mob__runner_t *r, const Mobula__StepPlan *plan) {
   if (plan->epoch != r->config->epoch) {
-    MOB_WARN("a plan of epoch %llu was dropped, this is epoch %llu", (unsigned long long)plan->epoch,
-             (unsigned long long)r->config->epoch);
+    MOB_WARN("a plan of epoch %llu was dropped, this is epoch %llu",
+             (unsigned long long)plan->epoch, (unsigned long long)r->config->epoch);
     return;
   }
   if (r->jobs_done < 3) {
@@ -321,11 +325,20 @@ static void dispatch(mob__runner_t *r, const Mobula__StageDown *down) {
     return;
   }
   switch (down->message_case) {
-  case MOBULA__STAGE_DOWN__MESSAGE_PLAN: on_plan(r, down->plan); break;
-  case MOBULA__STAGE_DOWN__MESSAGE_CONNECT: on_connect(r, down->connect); break;
-  case MOBULA__STAGE_DOWN__MESSAGE_ALLOCATE: on_allocate(r, down->allocate); break;
-  case MOBULA__STAGE_DOWN__MESSAGE_SHUTDOWN: report_end(r, false, "the gateway ended the group"); break;
-  default: break; // a beat
+  case MOBULA__STAGE_DOWN__MESSAGE_PLAN:
+    on_plan(r, down->plan);
+    break;
+  case MOBULA__STAGE_DOWN__MESSAGE_CONNECT:
+    on_connect(r, down->connect);
+    break;
+  case MOBULA__STAGE_DOWN__MESSAGE_ALLOCATE:
+    on_allocate(r, down->allocate);
+    break;
+  case MOBULA__STAGE_DOWN__MESSAGE_SHUTDOWN:
+    report_end(r, false, "the gateway ended the group");
+    break;
+  default:
+    break; // a beat
   }
 }
 
@@ -341,7 +354,8 @@ void mob__runner_message(mob__runner_t *r, mob_bytes_t message) {
   mob_pb_free(down);
 }
 
-// ----------------------------------------------------------------------------------------- the loop
+// ----------------------------------------------------------------------------------------- the
+// loop
 
 static void on_beat(uv_timer_t *timer) {
   mob__runner_t *r = timer->data;
@@ -413,7 +427,8 @@ static mob_status check_config(const Mobula__StageConfig *c) {
                     c->protocol, MOB__STAGE_PROTOCOL);
   if (c->group.len != 16 || c->stage >= c->stages || c->tp < 1 || c->first_layer >= c->last_layer ||
       c->max_tokens < 1 || c->slots < 1 || c->max_len < 1)
-    return mob_fail(MOB_E_INVALID, "the configuration of stage %u of %u is not usable", c->stage, c->stages);
+    return mob_fail(MOB_E_INVALID, "the configuration of stage %u of %u is not usable", c->stage,
+                    c->stages);
   return MOB_OK;
 }
 

@@ -1,9 +1,9 @@
-// One stage at work: the model's part, its executor, its links to the neighbours, and the conversation with the
-// gateway (proto/mobula/stage.proto). It knows nothing of how messages travel: the actor class
-// (actor.c) and the in-process transport (local.c) both wrap it.
+// One stage at work: the model's part, its executor, its links to the neighbours, and the
+// conversation with the gateway (proto/mobula/stage.proto). It knows nothing of how messages
+// travel: the actor class (actor.c) and the in-process transport (local.c) both wrap it.
 //
-// Everything here runs on the loop's thread. What blocks (opening, joining, loading, closing) runs on a
-// thread of the runner, one such job at a time; steps run on the executor's threads.
+// Everything here runs on the loop's thread. What blocks (opening, joining, loading, closing) runs
+// on a thread of the runner, one such job at a time; steps run on the executor's threads.
 #ifndef MOB_STAGE_RUNNER_H
 #define MOB_STAGE_RUNNER_H
 
@@ -22,8 +22,8 @@ enum {
 typedef struct mob__runner mob__runner_t;
 
 typedef struct mob__runner_spec {
-  const char *ip;               // neighbours reach this node at
-  const int *devices;           // [device_count], of the backend
+  const char *ip;     // neighbours reach this node at
+  const int *devices; // [device_count], of the backend
   size_t device_count;
   const mob_backend_t *backend; // NULL: by the configuration's device
 } mob__runner_spec_t;
@@ -35,14 +35,16 @@ typedef struct mob__runner_events {
   void (*on_end)(void *owner, bool lost, const char *why);
 } mob__runner_events_t;
 
-// Checks the configuration; MOB_E_INVALID names what is wrong. Nothing runs yet. `config` is copied.
+// Checks the configuration; MOB_E_INVALID names what is wrong. Nothing runs yet. `config` is
+// copied.
 mob_status mob__runner_new(uv_loop_t *loop, const mob__runner_spec_t *spec, mob_bytes_t config,
                            const mob__runner_events_t *events, void *owner, mob__runner_t **out);
 // The gateway listens: opens the model, beats, and takes messages.
 void mob__runner_start(mob__runner_t *runner);
 void mob__runner_message(mob__runner_t *runner, mob_bytes_t message);
-// From now on silent; aborts what runs at once, then releases everything and frees the runner. `done` runs once.
-// `done` may take as long as a hung executor: a process that wants to end does not wait for it.
+// From now on silent; aborts what runs at once, then releases everything and frees the runner.
+// `done` runs once. `done` may take as long as a hung executor: a process that wants to end does
+// not wait for it.
 void mob__runner_close(mob__runner_t *runner, void (*done)(void *arg), void *arg);
 
 #endif

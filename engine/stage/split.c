@@ -12,13 +12,13 @@ static mob_status add_slot(void *arg, const mob_slot_t *slot) {
   return MOB_OK;
 }
 
-// Dynamic programming over (layers placed, stages used). best[s][l]: the smallest possible largest stage when
-// the first l layers are on s stages. Among equal splits the earlier stages get more.
+// Dynamic programming over (layers placed, stages used). best[s][l]: the smallest possible largest
+// stage when the first l layers are on s stages. Among equal splits the earlier stages get more.
 void mob__split_balanced(const uint64_t *bytes, int layers, int pp, int *out) {
   size_t width = (size_t)layers + 1;
   uint64_t *sum = MOB_NEW_ARRAY(uint64_t, width);
   uint64_t *best = MOB_NEW_ARRAY(uint64_t, width * (size_t)(pp + 1));
-  int *from = MOB_NEW_ARRAY(int, width * (size_t)(pp + 1));
+  int *from = MOB_NEW_ARRAY(int, width *(size_t)(pp + 1));
   for (int l = 0; l < layers; l++) sum[l + 1] = sum[l] + bytes[l];
   for (int l = 1; l <= layers; l++) best[width + (size_t)l] = sum[l];
   for (int s = 2; s <= pp; s++)
@@ -50,14 +50,16 @@ static mob_status given(const int *counts, int pp, int layers, int *out) {
     out[s + 1] = out[s] + counts[s];
   }
   if (out[pp] != layers)
-    return mob_fail(MOB_E_INVALID, "the layer partition has %d layers, the model %d", out[pp], layers);
+    return mob_fail(MOB_E_INVALID, "the layer partition has %d layers, the model %d", out[pp],
+                    layers);
   return MOB_OK;
 }
 
 mob_status mob__split_layers(const mob_model_t *model, int pp, const int *counts, int *out) {
   int layers = mob_model_desc(model)->n_layers;
   if (pp > layers)
-    return mob_fail(MOB_E_INVALID, "a model of %d layers cannot be cut into %d pipeline stages", layers, pp);
+    return mob_fail(MOB_E_INVALID, "a model of %d layers cannot be cut into %d pipeline stages",
+                    layers, pp);
   if (counts) return given(counts, pp, layers, out);
   uint64_t *bytes = MOB_NEW_ARRAY(uint64_t, (size_t)layers);
   mob_status status = MOB_OK;

@@ -1,5 +1,5 @@
-// How the gateway reaches its stages: processes of a cluster (cluster.c) or threads of its own process
-// (local.c). Both carry the same messages between the engine and mob__runner_t.
+// How the gateway reaches its stages: processes of a cluster (cluster.c) or threads of its own
+// process (local.c). Both carry the same messages between the engine and mob__runner_t.
 #ifndef MOB_STAGE_TRANSPORT_H
 #define MOB_STAGE_TRANSPORT_H
 
@@ -11,18 +11,19 @@
 typedef struct mob__transport mob__transport_t;
 
 typedef struct mob__transport_events {
-  void (*on_phase)(void *owner, const char *phase); // "placing", "starting actors"
+  void (*on_phase)(void *owner, const char *phase);                // "placing", "starting actors"
   void (*on_message)(void *owner, int stage, mob_bytes_t message); // a StageUp
-  // `stage` -1: no stage in particular. `cause` as in mob_engine_events_t.on_lost. May come more than once.
+  // `stage` -1: no stage in particular. `cause` as in mob_engine_events_t.on_lost. May come more
+  // than once.
   void (*on_lost)(void *owner, int stage, const char *cause, const char *why);
 } mob__transport_events_t;
 
 typedef struct mob__transport_spec {
-  const char *cluster;        // GCS address
+  const char *cluster; // GCS address
   int stages, tp;
-  bool gpus;                  // stages hold {GPU: tp}
-  const mob_bytes_t *configs; // [stages] packed StageConfig; copied
-  uint64_t timeout_ms;        // until all stages exist
+  bool gpus;                    // stages hold {GPU: tp}
+  const mob_bytes_t *configs;   // [stages] packed StageConfig; copied
+  uint64_t timeout_ms;          // until all stages exist
   const mob_backend_t *backend; // local only: instead of the configuration's device
 } mob__transport_spec_t;
 

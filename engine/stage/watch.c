@@ -1,5 +1,5 @@
-// Who is alive: silence of a stage, and steps that take too long. What the transport notices (a closed stream, a
-// dead process) needs no watching.
+// Who is alive: silence of a stage, and steps that take too long. What the transport notices (a
+// closed stream, a dead process) needs no watching.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,8 +7,8 @@
 #include "engine/stage/runner.h"
 #include "runtime/base/clock.h"
 
-// A step counts as hung at HUNG_FACTOR times the slowest recent step of its size, but never before MIN_HUNG. Of a
-// size that was never seen before, much more is allowed.
+// A step counts as hung at HUNG_FACTOR times the slowest recent step of its size, but never before
+// MIN_HUNG. Of a size that was never seen before, much more is allowed.
 #define SECOND 1000000000ull
 enum { HUNG_FACTOR = 20 };
 static const uint64_t min_hung_ns = 5 * SECOND, new_size_ns = 30 * SECOND, new_row_ns = SECOND / 10;
@@ -35,8 +35,9 @@ static uint64_t later(uint64_t a, uint64_t b) {
   return a > b ? a : b;
 }
 
-// When `stage` could begin with the step, 0 while it still waits for another stage. A stage waits for its
-// predecessor's part of the same step; the first waits for ids, that is for earlier steps of the last.
+// When `stage` could begin with the step, 0 while it still waits for another stage. A stage waits
+// for its predecessor's part of the same step; the first waits for ids, that is for earlier steps
+// of the last.
 static uint64_t could_begin(const mob_engine_t *e, size_t index, int stage) {
   const mob__sent_step_t *step = &e->sent.at[index];
   uint64_t begin = later(step->sent_ns, e->stages[stage].last_ack_ns);
@@ -50,10 +51,11 @@ static uint64_t could_begin(const mob_engine_t *e, size_t index, int stage) {
 }
 
 void mob__watch_sent(mob_engine_t *e, const mob_step_t *step) {
-  *mob_vec_push(&e->sent) = (mob__sent_step_t){.id = step->id,
-                                               .tokens = step->token_count,
-                                               .sent_ns = mob_now_ns(),
-                                               .acked_ns = MOB_NEW_ARRAY(uint64_t, (size_t)e->config.pp)};
+  *mob_vec_push(&e->sent) =
+      (mob__sent_step_t){.id = step->id,
+                         .tokens = step->token_count,
+                         .sent_ns = mob_now_ns(),
+                         .acked_ns = MOB_NEW_ARRAY(uint64_t, (size_t)e->config.pp)};
 }
 
 static bool everybody(const mob_engine_t *e, const mob__sent_step_t *step) {
@@ -69,7 +71,8 @@ void mob__watch_acked(mob_engine_t *e, int stage, uint64_t id) {
     if (step->id != id) continue;
     uint64_t begin = could_begin(e, i, stage);
     uint64_t *slow = &e->slow_ns[size_class(step->tokens)];
-    if (begin) *slow = later(now - begin, *slow - *slow / 512); // recent: half forgotten after 350 steps
+    if (begin)
+      *slow = later(now - begin, *slow - *slow / 512); // recent: half forgotten after 350 steps
     // Without the time it stood behind another step.
     uint64_t since = later(step->sent_ns, e->stages[stage].last_ack_ns);
     if (stage == e->config.pp - 1)
@@ -85,7 +88,8 @@ void mob__watch_acked(mob_engine_t *e, int stage, uint64_t id) {
   }
 }
 
-uint64_t mob__watch_step_age(const mob_engine_t *e, int stage, uint64_t now_ns, uint64_t *limit_ns) {
+uint64_t mob__watch_step_age(const mob_engine_t *e, int stage, uint64_t now_ns,
+                             uint64_t *limit_ns) {
   for (size_t i = 0; i < e->sent.len; i++) {
     if (e->sent.at[i].acked_ns[stage]) continue;
     uint64_t begin = could_begin(e, i, stage);
@@ -101,16 +105,18 @@ void mob__watch_check(mob_engine_t *e) {
   char why[160];
   for (int s = 0; s < e->config.pp && e->state < MOB__ENGINE_LOST; s++) {
     mob__stage_t *stage = &e->stages[s];
-    // Counts checks, not time: when this process was stopped for a while, the messages of that while come first.
+    // Counts checks, not time: when this process was stopped for a while, the messages of that
+    // while come first.
     if (stage->heard_ms && ++stage->silent_checks >= MOB__SILENCE_CHECKS) {
-      snprintf(why, sizeof why, "no sign of life for %.1f s", (double)(mob_now_ms() - stage->heard_ms) / 1000);
+      snprintf(why, sizeof why, "no sign of life for %.1f s",
+               (double)(mob_now_ms() - stage->heard_ms) / 1000);
       mob__engine_lose(e, s, "silent", why);
       return;
     }
     uint64_t limit, age = mob__watch_step_age(e, s, now, &limit);
     if (age <= limit) continue;
-    snprintf(why, sizeof why, "a step has been under way for %.1f s (limit %.1f s)", (double)age / SECOND,
-             (double)limit / SECOND);
+    snprintf(why, sizeof why, "a step has been under way for %.1f s (limit %.1f s)",
+             (double)age / SECOND, (double)limit / SECOND);
     mob__engine_lose(e, s, "hung_step", why);
   }
 }

@@ -1,5 +1,5 @@
-// Steps and results as messages of the step stream (proto/mobula/step.proto), both directions. What arrives is
-// checked whole before anybody uses it: an executor may trust a decoded step.
+// Steps and results as messages of the step stream (proto/mobula/step.proto), both directions. What
+// arrives is checked whole before anybody uses it: an executor may trust a decoded step.
 #ifndef MOB_STAGE_WIRE_H
 #define MOB_STAGE_WIRE_H
 
@@ -30,7 +30,8 @@ void mob__tables_free(mob__tables_t *tables);
 void mob__wire_down(const Mobula__StageDown *message, mob_buf_t *out);
 void mob__wire_up(const Mobula__StageUp *message, mob_buf_t *out);
 
-// Appends a packed StageDown with the plan. `tables` is of the sender; every plan of the stream goes through it in order.
+// Appends a packed StageDown with the plan. `tables` is of the sender; every plan of the stream
+// goes through it in order.
 void mob__wire_plan(mob__tables_t *tables, uint64_t epoch, const mob_step_t *step, mob_buf_t *out);
 
 typedef struct mob__step_limits {
@@ -38,7 +39,8 @@ typedef struct mob__step_limits {
   uint32_t max_tokens, max_len, vocab;
 } mob__step_limits_t;
 
-// The step lives in `arena`, `tables` and `plan` until the next call with them. MOB_E_FORMAT, saying what is wrong.
+// The step lives in `arena`, `tables` and `plan` until the next call with them. MOB_E_FORMAT,
+// saying what is wrong.
 mob_status mob__wire_read_plan(mob__tables_t *tables, const mob__step_limits_t *limits,
                                const Mobula__StepPlan *plan, mob_arena_t *arena, mob_step_t *out);
 

@@ -77,7 +77,8 @@ mob_status mob__wire_read_result(const Mobula__StepResult *m, mob_arena_t *arena
   for (size_t i = 0; i < m->n_sampled; i++) {
     const Mobula__SampledToken *s = m->sampled[i];
     if (s->token > INT32_MAX)
-      return mob_fail(MOB_E_FORMAT, "step %llu: sampled token %u", (unsigned long long)m->id, s->token);
+      return mob_fail(MOB_E_FORMAT, "step %llu: sampled token %u", (unsigned long long)m->id,
+                      s->token);
     sampled[i] = (mob_sampled_t){.slot = s->slot,
                                  .token = (int32_t)s->token,
                                  .chosen = read_logprob(s->chosen),

@@ -31,7 +31,8 @@ typedef struct member {
 
 static void *join(void *arg) {
   member_t *m = arg;
-  m->status = mob_ring_join(m->ring, "127.0.0.1", m->next_port, &m->self, m->timeout_ms, &m->next, &m->prev);
+  m->status = mob_ring_join(m->ring, "127.0.0.1", m->next_port, &m->self, m->timeout_ms, &m->next,
+                            &m->prev);
   if (m->status != MOB_OK) snprintf(m->why, sizeof m->why, "%s", mob_errmsg());
   return NULL;
 }
@@ -40,7 +41,8 @@ static void open_members(member_t *m, uint32_t count, uint64_t timeout_ms) {
   memset(m, 0, count * sizeof *m);
   for (uint32_t i = 0; i < count; i++) {
     assert_int_equal(mob_ring_open("127.0.0.1", &m[i].ring, &m[i].port), MOB_OK);
-    m[i].self = (mob_ring_self_t){.group = "group", .epoch = 7, .model = 99, .stage = i, .stages = count};
+    m[i].self =
+        (mob_ring_self_t){.group = "group", .epoch = 7, .model = 99, .stage = i, .stages = count};
     m[i].timeout_ms = timeout_ms;
   }
   for (uint32_t i = 0; i < count; i++) m[i].next_port = m[(i + 1) % count].port;
@@ -111,9 +113,15 @@ static void refused(void (*change)(mob_ring_self_t *), const char *value_a, cons
   close_members(m, 2);
 }
 
-static void other_epoch(mob_ring_self_t *self) { self->epoch = 8; }
-static void other_model(mob_ring_self_t *self) { self->model = 0xabc; }
-static void other_group(mob_ring_self_t *self) { memcpy(self->group, "GROUP", 5); }
+static void other_epoch(mob_ring_self_t *self) {
+  self->epoch = 8;
+}
+static void other_model(mob_ring_self_t *self) {
+  self->model = 0xabc;
+}
+static void other_group(mob_ring_self_t *self) {
+  memcpy(self->group, "GROUP", 5);
+}
 
 static void test_mismatch_is_refused_with_both_values(void **state) {
   (void)state;
@@ -124,7 +132,8 @@ static void test_mismatch_is_refused_with_both_values(void **state) {
 
 static void *bother(void *arg) {
   member_t *m = arg;
-  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)m->port),
+  struct sockaddr_in a = {.sin_family = AF_INET,
+                          .sin_port = htons((uint16_t)m->port),
                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   int fd = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(fd, (struct sockaddr *)&a, sizeof a) != 0) return NULL;

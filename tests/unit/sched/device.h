@@ -1,5 +1,6 @@
-// A device that can be predicted: its "keys and values" are the token ids themselves, and the token it samples is
-// a hash of what the block table leads to. A wrong page, position or id anywhere changes the tokens that follow.
+// A device that can be predicted: its "keys and values" are the token ids themselves, and the token
+// it samples is a hash of what the block table leads to. A wrong page, position or id anywhere
+// changes the tokens that follow.
 #ifndef TEST_SCHED_DEVICE_H
 #define TEST_SCHED_DEVICE_H
 

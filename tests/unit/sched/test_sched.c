@@ -12,9 +12,15 @@ typedef struct bench {
 } bench_t;
 
 static mob_sched_config_t defaults(void) {
-  return (mob_sched_config_t){.pages = 16, .max_seqs = 4, .max_tokens = 128, .max_len = 1000,
-                              .stages = 1, .depth = 2, .ids_on_device = true,
-                              .chunked_prefill = true, .prefix_cache = true};
+  return (mob_sched_config_t){.pages = 16,
+                              .max_seqs = 4,
+                              .max_tokens = 128,
+                              .max_len = 1000,
+                              .stages = 1,
+                              .depth = 2,
+                              .ids_on_device = true,
+                              .chunked_prefill = true,
+                              .prefix_cache = true};
 }
 
 static bench_t start(mob_sched_config_t config) {
@@ -32,8 +38,11 @@ static void finish(bench_t *b) {
 static mob_sched_seq_t *add(bench_t *b, uint32_t prompt, uint32_t max_tokens, int priority) {
   int32_t tokens[1000];
   for (uint32_t i = 0; i < prompt; i++) tokens[i] = (int32_t)(i % 41);
-  mob_sched_request_t r = {.prompt = tokens, .prompt_count = prompt, .max_tokens = max_tokens,
-                           .ignore_eos = true, .priority = priority,
+  mob_sched_request_t r = {.prompt = tokens,
+                           .prompt_count = prompt,
+                           .max_tokens = max_tokens,
+                           .ignore_eos = true,
+                           .priority = priority,
                            .sampling = {.logprobs = -1, .prompt_logprobs = -1}};
   mob_sched_seq_t *seq = NULL;
   assert_int_equal(mob_sched_add(b->sched, &r, b, &seq), MOB_OK);
@@ -165,7 +174,8 @@ static void test_prefix_is_shared_and_counted(void **state) {
   assert_int_equal(step->seqs[0].count, 12);
   assert_int_equal(mob_sched_cached_tokens(seq), 128);
   complete(&b);
-  add(&b, 128, 1, 0); // the whole prompt is cached: its last page is computed again for a token to sample from
+  add(&b, 128, 1,
+      0); // the whole prompt is cached: its last page is computed again for a token to sample from
   assert_int_equal(plan(&b)->seqs[0].start, 64);
   assert_int_equal(stats(&b).prefix_hits, 192);
   assert_int_equal(stats(&b).prefix_queries, 128 + 140 + 128);

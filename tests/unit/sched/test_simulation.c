@@ -149,7 +149,8 @@ static void check_idle(sim_t *sim) {
   assert_int_equal(stats.pages_used, 0);
 }
 
-static void simulate(const mob_sched_config_t *config, int events, uint64_t *preemptions, uint64_t *hits) {
+static void simulate(const mob_sched_config_t *config, int events, uint64_t *preemptions,
+                     uint64_t *hits) {
   sim_t sim = {.config = *config, .random = (uint64_t)config->pages * 31 + (uint64_t)config->depth};
   assert_int_equal(mob_sched_new(config, &sim.sched), MOB_OK);
   device_init(&sim.device, config);
@@ -217,9 +218,15 @@ static void test_every_combination_gives_the_same_tokens(void **state) {
 
 static void test_long_run(void **state) {
   (void)state;
-  mob_sched_config_t config = {.pages = 24, .max_seqs = 10, .max_tokens = 128, .max_len = 500,
-                               .stages = 2, .depth = 3, .ids_on_device = true,
-                               .chunked_prefill = true, .prefix_cache = true};
+  mob_sched_config_t config = {.pages = 24,
+                               .max_seqs = 10,
+                               .max_tokens = 128,
+                               .max_len = 500,
+                               .stages = 2,
+                               .depth = 3,
+                               .ids_on_device = true,
+                               .chunked_prefill = true,
+                               .prefix_cache = true};
   uint64_t preemptions = 0, hits = 0;
   simulate(&config, 60000, &preemptions, &hits);
   assert_true(preemptions > 0);

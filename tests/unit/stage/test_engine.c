@@ -1,4 +1,5 @@
-// Generation through the engine's interface, with stages as threads of this process on the CPU backend.
+// Generation through the engine's interface, with stages as threads of this process on the CPU
+// backend.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,7 +39,8 @@ static streams_t generate(mob_engine_config_t config) {
 }
 
 static void assert_same(const streams_t *a, const streams_t *b) {
-  for (int i = 0; i < SEQS; i++) assert_memory_equal(a->tokens[i], b->tokens[i], sizeof a->tokens[i]);
+  for (int i = 0; i < SEQS; i++)
+    assert_memory_equal(a->tokens[i], b->tokens[i], sizeof a->tokens[i]);
 }
 
 static streams_t reference;
@@ -121,10 +123,17 @@ static void test_prefix_hit_gives_the_same_tokens(void **state) {
 static void test_seeded_sampling_does_not_depend_on_the_batch(void **state) {
   (void)state;
   int32_t prompt[] = {5, 6, 7, 8, 9};
-  mob_gen_request_t request = {.prompt = prompt, .prompt_count = 5, .max_tokens = 30, .ignore_eos = true,
-                               .sampling = {.temperature = 1, .top_p = 0.95f, .top_k = 40,
-                                            .repetition_penalty = 1, .seed = 42,
-                                            .logprobs = -1, .prompt_logprobs = -1}};
+  mob_gen_request_t request = {.prompt = prompt,
+                               .prompt_count = 5,
+                               .max_tokens = 30,
+                               .ignore_eos = true,
+                               .sampling = {.temperature = 1,
+                                            .top_p = 0.95f,
+                                            .top_k = 40,
+                                            .repetition_penalty = 1,
+                                            .seed = 42,
+                                            .logprobs = -1,
+                                            .prompt_logprobs = -1}};
   tiny_t *t = MOB_NEW(tiny_t);
   tiny_start(t, tiny_config());
   tiny_gen_t *alone = tiny_request(t, &request);
@@ -157,10 +166,14 @@ static void test_stop_ids_and_limits_end_a_sequence(void **state) {
   uint32_t first = 0;
   while (free_run->tokens[first] != stop[1]) first++;
   for (uint32_t i = 0; i < 20; i++) prompt[i] = (int32_t)(2 + (i * 7 + 4 * 31 + i * i % 13) % 250);
-  mob_gen_request_t request = {.prompt = prompt, .prompt_count = 20, .max_tokens = 20, .ignore_eos = true,
-                               .stop_token_ids = stop, .stop_token_count = 2,
-                               .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1,
-                                            .prompt_logprobs = -1}};
+  mob_gen_request_t request = {
+      .prompt = prompt,
+      .prompt_count = 20,
+      .max_tokens = 20,
+      .ignore_eos = true,
+      .stop_token_ids = stop,
+      .stop_token_count = 2,
+      .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1}};
   tiny_gen_t *stopped = tiny_request(t, &request);
   tiny_wait_all(t);
   assert_int_equal(stopped->finish, MOB_FINISH_STOP);
@@ -177,9 +190,12 @@ static void test_prompt_logprobs_come_once_and_in_order(void **state) {
   (void)state;
   int32_t prompt[150];
   for (int i = 0; i < 150; i++) prompt[i] = 2 + i % 200;
-  mob_gen_request_t request = {.prompt = prompt, .prompt_count = 150, .max_tokens = 30, .ignore_eos = true,
-                               .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = 2,
-                                            .prompt_logprobs = 1}};
+  mob_gen_request_t request = {
+      .prompt = prompt,
+      .prompt_count = 150,
+      .max_tokens = 30,
+      .ignore_eos = true,
+      .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = 2, .prompt_logprobs = 1}};
   for (int few = 0; few < 2; few++) {
     tiny_t *t = MOB_NEW(tiny_t);
     mob_engine_config_t config = tiny_config();

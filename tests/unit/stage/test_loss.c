@@ -1,4 +1,5 @@
-// How the loss of a stage ends everything: its death, its silence, a failed step, a start that fails.
+// How the loss of a stage ends everything: its death, its silence, a failed step, a start that
+// fails.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/stage/runner.h"
 #include "runtime/base/clock.h"
 #include "tiny.h"
 
@@ -50,8 +52,12 @@ static void test_death_of_a_stage_ends_everything_at_once(void **state) {
   for (int stage = 0; stage < 2; stage++) {
     tiny_t *t = start_busy(2);
     mob__transport_local_fault(t->engine->link, stage, MOB__FAULT_DIE);
-    const char *const words[] = {stage ? "stage 1 of 2" : "stage 0 of 2", "127.0.0.1", "pid", "epoch 1",
-                                 "last heard of", NULL};
+    const char *const words[] = {stage ? "stage 1 of 2" : "stage 0 of 2",
+                                 "127.0.0.1",
+                                 "pid",
+                                 "epoch 1",
+                                 "last heard of",
+                                 NULL};
     check_lost(t, "actor_died", words, 1000);
   }
 }
@@ -97,8 +103,8 @@ static void test_stop_under_load_ends_every_sequence(void **state) {
   free(t);
 }
 
-static void stop_at_the_end(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mob_finish_t finish,
-                            const char *why) {
+static void stop_at_the_end(void *owner, mob_gen_t *gen, const mob_sampled_t *token,
+                            mob_finish_t finish, const char *why) {
   tiny_t *t = owner;
   (void)token;
   (void)why;
@@ -116,9 +122,12 @@ static void test_stop_from_a_last_event(void **state) {
   tiny_start(t, tiny_config());
   mob_gen_events_t events = {.on_token = stop_at_the_end};
   int32_t prompt[3] = {2, 3, 4};
-  mob_gen_request_t request = {.prompt = prompt, .prompt_count = 3, .max_tokens = 20, .ignore_eos = true,
-                               .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1,
-                                            .prompt_logprobs = -1}};
+  mob_gen_request_t request = {
+      .prompt = prompt,
+      .prompt_count = 3,
+      .max_tokens = 20,
+      .ignore_eos = true,
+      .sampling = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1}};
   for (int i = 0; i < 3; i++) {
     mob_gen_t *gen;
     assert_int_equal(mob_engine_generate(t->engine, &request, &events, t, &gen), MOB_OK);
@@ -133,7 +142,8 @@ static void test_stop_from_a_last_event(void **state) {
   free(t);
 }
 
-// ------------------------------------------------------------------- a backend that misbehaves on call
+// ------------------------------------------------------------------- a backend that misbehaves on
+// call
 
 typedef enum vice { VICE_LOAD, VICE_STEP_FAILS, VICE_STEP_HANGS, VICE_NO_ROOM } vice_t;
 static vice_t vice;
@@ -148,7 +158,8 @@ static mob_status bad_plan(mob_exec_t *exec, mob_memory_plan_t *out) {
   return MOB_OK;
 }
 
-static mob_status bad_load(mob_exec_t *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
+static mob_status bad_load(mob_exec_t *exec,
+                           void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
   if (vice == VICE_LOAD) return mob_fail(MOB_E_IO, "model.safetensors: Input/output error");
   return mob_backend_cpu.load(exec, progress, arg);
 }
@@ -184,6 +195,42 @@ static void test_failed_start_says_why(void **state) {
   (void)state;
   start_fails(VICE_LOAD, "model.safetensors: Input/output error");
   start_fails(VICE_NO_ROOM, "0.5 GiB there");
+}
+
+static void test_another_model_on_a_node_is_refused(void **state) {
+  (void)state;
+  tiny_t *t = MOB_NEW(tiny_t);
+  mob_engine_config_t config = tiny_config();
+  config.overrides =
+      "{\"rope_theta\": 5000}"; // for the stages; the gateway opened the model without
+  tiny_start_on(t, config, NULL);
+  assert_false(t->ready);
+  char fingerprint[32];
+  snprintf(fingerprint, sizeof fingerprint, "%016llx",
+           (unsigned long long)mob_model_fingerprint(t->model.model));
+  const char *const words[] = {"not the same on all nodes", fingerprint, NULL};
+  check_lost(t, "start_failed", words, 1000);
+}
+
+static void test_another_release_on_a_node_is_refused(void **state) {
+  (void)state;
+  Mobula__StageConfig config = MOBULA__STAGE_CONFIG__INIT;
+  config.protocol = MOB__STAGE_PROTOCOL + 1;
+  uint8_t bytes[256];
+  size_t len = mobula__stage_config__pack(&config, bytes);
+  uv_loop_t loop;
+  uv_loop_init(&loop);
+  mob__runner_spec_t spec = {.ip = "127.0.0.1"};
+  mob__runner_events_t events = {0};
+  mob__runner_t *runner;
+  assert_int_equal(mob__runner_new(&loop, &spec, (mob_bytes_t){bytes, len}, &events, NULL, &runner),
+                   MOB_E_UNSUPPORTED);
+  assert_non_null(strstr(mob_errmsg(), "version 2"));
+  assert_non_null(strstr(mob_errmsg(), "version 1"));
+  bytes[0] = 0xff;
+  assert_int_equal(mob__runner_new(&loop, &spec, (mob_bytes_t){bytes, len}, &events, NULL, &runner),
+                   MOB_E_FORMAT);
+  uv_loop_close(&loop);
 }
 
 static void test_failed_step_ends_everything(void **state) {
@@ -255,6 +302,8 @@ int main(void) {
       cmocka_unit_test(test_stop_under_load_ends_every_sequence),
       cmocka_unit_test(test_stop_from_a_last_event),
       cmocka_unit_test(test_failed_start_says_why),
+      cmocka_unit_test(test_another_model_on_a_node_is_refused),
+      cmocka_unit_test(test_another_release_on_a_node_is_refused),
       cmocka_unit_test(test_failed_step_ends_everything),
       cmocka_unit_test(test_hung_step_is_noticed_though_beats_go_on),
       cmocka_unit_test(test_bad_layouts_are_refused),

@@ -91,7 +91,8 @@ static void wait_until(tiny_t *t, bool (*done)(const tiny_t *t, const void *arg)
   while (!done(t, arg) && !t->timeout) uv_run(&t->loop, UV_RUN_ONCE);
   uv_close((uv_handle_t *)&timer, NULL);
   uv_run(&t->loop, UV_RUN_NOWAIT);
-  if (t->timeout) fail_msg("nothing happened for 60 s (ready %d, lost %d: %s)", t->ready, t->lost, t->why);
+  if (t->timeout)
+    fail_msg("nothing happened for 60 s (ready %d, lost %d: %s)", t->ready, t->lost, t->why);
 }
 
 static bool flag_set(const tiny_t *t, const void *arg) {
@@ -124,8 +125,10 @@ void tiny_start_on(tiny_t *t, mob_engine_config_t config, const mob_backend_t *b
   config.model = t->model.model;
   config.model_dir = t->model.dir;
   mob_engine_events_t events = {.on_ready = on_ready, .on_lost = on_lost};
-  mob_status status = mob__engine_start_on(&t->loop, &config, &events, t, &mob__transport_local,
-                                           backend, &t->engine);
+  mob_status status = config.cluster
+                          ? mob_engine_start(&t->loop, &config, &events, t, &t->engine)
+                          : mob__engine_start_on(&t->loop, &config, &events, t,
+                                                 &mob__transport_local, backend, &t->engine);
   if (status != MOB_OK) fail_msg("%s", mob_errmsg());
   wait_until(t, ready_or_lost, NULL);
 }
@@ -183,14 +186,16 @@ tiny_gen_t *tiny_request(tiny_t *t, const mob_gen_request_t *request) {
   assert_true(t->gen_count < TINY_MOST);
   tiny_gen_t *g = &t->gens[t->gen_count++];
   *g = (tiny_gen_t){.tiny = t};
-  if (mob_engine_generate(t->engine, request, &events, g, &g->gen) != MOB_OK) fail_msg("%s", mob_errmsg());
+  if (mob_engine_generate(t->engine, request, &events, g, &g->gen) != MOB_OK)
+    fail_msg("%s", mob_errmsg());
   t->alive++;
   return g;
 }
 
 tiny_gen_t *tiny_add(tiny_t *t, uint32_t count, uint32_t kind, uint32_t max_tokens) {
   int32_t prompt[512];
-  for (uint32_t i = 0; i < count; i++) prompt[i] = (int32_t)(2 + (i * 7 + kind * 31 + i * i % 13) % 250);
+  for (uint32_t i = 0; i < count; i++)
+    prompt[i] = (int32_t)(2 + (i * 7 + kind * 31 + i * i % 13) % 250);
   mob_gen_request_t request = {
       .prompt = prompt,
       .prompt_count = count,
