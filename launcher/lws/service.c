@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stddef.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "launcher/lws/proxy.h"
@@ -18,6 +20,7 @@ struct mob_lws_forward {
   const mob_lws_service_port_t *port;
   int local_port;
   int fds[2]; // 127.0.0.1 and [::1], -1 when there is none
+  int guard;  // keeps other runners off the port while it refuses
   mob_lws_watch_t *watches[2];
   bool open;
   size_t next; // endpoint, round robin
@@ -119,28 +122,45 @@ static mob_status bind_one(int family, int port, int *out) {
   return MOB_OK;
 }
 
+// A port that is bound but refuses does not keep others from binding it, too. A name that the
+// network namespace knows once does.
+static mob_status bind_guard(int port, int *out) {
+  struct sockaddr_un name = {.sun_family = AF_UNIX};
+  int n = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "mobula-lws-port-%d", port);
+  *out = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+  if (*out >= 0 && bind(*out, (struct sockaddr *)&name, len) == 0) return MOB_OK;
+  int error = errno;
+  if (*out >= 0) close(*out);
+  *out = -1;
+  return mob_fail(MOB_E_EXISTS, "%s",
+                  error == EADDRINUSE ? "a runner forwards it already" : strerror(error));
+}
+
 mob_status mob__services_bind(mob_lws_services_t *services, const mob_lws_service_t *service,
                               const mob_lws_service_port_t *port, int local_port) {
-  int v4, v6 = -1;
-  if (bind_one(AF_INET, local_port, &v4) != MOB_OK) {
+  int guard = -1, v4 = -1, v6 = -1;
+  mob_status status = bind_guard(local_port, &guard);
+  if (status == MOB_OK) status = bind_one(AF_INET, local_port, &v4);
+  // A machine without IPv6 does without.
+  if (status == MOB_OK && bind_one(AF_INET6, local_port, &v6) == MOB_E_EXISTS)
+    status = MOB_E_EXISTS;
+  if (status != MOB_OK) {
+    if (v4 >= 0) close(v4);
+    if (guard >= 0) close(guard);
     return mob_wrap(
-        MOB_E_EXISTS,
-        "cannot forward %s:%d: port %d of 127.0.0.1 (end its user, or choose another with "
+        status,
+        "cannot forward %s:%d: port %d of localhost (end its user, or choose another with "
         "--forward %s:%d=LOCALPORT)",
         service->name, port->port, local_port, service->name, port->port);
-  }
-  mob_status status = bind_one(AF_INET6, local_port, &v6);
-  if (status == MOB_E_EXISTS) {
-    close(v4);
-    return mob_wrap(status, "cannot forward %s:%d: port %d of [::1]", service->name, port->port,
-                    local_port);
   }
   mob_lws_forward_t *f = MOB_NEW(mob_lws_forward_t);
   *f = (mob_lws_forward_t){.services = services,
                            .service = service,
                            .port = port,
                            .local_port = local_port,
-                           .fds = {v4, v6}};
+                           .fds = {v4, v6},
+                           .guard = guard};
   *mob_vec_push(&services->forwards) = f;
   return MOB_OK;
 }
@@ -156,10 +176,15 @@ static bool has_endpoint(const mob_lws_forward_t *f) {
 static void set_open(mob_lws_forward_t *f, bool open) {
   char object[96];
   f->open = open;
+  snprintf(object, sizeof object, "service/%s", f->service->name);
   for (int i = 0; i < 2; i++) {
     if (f->fds[i] < 0) continue;
     if (open) {
-      listen(f->fds[i], 1024);
+      if (listen(f->fds[i], 1024) != 0) {
+        mob__event(f->services->events, true, object, "ForwardingFailed", "port %d: %s",
+                   f->local_port, strerror(errno));
+        continue;
+      }
       mob__watch_start(&f->watches[i], f->services->loop, f->fds[i], UV_READABLE,
                        i ? on_accept6 : on_accept4, f);
     } else {
@@ -169,7 +194,6 @@ static void set_open(mob_lws_forward_t *f, bool open) {
       shutdown(f->fds[i], SHUT_RD);
     }
   }
-  snprintf(object, sizeof object, "service/%s", f->service->name);
   if (open) {
     mob__event(f->services->events, false, object, "Forwarding",
                "Forwarding from 127.0.0.1:%d -> %d", f->local_port,
@@ -201,6 +225,7 @@ void mob__services_close(mob_lws_services_t *services) {
       mob__watch_stop(&f->watches[k]);
       if (f->fds[k] >= 0) close(f->fds[k]);
     }
+    close(f->guard);
     mob__proxy_close_all(&f->proxies);
     free(f);
   }

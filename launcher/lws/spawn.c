@@ -20,7 +20,13 @@ pid_t mob__spawn_clone(uint64_t flags, int *pidfd) {
     args.flags |= CLONE_PIDFD;
     args.pidfd = (uint64_t)(uintptr_t)pidfd;
   }
-  return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+  pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+  // Containers often forbid the newer call and allow the older one, whose third argument takes the
+  // pidfd.
+  if (pid < 0 && errno == ENOSYS) {
+    pid = (pid_t)syscall(SYS_clone, args.flags | SIGCHLD, NULL, pidfd, NULL, 0);
+  }
+  return pid;
 }
 
 int mob__send_fds(int sock, const void *data, size_t len, const int *fds, size_t fd_count) {

@@ -184,7 +184,7 @@ static int forward_option(const up_t *up, const char *service, int port) {
   return -1;
 }
 
-static int check_forwards(const up_t *up) {
+static int check_forwards(up_t *up) {
   for (size_t i = 0; i < up->forwards.len; i++) {
     char name[80], rest;
     int from, to;
@@ -342,13 +342,8 @@ static int run(up_t *up) {
   return code;
 }
 
-int mob__lws_up(int argc, char **argv) {
-  up_t *up = MOB_NEW(up_t);
-  const char *bin_dir = NULL;
-  up->shell = "bash";
-  up->network = "auto";
-  up->replicas = up->grace = -1;
-  up->ready_fd = -1;
+// -1 to go on, else the exit status.
+static int parse(up_t *up, int argc, char **argv) {
   const mob_lws_option_t options[] = {
       {"pvc", "NAME=DIR", MOB_LWS_OPT_WORDS, &up->pvcs,
        "directory that holds the files of a PersistentVolumeClaim", 0},
@@ -357,7 +352,7 @@ int mob__lws_up(int argc, char **argv) {
        "/vllm-workspace too "
        "(default: where mobula lies)",
        0},
-      {"bin-dir", "DIR", MOB_LWS_OPT_STRING, &bin_dir, "the same as --image-dir", 0},
+      {"bin-dir", "DIR", MOB_LWS_OPT_STRING, &up->image_dir, "the same as --image-dir", 0},
       {"env", "NAME=VALUE", MOB_LWS_OPT_WORDS, &up->envs,
        "a variable for every container, as if the image set it", 0},
       {"replicas", "N", MOB_LWS_OPT_INT, &up->replicas,
@@ -407,28 +402,43 @@ int mob__lws_up(int argc, char **argv) {
       options,
       MOB_LEN(options),
       false};
-  int code = mob__options_parse(&usage, argc, argv, &up->files);
-  if (bin_dir && !up->image_dir) up->image_dir = bin_dir;
-  if (code < 0 && up->files.len == 0)
-    code = mob__usage_error("up", "needs a manifest: mobula lws up FILE.yaml");
-  if (code < 0 && strcmp(up->shell, "bash") != 0 && strcmp(up->shell, "dash") != 0) {
-    code = mob__usage_error("up", "--sh must be bash or dash, not \"%s\"", up->shell);
+  return mob__options_parse(&usage, argc, argv, &up->files);
+}
+
+static int check_usage(const up_t *up) {
+  if (up->files.len == 0) {
+    return mob__usage_error("up", "needs a manifest: mobula lws up FILE.yaml");
   }
-  if (code < 0 && up->port_base > 65535)
-    code = mob__usage_error("up", "--port-base must be at most 65535");
-  if (code < 0) {
-    code = read_pairs(up);
-    if (code == 0) code = read_manifests(up);
-    if (code == 0) code = check_claims(up);
-    if (code == 0) code = check_forwards(up);
-    if (code == 0) code = find_image(up);
-    if (code == 0) {
-      if (!up->name) up->name = up->manifest.sets.at[0]->name;
-      up->state_dir = mob__state_dir(up->state_option, up->name);
-      note_resources(up);
-      code = run(up);
-    }
+  if (strcmp(up->shell, "bash") != 0 && strcmp(up->shell, "dash") != 0) {
+    return mob__usage_error("up", "--sh must be bash or dash, not \"%s\"", up->shell);
   }
+  if (up->port_base > 65535) return mob__usage_error("up", "--port-base must be at most 65535");
+  if (up->name && (!*up->name || strchr(up->name, '/') || up->name[0] == '.')) {
+    return mob__usage_error("up", "--name \"%s\" cannot name a directory", up->name);
+  }
+  return 0;
+}
+
+static int check_and_run(up_t *up) {
+  int (*const checks[])(up_t *) = {read_pairs, read_manifests, check_claims, check_forwards,
+                                   find_image};
+  int code = check_usage(up);
+  for (size_t i = 0; code == 0 && i < MOB_LEN(checks); i++) code = checks[i](up);
+  if (code != 0) return code;
+  if (!up->name) up->name = up->manifest.sets.at[0]->name;
+  up->state_dir = mob__state_dir(up->state_option, up->name);
+  note_resources(up);
+  return run(up);
+}
+
+int mob__lws_up(int argc, char **argv) {
+  up_t *up = MOB_NEW(up_t);
+  up->shell = "bash";
+  up->network = "auto";
+  up->replicas = up->grace = -1;
+  up->ready_fd = -1;
+  int code = parse(up, argc, argv);
+  if (code < 0) code = check_and_run(up);
   mob__lws_manifest_free(&up->manifest);
   mob_arena_free(&up->arena);
   mob_vec_free(&up->files);

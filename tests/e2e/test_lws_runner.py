@@ -1,5 +1,6 @@
 """The local LeaderWorkerSet runner with programs that exist only here, as the image's."""
 
+import hashlib
 import os
 import re
 import signal
@@ -15,6 +16,13 @@ from lws_runner import MOBULA, SEED, Runner, eventually
 
 NAME = "deepseek-r1-671b-fp8-distrubution"
 LEADER_ADDRESS = f"{NAME}-0.{NAME}.default"
+
+DIGESTS = {
+    "lws-standard.yaml": "d4d8dbbbfdc072c5",
+    "lws-rdma.yaml": "cf912ff6532c1bfb",
+    "service.yaml": "34ae2a0c866aa858",
+    "chat-request.sh": "4bd2fb534db1401d",
+}
 
 RAY_INIT = r"""#!/bin/bash
 printf 'argv:'; printf ' <%s>' "$0" "$@"; echo
@@ -133,6 +141,11 @@ def alive(pids):
     return [p for p in pids if state(p) not in ("Z", "gone")]
 
 
+def test_deployment_documents_are_unchanged():
+    digests = {name: hashlib.sha256((SEED / name).read_bytes()).hexdigest()[:16] for name in DIGESTS}
+    assert digests == DIGESTS
+
+
 def test_commands_and_environment(seed):
     with seed() as r:
         r.wait()
@@ -231,6 +244,17 @@ def test_process_faults(seed):
         assert done.returncode == 1 and "there is no pod" in done.stderr
         done = r.run("fault", "0", "explode", check=False)
         assert done.returncode == 1 and "known are kill" in done.stderr
+
+
+def test_sandbox_death(seed):
+    """Everything of a pod dies at once, as when its node's runtime loses it."""
+    with seed() as r:
+        r.wait()
+        eventually(lambda: answers(r.port))
+        before = r.pods()
+        os.kill(before[f"{NAME}-0-1"]["sandbox_pid"], signal.SIGKILL)
+        r.recreated(before)
+        assert "SandboxChanged" in r.reasons() and "RecreateGroup" in r.reasons()
 
 
 def test_link_down(seed):
@@ -543,3 +567,61 @@ def test_two_runners_do_not_share_a_state(seed, image, model):
                                f"llm-model={model}", "--state-dir", str(r.state)], capture_output=True, text=True)
         assert done.returncode == 1 and "uses" in done.stderr and str(r.process.pid) in done.stderr
         r.wait()
+
+
+def test_ports_belong_to_one_runner(seed, image, model, tmp_path):
+    """Also while the first one's port refuses."""
+    text = (SEED / "lws-standard.yaml").read_text()
+    manifest = tmp_path / "lws.yaml"
+    manifest.write_text(text.replace("            ports:\n", READINESS.replace("/health", "/never").replace("8000", "9"), 1))
+    with seed(files=(manifest, SEED / "service.yaml")) as r:
+        assert refuses(r.port)
+        command = [MOBULA, "lws", "up", SEED / "lws-standard.yaml", SEED / "service.yaml", "--image-dir", image, "--pvc",
+                   f"llm-model={model}", "--forward", f"ds-leader:8000={r.port}", "--state-dir", tmp_path / "second"]
+        done = subprocess.run([str(w) for w in command], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 1 and f"port {r.port} of localhost" in done.stderr and "--forward" in done.stderr
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        command[command.index(f"ds-leader:8000={r.port}")] = f"ds-leader:8000={s.getsockname()[1]}"
+        done = subprocess.run([str(w) for w in command], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 1 and "Address already in use" in done.stderr
+
+
+LOOPBACK = """apiVersion: leaderworkerset.x-k8s.io/v1
+kind: LeaderWorkerSet
+metadata: {name: lo}
+spec:
+  leaderWorkerTemplate:
+    size: 2
+    workerTemplate:
+      spec:
+        containers:
+          - name: main
+            image: x
+            command: [sh, -c, "echo $(LWS_LEADER_ADDRESS) $MOBULA_BIND_ADDRESS; sleep 1000 & sleep 1000"]
+"""
+
+
+def test_loopback(image, tmp_path):
+    """Without any namespace: an address of 127/8 for each pod, and still no process outlives its pod."""
+    manifest = tmp_path / "lo.yaml"
+    manifest.write_text(LOOPBACK)
+    with Runner(manifest, image=image, args=["--network", "loopback", "--grace", "1"]) as r:
+        r.wait()
+        pods = r.pods()
+        assert all(p["ip"].startswith("127.83.") for p in pods.values())
+        for name in ("lo-0", "lo-0-1"):
+            line = eventually(lambda: r.logs(name))
+            assert line == f"{pods['lo-0']['ip']} {pods[name]['ip']}\n"
+        below = eventually(lambda: (c := children(r.process.pid)) and len(c) >= 6 and c)
+        done = r.run("fault", "0", "link-down", check=False)
+        assert done.returncode == 1 and "loopback mode" in done.stderr
+        r.run("fault", "0-1", "kill")
+        r.recreated(pods)
+        eventually(lambda: not alive(below))
+        below = children(r.process.pid)
+        r.process.send_signal(signal.SIGKILL)
+        r.process.wait()
+        eventually(lambda: not alive(below), 5, "the end of all processes")
+        assert leftovers() == []
