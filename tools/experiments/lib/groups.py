@@ -4,7 +4,6 @@ import os
 import subprocess
 import tempfile
 import time
-import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
@@ -67,19 +66,16 @@ class Groups:
     def fault(self, pod, *what):
         self._lws_once("fault", pod, *what)
 
-    def leaders(self):
-        """(pod, address) of every leader."""
-        return [(pod["name"], pod["ip"]) for pod in self.status()["pods"] if pod.get("worker_index", 0) == 0]
+    def pods(self):
+        """Every pod, as `mobula lws status --json` describes it."""
+        return [pod for lws in self.status()["sets"] for group in lws["groups"] for pod in group["pods"]]
 
     def served(self):
-        """Requests that each leader has finished, by pod, from its own metrics."""
+        """Requests that each leader has finished, by pod, from its own metrics; asked from inside the pod."""
         counts = {}
-        for pod, ip in self.leaders():
-            try:
-                text = urllib.request.urlopen(f"http://{ip}:8000/metrics", timeout=5).read().decode()
-            except OSError:
-                counts[pod] = 0
-                continue
-            counts[pod] = sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-                              if line.startswith("vllm:request_success_total{"))
+        for pod in self.pods():
+            if pod["worker"] == 0:
+                text = self._lws_once("exec", pod["name"], "--", "curl", "-s", "http://127.0.0.1:8000/metrics")
+                counts[pod["name"]] = sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+                                          if line.startswith("vllm:request_success_total{"))
         return counts
