@@ -7,6 +7,9 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+# Needs no HTTP client inside the pod.
+METRICS = r"exec 3<>/dev/tcp/127.0.0.1/8000; printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3; cat <&3"
+
 
 class Groups:
     """`with Groups(manifest, replicas) as groups:` — all of them ready, their Service on `groups.port`; gone afterwards."""
@@ -75,7 +78,7 @@ class Groups:
         counts = {}
         for pod in self.pods():
             if pod["worker"] == 0:
-                text = self._lws_once("exec", pod["name"], "--", "curl", "-s", "http://127.0.0.1:8000/metrics")
+                text = self._lws_once("exec", pod["name"], "--", "bash", "-c", METRICS)
                 counts[pod["name"]] = sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
                                           if line.startswith("vllm:request_success_total{"))
         return counts
