@@ -15,7 +15,7 @@
 #include "runtime/rpc/internal.h"
 #include "runtime/rpc/message.h"
 
-enum { BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 500, CONNECT_TIMEOUT_MS = 3000 };
+enum { BACKOFF_FIRST_MS = 20, BACKOFF_MAX_MS = 500, CONNECT_TIMEOUT_MS = 3000 };
 
 typedef enum state { IDLE, RESOLVING, CONNECTING, UP, WAITING } state_t;
 
@@ -422,7 +422,8 @@ static void back_off(mob_rpc_client_t *c) {
   c->state = WAITING;
   uv_update_time(c->rpc->loop);
   uv_timer_start(&c->timer, on_backoff, c->backoff_ms, 0);
-  c->backoff_ms = c->backoff_ms * 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : c->backoff_ms * 2;
+  // Slow growth: a peer that starts at the same moment is found soon after it is there.
+  c->backoff_ms = c->backoff_ms * 3 / 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : c->backoff_ms * 3 / 2;
 }
 
 static void try_failed(mob_rpc_client_t *c, const char *why) {

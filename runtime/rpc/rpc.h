@@ -150,7 +150,7 @@ const char *mob_rpc_client_address(const mob_rpc_client_t *client);
 // Sent with every later call and stream, e.g. "ray_cluster_id". NULL value removes it.
 void mob_rpc_client_set_metadata(mob_rpc_client_t *client, const char *key, const char *value);
 
-// Keeps the connection up, trying again after 50-500 ms when it breaks, and tells of every change: `up`
+// Keeps the connection up, trying again after 20-500 ms when it breaks, and tells of every change: `up`
 // true when connected, false when a standing connection broke (a peer process that died is known within
 // milliseconds; `why` says so) and, with `first` true, for every try that failed before it ever stood.
 typedef void (*mob_rpc_state_fn)(void *owner, mob_rpc_client_t *client, bool up, const char *why);
