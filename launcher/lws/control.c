@@ -31,14 +31,19 @@ struct mob_lws_client {
 
 mob_status mob__control_listen(const char *state_dir, int *fd) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
-  snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", state_dir, MOB_LWS_CONTROL);
+  char *path = mob_path_join(state_dir, MOB_LWS_CONTROL);
+  // Under another name until it listens, so that whoever sees the socket can connect.
+  snprintf(address.sun_path, sizeof address.sun_path, "%s/c.new", state_dir);
+  unlink(address.sun_path);
   *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   mode_t mask = umask(077); // who may speak here may kill processes
   bool ok = *fd >= 0 && bind(*fd, (struct sockaddr *)&address, sizeof address) == 0 &&
-            listen(*fd, 64) == 0;
+            listen(*fd, 64) == 0 && rename(address.sun_path, path) == 0;
   umask(mask);
-  if (!ok) return mob_fail(MOB_E_IO, "cannot listen on %s: %s", address.sun_path, strerror(errno));
-  return MOB_OK;
+  mob_status status =
+      ok ? MOB_OK : mob_fail(MOB_E_IO, "cannot listen on %s: %s", path, strerror(errno));
+  free(path);
+  return status;
 }
 
 static void free_client(mob_lws_client_t *client) {

@@ -1,10 +1,12 @@
 #include "launcher/lws/loopback.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "runtime/base/file.h"
@@ -95,11 +97,44 @@ mob_status mob__loopback_prepare(const mob_lws_manifest_t *manifest, mob_lws_pai
   return status;
 }
 
-void mob__loopback_undo(mob_lws_words_t *made) {
+static void undo(mob_lws_words_t *made) {
   while (made->len > 0) {
     char *path = (char *)(uintptr_t)made->at[--made->len];
     remove(path); // a directory that is not empty stays
     free(path);
   }
+  mob_vec_free(made);
+}
+
+mob_status mob__loopback_guard(mob_lws_words_t *made, mob_lws_guard_t *out) {
+  int fds[2];
+  out->fd = -1;
+  if (made->len == 0) return MOB_OK;
+  if (pipe2(fds, O_CLOEXEC) != 0) return mob_fail(MOB_E_IO, "pipe: %s", strerror(errno));
+  fflush(NULL);
+  out->pid = fork();
+  if (out->pid < 0) return mob_fail(MOB_E_IO, "fork: %s", strerror(errno));
+  if (out->pid > 0) {
+    close(fds[0]);
+    out->fd = fds[1];
+    return MOB_OK;
+  }
+  setsid(); // Ctrl-C is not for this process
+  dup2(fds[0], 0);
+  close_range(1, ~0u, 0);
+  char byte;
+  while (read(0, &byte, 1) < 0 && errno == EINTR) continue;
+  undo(made);
+  _exit(0);
+}
+
+void mob__loopback_end(mob_lws_words_t *made, mob_lws_guard_t *guard) {
+  if (guard->fd < 0) {
+    undo(made); // no guard was needed, or it could not start
+    return;
+  }
+  close(guard->fd);
+  while (waitpid(guard->pid, NULL, 0) < 0 && errno == EINTR) continue;
+  for (size_t i = 0; i < made->len; i++) free((char *)(uintptr_t)made->at[i]);
   mob_vec_free(made);
 }

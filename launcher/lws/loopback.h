@@ -3,6 +3,8 @@
 #ifndef MOB_LWS_LOOPBACK_H
 #define MOB_LWS_LOOPBACK_H
 
+#include <sys/types.h>
+
 #include "launcher/lws/manifest.h"
 #include "launcher/lws/options.h"
 
@@ -10,6 +12,15 @@
 // `made`. Fails with the commands to run as root where it may not.
 mob_status mob__loopback_prepare(const mob_lws_manifest_t *manifest, mob_lws_pair_list_t claims,
                                  const char *image_dir, mob_lws_words_t *made);
-void mob__loopback_undo(mob_lws_words_t *made); // removes them; frees the list
+
+// A process that removes the links when this one ends, however it ends.
+typedef struct mob_lws_guard {
+  int fd; // -1: none
+  pid_t pid;
+} mob_lws_guard_t;
+
+mob_status mob__loopback_guard(mob_lws_words_t *made, mob_lws_guard_t *out);
+void mob__loopback_end(mob_lws_words_t *made,
+                       mob_lws_guard_t *guard); // removes them; frees the list
 
 #endif

@@ -313,7 +313,10 @@ static mob_status install_image(const mob_lws_sandbox_spec_t *spec) {
   }
   MOB_TRY(make_dirs("/usr/local/bin"));
   MOB_TRY(ensure_writable("/usr/local/bin"));
+  MOB_TRY(make_dirs("/vllm-workspace"));
+  MOB_TRY(ensure_writable("/vllm-workspace"));
   MOB_TRY(make_dirs("/vllm-workspace/examples/online_serving"));
+  MOB_TRY(ensure_writable("/vllm-workspace/examples/online_serving"));
   DIR *dir = opendir("/opt/mobula/bin");
   if (!dir) return failed("cannot read the image's programs in", spec->image_dir);
   mob_status status = MOB_OK;

@@ -31,6 +31,7 @@ typedef struct up {
   bool has_loop;
   int lock, ready_fd;    // ready_fd: to the waiting parent of a detached runner, -1 without
   mob_lws_words_t links; // that loopback mode made on the host
+  mob_lws_guard_t guard;
   mob_lws_runner_t runner;
 } up_t;
 
@@ -304,6 +305,7 @@ static mob_status prepare(up_t *up) {
   // What callers reach is bound before the process leaves their network namespace.
   MOB_TRY(bind_services(up));
   if (up->detach) MOB_TRY(detach(up));
+  MOB_TRY(mob__loopback_guard(&up->links, &up->guard));
   uv_loop_init(&r->loop); // not before: a loop does not survive a fork
   up->has_loop = true;
   if (ftruncate(up->lock, 0) == 0) dprintf(up->lock, "%d\n", (int)getpid());
@@ -336,7 +338,7 @@ static int run(up_t *up) {
   }
   if (up->has_loop) uv_loop_close(&r->loop);
   if (r->has_cgroup) mob__cgroup_close(&r->cgroup);
-  mob__loopback_undo(&up->links);
+  mob__loopback_end(&up->links, &up->guard);
   if (r->network.netlink > 0) close(r->network.netlink);
   if (up->lock >= 0) mob__state_close(up->state_dir, up->lock);
   return code;
@@ -436,7 +438,7 @@ int mob__lws_up(int argc, char **argv) {
   up->shell = "bash";
   up->network = "auto";
   up->replicas = up->grace = -1;
-  up->ready_fd = -1;
+  up->ready_fd = up->guard.fd = -1;
   int code = parse(up, argc, argv);
   if (code < 0) code = check_and_run(up);
   mob__lws_manifest_free(&up->manifest);
