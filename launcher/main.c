@@ -4,22 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/api/vllm.h"
 #include "engine/stage/stage.h"
 #include "launcher/cmd_ray.h"
+#include "launcher/lws/lws.h"
 #include "runtime/actor/worker.h"
 #include "runtime/base/log.h"
 #include "runtime/gcs/gcs.h"
 #include "runtime/node/node.h"
 #include "runtime/rpc/ray_version.h"
-
-#if __has_include("engine/api/vllm.h") && __has_include("launcher/cmd_vllm.c")
-#include "engine/api/vllm.h"
-#define HAVE_VLLM 1
-#endif
-#if __has_include("launcher/lws/lws.h")
-#include "launcher/lws/lws.h"
-#define HAVE_LWS 1
-#endif
 
 static int help_main(int argc, char **argv);
 
@@ -39,12 +32,8 @@ typedef struct command {
 static const command_t commands[] = {
     {"ray_init.sh", mob_ray_init_main, "bring a pod of a LeaderWorkerSet group into its cluster: leader | worker"},
     {"ray", mob_ray_main, "start, stop and look at nodes: ray --help"},
-#ifdef HAVE_VLLM
     {"vllm", mob_vllm_main, "serve a model over the OpenAI API: vllm serve DIR"},
-#endif
-#ifdef HAVE_LWS
     {"lws", mob_lws_main, "run LeaderWorkerSet manifests on this machine: lws up FILE"},
-#endif
     {"node", mob_node_main, "a node daemon in the foreground, with the flags of `ray start`"},
     {"gcs-server", mob_gcs_server_main, "the control store alone, with the flags of Ray's gcs_server"},
     {"version", version_main, "print the version"},
@@ -94,10 +83,8 @@ int main(int argc, char **argv) {
     print_help(stderr);
     return 2;
   }
-#ifdef HAVE_VLLM
   // `mobula serve DIR` is `vllm serve DIR`.
   if (strcmp(argv[1], "serve") == 0) return mob_vllm_main(argc, argv);
-#endif
   command = find(argv[1]);
   if (!command) {
     fprintf(stderr, "mobula: unknown command '%s'. `mobula help` lists them.\n", argv[1]);
