@@ -426,6 +426,7 @@ mob_status mob_ring_join(mob_ring_t *ring, const char *next_ip, int next_port,
   out.fd = -1; // the link's now
   MOB_TRY_GOTO(link_new(in.fd, in.name, prev), status, failed);
   *next = to;
+  shutdown(ring->fd, SHUT_RDWR); // the ring is complete
   return MOB_OK;
 failed:
   shutdown(ring->fd, SHUT_RDWR); // whoever still stands in the queue learns that nobody will answer

@@ -145,7 +145,13 @@ static void test_stop_from_a_last_event(void **state) {
 // ------------------------------------------------------------------- a backend that misbehaves on
 // call
 
-typedef enum vice { VICE_LOAD, VICE_STEP_FAILS, VICE_STEP_HANGS, VICE_NO_ROOM } vice_t;
+typedef enum vice {
+  VICE_LOAD,
+  VICE_STEP_FAILS,
+  VICE_LINK_BREAKS,
+  VICE_STEP_HANGS,
+  VICE_NO_ROOM
+} vice_t;
 static vice_t vice;
 static _Atomic int vice_steps;
 
@@ -167,6 +173,8 @@ static mob_status bad_load(mob_exec_t *exec,
 static mob_status bad_step(mob_exec_t *exec, const mob_step_t *step, mob_step_fn done, void *arg) {
   if (vice_steps++ < 5) return mob_backend_cpu.step(exec, step, done, arg);
   if (vice == VICE_STEP_FAILS) done(arg, MOB_E_INTERNAL, "a rank met a NaN", NULL);
+  if (vice == VICE_LINK_BREAKS)
+    done(arg, MOB_E_UNAVAILABLE, "receive: Connection reset by peer", NULL);
   return MOB_OK;
 }
 
@@ -244,6 +252,20 @@ static void test_failed_step_ends_everything(void **state) {
   check_lost(t, "actor_died", words, 1000);
 }
 
+// Both processes are well, but what one says of the other counts when nobody says more.
+static void test_broken_link_ends_everything(void **state) {
+  (void)state;
+  mob_backend_t backend = bad_backend(VICE_LINK_BREAKS);
+  tiny_t *t = MOB_NEW(tiny_t);
+  mob_engine_config_t config = tiny_config();
+  config.pp = 2;
+  tiny_start_on(t, config, &backend);
+  assert_true(t->ready);
+  tiny_add(t, 10, 1, 50);
+  const char *const words[] = {"of 2", "Connection reset by peer", NULL};
+  check_lost(t, "actor_died", words, 1000);
+}
+
 static void test_hung_step_is_noticed_though_beats_go_on(void **state) {
   (void)state;
   mob_backend_t backend = bad_backend(VICE_STEP_HANGS);
@@ -305,6 +327,7 @@ int main(void) {
       cmocka_unit_test(test_another_model_on_a_node_is_refused),
       cmocka_unit_test(test_another_release_on_a_node_is_refused),
       cmocka_unit_test(test_failed_step_ends_everything),
+      cmocka_unit_test(test_broken_link_ends_everything),
       cmocka_unit_test(test_hung_step_is_noticed_though_beats_go_on),
       cmocka_unit_test(test_bad_layouts_are_refused),
       cmocka_unit_test(test_layers_are_balanced_by_bytes),
