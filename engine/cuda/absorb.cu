@@ -1,0 +1,254 @@
+// Latent attention in absorbed form needs two small products per head and token:
+//   before: q_lat = UK_h^T q_nope (nope -> kv_lora), beside it the roped part of q
+//   after:  o = UV_h o_lat (kv_lora -> v), where o_lat first merges the parts of split keys by their log-sum-exp
+// Activations are not quantised here: e4m3 weights are unpacked to half (exact) for mma.sync. A CTA has one head's weights in
+// shared memory and walks over tokens, eight at a time.
+#include "kernels.h"
+
+namespace mob {
+namespace {
+
+__device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k) {
+  float s, c;
+  sincosf((float)position * rope.inv_freq[k], &s, &c);
+  return make_float2(c * rope.factor, s * rope.factor);
+}
+
+// ------------------------------------------------------------------------------- any dimensions
+
+__global__ void __launch_bounds__(128) absorb_q_plain_kernel(const AbsorbPlain p, const bf16 *q, bf16 *out) {
+  extern __shared__ float qs[]; // [nope + rope]
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.x, head = blockIdx.y, dim = p.nope + p.rope_dim, width = p.kv_lora + p.rope_dim;
+  const bf16 *from = q + ((size_t)row * p.heads + head) * dim;
+  bf16 *to = out + ((size_t)row * p.heads + head) * width;
+  for (int i = threadIdx.x; i < dim; i += 128) qs[i] = __bfloat162float(from[i]);
+  __syncthreads();
+  const bf16 *w = p.kv_b + (size_t)head * (p.nope + p.v) * p.kv_lora;
+  for (int c = threadIdx.x; c < p.kv_lora; c += 128) {
+    float sum = 0;
+    for (int r = 0; r < p.nope; r++) sum += qs[r] * __bfloat162float(w[(size_t)r * p.kv_lora + c]);
+    to[c] = __float2bfloat16(sum);
+  }
+  const int half = p.rope.dim / 2, position = p.step.position[row];
+  for (int k = threadIdx.x; k < half; k += 128) {
+    const int a = p.rope.interleaved ? 2 * k : k, b = p.rope.interleaved ? 2 * k + 1 : k + half;
+    const float2 cs = angle_of(p.rope, position, k);
+    const float u = qs[p.nope + a], v = qs[p.nope + b];
+    to[p.kv_lora + a] = __float2bfloat16(u * cs.x - v * cs.y);
+    to[p.kv_lora + b] = __float2bfloat16(v * cs.x + u * cs.y);
+  }
+}
+
+__global__ void __launch_bounds__(128) absorb_v_plain_kernel(const AbsorbPlain p, const float *latent, bf16 *out) {
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.x, head = blockIdx.y, lane = threadIdx.x % 32;
+  const float *x = latent + ((size_t)row * p.heads + head) * p.kv_lora;
+  const bf16 *w = p.kv_b + ((size_t)head * (p.nope + p.v) + p.nope) * p.kv_lora;
+  for (int r = threadIdx.x / 32; r < p.v; r += 4) {
+    float sum = 0;
+    for (int c = lane; c < p.kv_lora; c += 32) sum += x[c] * __bfloat162float(w[(size_t)r * p.kv_lora + c]);
+    sum = warp_sum(sum);
+    if (lane == 0) out[((size_t)row * p.heads + head) * p.v + r] = __float2bfloat16(sum);
+  }
+}
+
+// --------------------------------------------------------------------- 128 + 64 -> 512 + 64 -> 128
+
+constexpr int kHeadBytes = 8 * kTilePitch; // of UK_h^T, and of UV_h
+
+// All of a head's tiles into shared memory.
+__device__ __forceinline__ void load_head(uint8_t *to, const uint8_t *from, uint64_t *bar) {
+  if (threadIdx.x == 0) {
+    mbar_init(bar, 1);
+    mbar_init_fence();
+    mbar_arrive_expect(bar, kHeadBytes);
+    const uint64_t keep = policy_evict_last();
+    for (int i = 0; i < 4; i++)
+      bulk_load(to + i * (kHeadBytes / 4), from + i * (kHeadBytes / 4), kHeadBytes / 4, bar, keep);
+  }
+  __syncthreads();
+}
+
+// 16 rows x 128 columns of a tile (rows r0 + g and + 8) times eight tokens: b holds a lane's 32 columns of token g as halves,
+// columns t4 * 16 .. and 64 + t4 * 16 ..
+__device__ __forceinline__ void tile_mma(const uint8_t *tile, int row, int t4, const uint32_t b[16], float acc[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int chunk = t4 + 4 * half;
+    const uint4 u = *(const uint4 *)(tile + row * 128 + ((chunk ^ (row & 7)) << 4));
+    const uint4 v = *(const uint4 *)(tile + (row + 8) * 128 + ((chunk ^ (row & 7)) << 4));
+    const uint32_t a0[4] = {u.x, u.y, u.z, u.w}, a1[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+      const uint32_t a[4] = {e4m3x2_to_half2((uint16_t)a0[q]), e4m3x2_to_half2((uint16_t)a1[q]),
+                             e4m3x2_to_half2((uint16_t)(a0[q] >> 16)), e4m3x2_to_half2((uint16_t)(a1[q] >> 16))};
+      mma_16816(acc, a, b + half * 8 + q * 2);
+    }
+  }
+}
+
+__device__ __forceinline__ uint32_t bf16x2_to_half2(uint32_t v) {
+  const __half2 h = __floats2half2_rn(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+  return *(const uint32_t *)&h;
+}
+
+__global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, const bf16 *q, uint8_t *tiles, int rows) {
+  extern __shared__ __align__(128) uint8_t smem[];
+  __shared__ uint64_t bar;
+  depend_launch();
+  const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
+  load_head(smem, p.uk + (size_t)head * kHeadBytes, &bar);
+  depend_wait();
+  mbar_wait(&bar, 0);
+  const int blocks = (p.heads + 63) / 64;
+  const uint8_t *tile = smem + warp * kTilePitch; // 64 latent columns: box `warp`
+  const float scale = *(const float *)(tile + kTileBytes);
+  for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
+    const int token = min(t0 + g, rows - 1);
+    const bf16 *x = q + ((size_t)token * p.heads + head) * 192;
+    uint32_t b[16];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint4 u = *(const uint4 *)(x + half * 64 + t4 * 16), v = *(const uint4 *)(x + half * 64 + t4 * 16 + 8);
+      const uint32_t w[8] = {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int i = 0; i < 8; i++) b[half * 8 + i] = bf16x2_to_half2(w[i]);
+    }
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+      float acc[4] = {};
+      tile_mma(tile, m * 16 + g, t4, b, acc);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int to = t0 + 2 * t4 + i % 2, col = m * 16 + g + i / 2 * 8;
+        if (to < rows)
+          *(bf16 *)(tiles + (((size_t)to * blocks + head / 64) * 9 + warp) * 8192 + (head % 64) * 128 +
+                    ((col / 8 ^ (head & 7)) << 4) + (col & 7) * 2) = __float2bfloat16(acc[i] * scale);
+      }
+    }
+    // the roped part: 32 pairs of each of eight tokens
+    const int to = t0 + warp;
+    if (to < rows) {
+      const int a = p.rope.interleaved ? 2 * lane : lane, c = p.rope.interleaved ? 2 * lane + 1 : lane + 32;
+      const bf16 *pe = q + ((size_t)to * p.heads + head) * 192 + 128;
+      const float2 cs = angle_of(p.rope, p.step.position[to], lane);
+      const float u = __bfloat162float(pe[a]), v = __bfloat162float(pe[c]);
+      uint8_t *at = tiles + (((size_t)to * blocks + head / 64) * 9 + 8) * 8192 + (head % 64) * 128;
+      *(bf16 *)(at + ((a / 8 ^ (head & 7)) << 4) + (a & 7) * 2) = __float2bfloat16(u * cs.x - v * cs.y);
+      *(bf16 *)(at + ((c / 8 ^ (head & 7)) << 4) + (c & 7) * 2) = __float2bfloat16(v * cs.x + u * cs.y);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(256)
+absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, int splits, const Records out, int row0,
+                    int rows, bool ue8m0) {
+  extern __shared__ __align__(128) uint8_t smem[];
+  __shared__ uint64_t bar;
+  __half *merged = (__half *)(smem + (kHeadBytes + 127) / 128 * 128); // [8 tokens][512 + 16]
+  float *result = (float *)(merged + 8 * 528);                         // [8 tokens][128 + 4]
+  depend_launch();
+  const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
+  load_head(smem, p.kv_b + (size_t)(4 * head + 2) * 4 * kTilePitch, &bar);
+  depend_wait();
+  mbar_wait(&bar, 0);
+  for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
+    // One warp merges one token's splits: 16 columns a lane.
+    const int token = t0 + warp;
+    float v[16] = {};
+    if (token < rows) {
+      const size_t first = ((size_t)token * splits) * p.heads + head;
+      float top = -INFINITY, sum = 0;
+      for (int s = 0; s < splits; s++) top = fmaxf(top, lse[first + (size_t)s * p.heads]);
+      for (int s = 0; s < splits; s++) {
+        const float l = lse[first + (size_t)s * p.heads];
+        if (l == -INFINITY) continue;
+        const float weight = __expf(l - top);
+        const uint4 *from = (const uint4 *)(partial + (first + (size_t)s * p.heads) * 512 + lane * 16);
+        const uint4 u[2] = {from[0], from[1]};
+        const __half2 *h = (const __half2 *)u;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const float2 f = __half22float2(h[i]);
+          v[2 * i] += weight * f.x;
+          v[2 * i + 1] += weight * f.y;
+        }
+        sum += weight;
+      }
+      const float inverse = sum > 0 ? 1.0f / sum : 0;
+#pragma unroll
+      for (int i = 0; i < 16; i++) v[i] *= inverse;
+    }
+    __syncthreads(); // the last eight tokens are done with both buffers
+    __half2 h[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+    ((uint4 *)(merged + warp * 528 + lane * 16))[0] = ((const uint4 *)h)[0];
+    ((uint4 *)(merged + warp * 528 + lane * 16))[1] = ((const uint4 *)h)[1];
+    __syncthreads();
+    float total[4] = {};
+    const int row = warp * 16 + g; // of 128 outputs: two row blocks of four tiles
+#pragma unroll
+    for (int kb = 0; kb < 4; kb++) {
+      const uint8_t *tile = smem + ((row / 64) * 4 + kb) * kTilePitch;
+      uint32_t b[16];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint4 *from = (const uint4 *)(merged + g * 528 + kb * 128 + half * 64 + t4 * 16);
+        *(uint4 *)(b + half * 8) = from[0];
+        *(uint4 *)(b + half * 8 + 4) = from[1];
+      }
+      float acc[4] = {};
+      tile_mma(tile, row % 64, t4, b, acc);
+      const float scale = *(const float *)(tile + kTileBytes);
+#pragma unroll
+      for (int i = 0; i < 4; i++) total[i] += acc[i] * scale;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) result[(2 * t4 + i % 2) * 132 + row + i / 2 * 8] = total[i];
+    __syncthreads();
+    // A warp writes a token; both half-warps need 8 columns a lane of 128: lanes 0-15.
+    float o[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) o[i] = result[warp * 132 + lane % 16 * 8 + i];
+    put_record(out, row0 + t0 + warp, head * 128 + lane % 16 * 8, o, ue8m0, lane < 16 && t0 + warp < rows);
+  }
+}
+
+} // namespace
+
+void absorb_q_plain(const AbsorbPlain &p, const bf16 *q, bf16 *out, int rows, cudaStream_t stream) {
+  launch(absorb_q_plain_kernel, dim3(rows, p.heads), 128, (p.nope + p.rope_dim) * sizeof(float), stream, p, q, out);
+}
+
+void absorb_v_plain(const AbsorbPlain &p, const float *latent, bf16 *out, int rows, cudaStream_t stream) {
+  launch(absorb_v_plain_kernel, dim3(rows, p.heads), 128, 0, stream, p, latent, out);
+}
+
+constexpr int kAbsorbQ = kHeadBytes, kAbsorbV = (kHeadBytes + 127) / 128 * 128 + 8 * 528 * 2 + 8 * 132 * 4;
+
+// CTAs along tokens, so that few heads fill the device too.
+static int token_ctas(int heads, int rows) {
+  const int groups = (rows + 7) / 8, want = (264 + heads - 1) / heads;
+  return groups < want ? groups : want;
+}
+
+void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream) {
+  launch(absorb_q_mla_kernel, dim3(p.heads, token_ctas(p.heads, rows)), 256, kAbsorbQ, stream, p, q, tiles, rows);
+}
+
+void absorb_v_mla(const AbsorbMla &p, const __half *partial, const float *lse, int splits, const Records &out, int row0,
+                  int rows, bool ue8m0, cudaStream_t stream) {
+  launch(absorb_v_mla_kernel, dim3(p.heads, token_ctas(p.heads, rows)), 256, kAbsorbV, stream, p, partial, lse, splits, out,
+         row0, rows, ue8m0);
+}
+
+void absorb_prepare() {
+  cudaFuncSetAttribute(absorb_q_mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAbsorbQ);
+  cudaFuncSetAttribute(absorb_v_mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAbsorbV);
+}
+
+} // namespace mob

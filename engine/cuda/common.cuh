@@ -1,0 +1,126 @@
+// What all kernels share: bf16 words, activation records of both kinds, launches with programmatic dependence.
+#pragma once
+#include <cstdint>
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include "pack.cuh"
+#include "ptx.cuh"
+
+namespace mob {
+
+using bf16 = __nv_bfloat16;
+
+constexpr float kE4m3Max = 448.0f;
+
+// Rows of activations as the linear kernels read them: column blocks of 128 bytes (128 e4m3 or 64 bf16), swizzled.
+//   fp8   record(kb) at kb * mp * 132: mp rows of 128 bytes, then mp fp32 scales     kb = column / 128
+//   bf16  record(kb) at kb * mp * 128: mp rows of 128 bytes                          kb = column / 64
+struct Records {
+  uint8_t *data;
+  int mp;   // rows, a multiple of 8
+  int fp8;
+};
+
+__host__ __device__ inline size_t records_bytes(bool fp8, int64_t mp, int64_t k) {
+  return fp8 ? (size_t)(k / 128) * (size_t)mp * 132 : (size_t)(k / 64) * (size_t)mp * 128;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float a, float b) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+  return *(const uint32_t *)&v;
+}
+__device__ __forceinline__ void unpack_bf16(uint4 v, float out[8]) {
+  const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    out[2 * i] = __uint_as_float(w[i] << 16);
+    out[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+  }
+}
+__device__ __forceinline__ uint4 pack_bf16x8(const float v[8]) {
+  return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+__device__ __forceinline__ uint2 pack_e4m3x8(const float v[8], float inverse) {
+  uint32_t w[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 p = make_float2(v[2 * i] * inverse, v[2 * i + 1] * inverse);
+    w[i] = __nv_cvt_float2_to_fp8x2(p, __NV_SATFINITE, __NV_E4M3);
+  }
+  return make_uint2(w[0] | w[1] << 16, w[2] | w[3] << 16);
+}
+
+// Scale of 128 values whose largest magnitude is `amax`: engine convention max(amax, 1e-10) / 448, a power of two with ue8m0.
+__device__ __forceinline__ float quant_scale(float amax, bool ue8m0) {
+  float scale = fmaxf(amax, 1e-10f) / kE4m3Max;
+  if (ue8m0) {
+    const uint32_t bits = __float_as_uint(scale);
+    scale = __uint_as_float((bits + 0x7fffff) & 0x7f800000);
+  }
+  return scale;
+}
+
+// Eight columns (col % 8 == 0) of a row into records. All 16 lanes of a half-warp hold the 128 columns of a block, in order;
+// every lane of the warp must call this (fp8 shuffles), with `store` false where there is no such row or column. Values of columns at or behind the matrix's own must be 0.
+__device__ __forceinline__ void put_record(const Records &to, int row, int col, const float v[8], bool ue8m0,
+                                           bool store = true) {
+  if (to.fp8) {
+    float amax = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(v[i]));
+#pragma unroll
+    for (int s = 8; s; s >>= 1) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, s));
+    if (!store) return;
+    const float scale = quant_scale(amax, ue8m0);
+    uint8_t *record = to.data + (size_t)(col / 128) * to.mp * 132;
+    const int c = col % 128;
+    *(uint2 *)(record + (size_t)row * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)) = pack_e4m3x8(v, 1.0f / scale);
+    if (c == 0) *(float *)(record + (size_t)to.mp * 128 + (size_t)row * 4) = scale;
+  } else if (store) {
+    uint8_t *record = to.data + (size_t)(col / 64) * to.mp * 128;
+    *(uint4 *)(record + (size_t)row * 128 + (((col % 64 / 8) ^ (row & 7)) << 4)) = pack_bf16x8(v);
+  }
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int s = 16; s; s >>= 1) v += __shfl_xor_sync(~0u, v, s);
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int s = 16; s; s >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, s));
+  return v;
+}
+// Sum over a block of whole warps, the same order every time; `scratch` [33] is free again after the next barrier.
+__device__ __forceinline__ float block_sum(float v, float *scratch) {
+  v = warp_sum(v);
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[warp] = v;
+  __syncthreads();
+  float s = 0;
+  for (int i = 0; i < warps; i++) s += scratch[i];
+  return s;
+}
+
+// Launch that may begin while the kernel before it drains; every kernel calls depend_wait() before it reads or writes
+// anything that an earlier kernel touches.
+template <class... A, class... B>
+inline cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, B... args) {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute dependent = {};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &dependent;
+  config.numAttrs = 1;
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, A(args)...);
+}
+
+} // namespace mob

@@ -1,0 +1,182 @@
+// The CUDA executor's inner parts, shared by its host files.
+//
+// Threads: `leader` takes steps from the queue, fills the step's tables and queues the work on the device; `reporter` waits
+// for a step's end and reports it. Steps whose sampling needs the host (anything but plain greedy) are finished by the
+// leader itself, after the reporter has caught up.
+#ifndef MOB_CUDA_EXEC_H
+#define MOB_CUDA_EXEC_H
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define _Noreturn [[noreturn]]
+extern "C" {
+#include "engine/backend.h"
+#include "engine/cpu/sampler.h"
+#include "engine/model/dummy.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/log.h"
+}
+#include "engine/cuda/kernels.h"
+
+namespace mob {
+
+#define CU_TRY(call)                                                                                \
+  do {                                                                                              \
+    cudaError_t cu_try_ = (call);                                                                   \
+    if (cu_try_ != cudaSuccess) return mob::cuda_failed(cu_try_, #call);                            \
+  } while (0)
+mob_status cuda_failed(cudaError_t error, const char *what);
+
+// ---- weights.cu
+// A merged matrix: parts stand one below the other, each beginning at a multiple of 64 rows.
+struct Group {
+  int64_t rows[3] = {}, cols = 0; // of the parts on this rank
+  int at[3] = {};                 // first output of a part
+  bool f8 = true;                 // every part is FP8 and its tiles lie in whole scale blocks
+  int count = 1;                  // matrices (experts)
+  Matrix m = {};
+};
+enum GroupId { G_A, G_Q, G_QKV, G_KV_B, G_O, G_DENSE_UP, G_DENSE_DOWN, G_EXPERT_UP, G_EXPERT_DOWN, G_ROUTER, G_HEAD, G_COUNT };
+
+struct Layer {
+  Group g[G_COUNT];
+  float *v[MOB_W_COUNT] = {}; // norms and biases, fp32
+  int64_t v_rows[MOB_W_COUNT] = {};
+  bf16 *kv_b = nullptr;       // plain rows, where the packed form does not serve
+  uint8_t *uk = nullptr;      // UK^T tiles
+  bf16 *router = nullptr;     // plain rows
+  float *a_bias = nullptr;    // q_a's and kv_a's biases at the places of the merged matrix
+};
+
+struct Rank {
+  int index = 0, device = 0, sms = 0;
+  int heads = 0, kv_heads = 0;
+  cudaStream_t stream = nullptr;
+  std::vector<Layer> layers;
+  Layer outer;
+  bf16 *embed = nullptr;
+  std::vector<void *> blocks; // device memory to free
+  uint8_t *cache = nullptr;
+  size_t layer_cache = 0;
+  float *inv_freq = nullptr;
+  uint8_t *workspace = nullptr;
+  int *bad = nullptr;
+  // workspace (memory.cu)
+  float *x, *norm_f32, *logits, *router_logits, *expert_weight, *latent, *lse;
+  bf16 *a, *q, *attn, *y, *up, *expert_y, *absorbed;
+  uint8_t *tiles;
+  __half *partial;
+  uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
+  int *expert_ids, *expert_row, *source, *active;
+  Segment *segments_up, *segments_down;
+  unsigned long long *best;
+  int *ids, *last_token, *meta;
+  LinearScratch scratch;
+  std::map<int, cudaGraphExec_t> graphs; // by padded rows
+};
+
+// Where a step's tables stand in `meta` (ints).
+struct MetaLayout {
+  int token, position, table, row, slot, pages, total;
+};
+
+struct SlotState {
+  bool open = false;
+  bool plain = true;   // greedy without masks, penalties, log probabilities: sampled on the device
+  mob_sampling_t sampling = {};
+  std::vector<int32_t> stop, allowed, history;
+  std::vector<mob_logit_bias_t> bias;
+  uint32_t prompt_count = 0;
+  int32_t last = -1;   // sampled by another stage
+};
+
+struct LogitRow {
+  uint32_t row, slot;
+  bool sample;
+  uint32_t position;
+};
+
+struct Job {
+  mob_step_t step;
+  std::vector<mob_seq_open_t> open;
+  std::vector<mob_seq_step_t> seqs;
+  std::vector<uint32_t> close;
+  std::deque<std::vector<int32_t>> ints;
+  std::deque<std::vector<mob_logit_bias_t>> biases;
+  mob_step_fn done;
+  void *arg;
+  std::vector<LogitRow> logits;
+  int ring = -1;
+};
+
+struct RingSlot { // of steps under way
+  int *meta = nullptr; // pinned
+  int *ids = nullptr;  // pinned
+  cudaEvent_t begin, end;
+  bool busy = false;
+};
+
+struct PendingIds {
+  uint64_t step;
+  std::vector<uint32_t> slots;
+};
+
+constexpr int kRing = 4, kLogitRows = 256, kAttendRows = 512, kGraphRows = 256;
+
+struct Exec {
+  mob_exec_spec_t spec;
+  const mob_model_desc_t *desc;
+  std::vector<int> devices;
+  Rank rank;
+  bool mla, fast_mla;      // 512 / 64 / 128 / 128 kernels
+  int kv_width;
+  int64_t pages = 0;
+  uint64_t file_bytes = 0;
+  MetaLayout layout;
+  bool loaded = false;
+  std::vector<SlotState> slots;
+  RingSlot ring[kRing];
+  std::deque<PendingIds> pending;
+  float *host_x = nullptr;      // pinned, with room for a header in front
+  float *host_logits = nullptr; // pinned [kLogitRows][vocab]
+  std::vector<mob_sampler_t *> samplers;
+  // queues
+  std::mutex lock;
+  std::condition_variable wake, idle;
+  std::deque<Job *> queue, reports;
+  bool closing = false, reporting_ends = false;
+  int under_way = 0;
+  mob_status failed = MOB_OK;
+  std::string why;
+  std::atomic<bool> aborted{false};
+  std::thread leader, reporter;
+};
+
+mob_status weights_bind(Exec *exec);
+uint64_t weights_bytes(const Exec *exec); // on one rank
+mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg);
+// memory.cu
+uint64_t workspace_bytes(const Exec *exec);
+mob_status workspace_alloc(Exec *exec);
+mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
+// forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller); `logit_rows` of them through the head
+mob_status forward(Exec *exec, Rank *rank, int rows);
+mob_status head(Exec *exec, Rank *rank, const int *row_list, const int *slot_list, int rows);
+mob_status forward_graph(Exec *exec, Rank *rank, int rows); // layers and head of a pure decode step
+// step.cu
+void leader_main(Exec *exec);
+void reporter_main(Exec *exec);
+mob_status check_step(const Exec *exec, const mob_step_t *step);
+Job *copy_step(const mob_step_t *step, mob_step_fn done, void *arg);
+void exec_abort(Exec *exec);
+
+} // namespace mob
+
+#endif

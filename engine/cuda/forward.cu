@@ -1,0 +1,254 @@
+// One step on one rank: which kernels, in which order, over which buffers.
+#include "engine/cuda/exec.h"
+
+namespace mob {
+namespace {
+
+struct Pass {
+  Exec *exec;
+  Rank *r;
+  const mob_model_desc_t *d;
+  int rows;
+  StepRows step;
+  Rope rope;
+  cudaStream_t stream;
+  // What the last block left to be added to the residual stream.
+  const bf16 *add;
+  const float *add_bias;
+  bool experts;
+};
+
+StepRows step_rows(const Exec *exec, const Rank *r, int from) {
+  const int *m = r->meta;
+  return {m, m + exec->layout.token + from, m + exec->layout.position + from, m + exec->layout.table + from,
+          m + exec->layout.pages, r->last_token};
+}
+
+Records records(uint8_t *data, const Group &g, int rows) { return {data, padded_rows(rows), g.f8}; }
+
+NormIn norm_in(const Pass &p, const float *w, float eps) {
+  NormIn in = {};
+  in.x = p.r->x;
+  in.step = p.step;
+  in.vocab = p.d->vocab;
+  in.add = p.add;
+  in.bias = p.add_bias;
+  if (p.experts) {
+    in.expert_y = p.r->expert_y;
+    in.expert_row = p.r->expert_row;
+    in.expert_weight = p.r->expert_weight;
+    in.expert_slots = p.d->top_k + p.d->n_shared;
+  }
+  in.w = w;
+  in.eps = eps;
+  in.hidden = p.d->hidden;
+  return in;
+}
+
+void added(Pass *p) {
+  p->add = nullptr;
+  p->add_bias = nullptr;
+  p->experts = false;
+}
+
+// ------------------------------------------------------------------------------------------ attention
+
+int key_splits(int rows, int blocks) {
+  const int want = 264 / (rows * blocks);
+  return want < 1 ? 1 : want > 32 ? 32 : want;
+}
+
+void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
+  Rank *r = p.r;
+  const mob_model_desc_t *d = p.d;
+  const int blocks = (r->heads + 63) / 64;
+  for (int from = 0; from < p.rows; from += kAttendRows) {
+    const int n = p.rows - from < kAttendRows ? p.rows - from : kAttendRows, splits = key_splits(n, blocks);
+    const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, step_rows(p.exec, r, from), p.rope};
+    absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
+    attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), 0, splits, r->partial, r->lse}, n,
+               p.stream);
+    absorb_v_mla(absorb, r->partial, r->lse, splits, out, from, n, d->quant_ue8m0, p.stream);
+  }
+}
+
+void attend_any_mla(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
+  Rank *r = p.r;
+  const mob_model_desc_t *d = p.d;
+  const int width = d->kv_lora + d->qk_rope, v_width = r->heads * d->v_head_dim;
+  for (int from = 0; from < p.rows; from += kAttendRows) {
+    const int n = p.rows - from < kAttendRows ? p.rows - from : kAttendRows;
+    const AbsorbPlain absorb = {layer.kv_b, r->heads, d->qk_nope, d->qk_rope, d->v_head_dim, d->kv_lora,
+                                step_rows(p.exec, r, from), p.rope};
+    absorb_q_plain(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->absorbed, n, p.stream);
+    const AttendPlain attend = {r->absorbed, r->heads * width, width, r->heads, r->heads, width, d->kv_lora, 0, 0, 0,
+                                d->softmax_scale, cache, width, step_rows(p.exec, r, from)};
+    attend_plain(attend, r->latent, nullptr, n, p.stream);
+    absorb_v_plain(absorb, r->latent, r->attn + (size_t)from * v_width, n, p.stream);
+  }
+  pack_rows(r->attn, v_width, v_width, out, layer.g[G_O].m.k, p.rows, d->quant_ue8m0, p.stream);
+}
+
+void attention(Pass *p, int index) {
+  Rank *r = p->r;
+  const Layer &layer = r->layers[(size_t)index];
+  const mob_model_desc_t *d = p->d;
+  const Group &in = layer.g[p->exec->mla ? G_A : G_QKV], &o = layer.g[G_O], &q = layer.g[G_Q];
+  uint8_t *cache = r->cache + (size_t)index * r->layer_cache;
+  const Records hidden = records(r->hidden_records, in, p->rows), attn = records(r->attn_records, o, p->rows);
+  const bool q_from_hidden = p->exec->mla && !d->q_lora;
+  Records second = {nullptr, 0, 0}; // for a q_proj of the other kind
+  if (q_from_hidden && q.f8 != in.f8) second = records(r->split_records ? r->split_records : r->attn_records, q, p->rows);
+  const NormOut out = {hidden, in.m.k, second, q.m.k, false, nullptr, d->quant_ue8m0};
+  norm_rows(norm_in(*p, layer.v[MOB_W_ATTN_NORM], d->rms_eps), out, p->rows, p->stream);
+  added(p);
+  if (p->exec->mla) {
+    linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
+    const Records q_in = records(r->q_records, q, p->rows);
+    mla_prepare({r->a, in.m.n, d->q_lora, in.at[1], d->kv_lora, d->qk_rope, layer.a_bias, layer.v[MOB_W_Q_A_NORM],
+                 layer.v[MOB_W_KV_A_NORM], d->lora_rms_eps, q_in, q.m.k, d->quant_ue8m0, cache, p->step, p->rope},
+                p->rows, p->stream);
+    linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
+    if (p->exec->fast_mla && o.f8) attend_fast(*p, layer, cache, attn);
+    else if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
+    else attend_any_mla(*p, layer, cache, attn);
+  } else {
+    const int ld = in.m.n, v_width = r->heads * d->v_head_dim;
+    linear(in.m, hidden, r->q, ld, false, p->rows, 1, r->scratch, p->stream);
+    gqa_prepare({r->q, r->q + in.at[1], r->q + in.at[2], ld, ld, ld, r->heads, r->kv_heads, d->head_dim, layer.v[MOB_W_Q_BIAS],
+                 layer.v[MOB_W_K_BIAS], layer.v[MOB_W_V_BIAS], layer.v[MOB_W_Q_NORM], layer.v[MOB_W_K_NORM], d->rms_eps, cache,
+                 p->exec->kv_width, p->step, p->rope},
+                p->rows, p->stream);
+    attend_plain({r->q, ld, d->head_dim, r->heads, r->heads / r->kv_heads, d->head_dim, d->v_head_dim, d->head_dim,
+                  r->kv_heads * d->head_dim, d->v_head_dim, d->softmax_scale, cache, p->exec->kv_width, p->step},
+                 nullptr, r->attn, p->rows, p->stream);
+    pack_rows(r->attn, v_width, v_width, attn, o.m.k, p->rows, d->quant_ue8m0, p->stream);
+  }
+  linear(o.m, attn, r->y, o.m.n, false, p->rows, 1, r->scratch, p->stream);
+  p->add = r->y;
+  p->add_bias = layer.v[MOB_W_O_BIAS];
+}
+
+// --------------------------------------------------------------------------------------- feed-forward
+
+void dense_ffn(Pass *p, const Layer &layer) {
+  Rank *r = p->r;
+  const mob_model_desc_t *d = p->d;
+  const Group &up = layer.g[G_DENSE_UP], &down = layer.g[G_DENSE_DOWN];
+  const Records hidden = records(r->hidden_records, up, p->rows), act = records(r->act_records, down, p->rows);
+  norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps), {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, d->quant_ue8m0},
+            p->rows, p->stream);
+  added(p);
+  linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
+  activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
+  p->add = r->y;
+}
+
+// Tokens a tile so that hardly any expert needs two: mean + three deviations of tokens an expert.
+int tile_for(double mean) {
+  int tile = 16;
+  while (tile < 128 && mean + 3 * (mean > 0 ? __builtin_sqrt(mean) : 0) > tile + 0.5) tile *= 2;
+  return tile;
+}
+
+void moe_ffn(Pass *p, const Layer &layer) {
+  Rank *r = p->r;
+  const mob_model_desc_t *d = p->d;
+  const Group &up = layer.g[G_EXPERT_UP], &down = layer.g[G_EXPERT_DOWN], &router = layer.g[G_ROUTER];
+  const bool few_router = p->rows <= kFewTokens, few = few_router && up.f8 && down.f8;
+  const int experts = d->n_experts + d->n_shared, slots = d->top_k + d->n_shared;
+  const Records hidden = records(r->hidden_records, up, p->rows);
+  const Records split = {few_router ? nullptr : r->split_records, padded_rows(p->rows), 0};
+  norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps),
+            {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  added(p);
+  if (few_router) router_logits(r->norm_f32, layer.router, r->router_logits, d->n_experts, d->hidden, p->rows, p->stream);
+  else linear(router.m, split, r->router_logits, d->n_experts, true, p->rows, 2, r->scratch, p->stream);
+  const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
+                           d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
+  route(spec, r->router_logits, r->expert_ids, r->expert_weight, slots, p->rows, p->stream);
+  MoePlan plan = {r->expert_ids, p->step.count, d->top_k, d->n_experts, d->n_shared, p->rows, r->active, r->active + 1,
+                  r->expert_row, r->source, r->segments_up, r->segments_down, (up.m.n + 127) / 128, (down.m.n + 127) / 128,
+                  tile_for((double)p->rows * d->top_k / d->n_experts)};
+  if (few) {
+    const int most = p->rows * d->top_k < d->n_experts ? p->rows * d->top_k : d->n_experts, active = most + d->n_shared;
+    moe_plan_few(plan, p->stream);
+    linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
+    const Records act = records(r->act_records, down, p->rows);
+    const size_t stride = records_bytes(true, act.mp, down.m.k);
+    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, nullptr, d->quant_ue8m0},
+             active * p->rows, p->stream);
+    linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->scratch, p->stream);
+  } else {
+    const int capacity = (p->rows * slots + 8 * experts + 7) / 8 * 8;
+    moe_plan_many(plan, p->stream);
+    const Records gathered = {r->gathered, capacity, up.f8}, act = {r->act_records, capacity, down.f8};
+    moe_gather(hidden, r->source, r->segments_up, r->active, gathered, up.m.k, capacity, p->stream);
+    linear_segments(up.m, r->segments_up, r->active, gathered, r->up, plan.tile, r->scratch, p->stream);
+    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, plan.active, r->segments_up, d->quant_ue8m0}, capacity,
+             p->stream);
+    linear_segments(down.m, r->segments_down, r->active, act, r->expert_y, plan.tile, r->scratch, p->stream);
+  }
+  p->experts = true;
+}
+
+} // namespace
+
+mob_status forward(Exec *exec, Rank *r, int rows) {
+  const mob_model_desc_t *d = exec->desc;
+  Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
+            nullptr, nullptr, false};
+  if (exec->spec.first_layer == 0) {
+    NormIn in = norm_in(p, nullptr, 0);
+    in.embed = r->embed;
+    norm_rows(in, NormOut(), rows, r->stream);
+  }
+  for (int i = 0; i < (int)r->layers.size(); i++) {
+    attention(&p, i);
+    if (d->is_moe[exec->spec.first_layer + i]) moe_ffn(&p, r->layers[(size_t)i]);
+    else dense_ffn(&p, r->layers[(size_t)i]);
+  }
+  norm_rows(norm_in(p, nullptr, 0), NormOut(), rows, r->stream); // the last sum
+  CU_TRY(cudaGetLastError());
+  return MOB_OK;
+}
+
+mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, int rows) {
+  const mob_model_desc_t *d = exec->desc;
+  const Group &g = r->outer.g[G_HEAD];
+  NormIn in = {};
+  in.x = r->x;
+  in.rows = row_list;
+  in.w = r->outer.v[MOB_W_FINAL_NORM];
+  in.eps = d->rms_eps;
+  in.hidden = d->hidden;
+  const Records x = records(r->head_records, g, rows);
+  norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
+  linear(g.m, x, r->logits, d->vocab, true, rows, 1, r->scratch, r->stream);
+  sample_greedy(r->logits, d->vocab, d->vocab, r->best, slot_list, r->ids, r->last_token, rows, r->stream);
+  CU_TRY(cudaGetLastError());
+  return MOB_OK;
+}
+
+mob_status forward_graph(Exec *exec, Rank *r, int rows) {
+  auto found = r->graphs.find(rows);
+  if (found == r->graphs.end()) {
+    cudaGraph_t graph;
+    CU_TRY(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
+    mob_status status = forward(exec, r, rows);
+    if (status == MOB_OK && exec->spec.last_layer == exec->desc->n_layers)
+      status = head(exec, r, nullptr, r->meta + exec->layout.slot, rows);
+    const cudaError_t error = cudaStreamEndCapture(r->stream, &graph);
+    MOB_TRY(status);
+    CU_TRY(error);
+    cudaGraphExec_t made;
+    CU_TRY(cudaGraphInstantiate(&made, graph, 0));
+    cudaGraphDestroy(graph);
+    found = r->graphs.emplace(rows, made).first;
+  }
+  CU_TRY(cudaGraphLaunch(found->second, r->stream));
+  return MOB_OK;
+}
+
+} // namespace mob

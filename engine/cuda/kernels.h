@@ -1,0 +1,245 @@
+// The kernels as the executor calls them: one launch each, on `stream`, sizes and device pointers by value.
+// Shapes: T rows of a step; activations between linears are records (common.cuh) or bf16 rows; the residual stream is fp32.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "common.cuh"
+#include "linear_many.cuh"
+
+namespace mob {
+
+// What the device knows of a step; written by one copy from the host.
+struct StepRows {
+  const int *count;      // [1] rows of the step; rows at and behind it are padding
+  const int *token;      // [T] id, or -1 - slot: what was sampled last for that slot
+  const int *position;   // [T]
+  const int *table;      // [T] where the row's block table begins in `pages`; -1: padding
+  const int *pages;      // block tables, one behind the other
+  const int *last_token; // [slots]
+};
+
+// ---- linear.cu
+enum class Weights : int { F8, B16 };
+struct Matrix {
+  uint8_t *data;   // packed tiles
+  size_t stride;   // bytes from matrix to matrix (experts)
+  int n, k;        // outputs; inputs, padded to whole pairs of tiles
+  Weights kind;
+};
+struct LinearScratch {
+  float4 *few;     // partial sums of linear_few, every bit set
+  float *partial;  // of linear_many
+  int *flags;
+  int sms;
+};
+constexpr int kFewTokens = 16;
+inline int padded_rows(int m) { return m <= 8 ? 8 : m <= kFewTokens ? 16 : (m + 7) / 8 * 8; }
+inline size_t column_blocks(const Matrix &w) { return (size_t)w.k / (w.kind == Weights::F8 ? 128 : 64); }
+// y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
+void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
+            cudaStream_t stream);
+// Active experts, all of `m` <= 16 tokens each: y [active][m][n]. fp8 only.
+void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
+                        int m, const LinearScratch &s, cudaStream_t stream);
+// Segments of tokens, `tile` tokens a tile (16, 32, 64 or 128; the segments' tiles are counted with it for this n).
+void linear_segments(const Matrix &w, const Segment *segments, const int *count, const Records &x, bf16 *y, int tile,
+                     const LinearScratch &s, cudaStream_t stream);
+void linear_prepare(); // once a device: shared memory limits
+
+// ---- norm.cu
+struct NormIn {
+  float *x;             // [T][hidden] residual stream, updated in place when something is added
+  const int *rows;      // row r of the output is row rows[r] of x; nullptr: r
+  const bf16 *embed;    // [vocab][hidden]: x = embed[token]; nullptr: no
+  StepRows step;        // for `embed`
+  int vocab;
+  const bf16 *add;      // [T][hidden] added to x; nullptr: none
+  const float *bias;    // [hidden] added too
+  // experts: x += sum over j of weight[t][j] * expert_y[expert_row[t][j]], in order of j
+  const bf16 *expert_y;
+  const int *expert_row;
+  const float *expert_weight;
+  int expert_slots;
+  const float *w;       // [hidden]; nullptr: no norm, only the sum is stored
+  float eps;
+  int hidden;
+};
+struct NormOut {
+  Records a;     // .data nullptr: none
+  int a_k;       // columns of `a` in all: those behind hidden are 0
+  Records b;     // a second one (bf16), or hi and lo parts one behind the other when `b_split`
+  int b_k;
+  bool b_split;
+  float *f32;    // [T][hidden]
+  bool ue8m0;
+};
+void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream);
+// Rows of bf16 [m][ld] -> records of k columns; the columns behind `cols` are 0.
+void pack_rows(const bf16 *x, int ld, int cols, const Records &out, int k, int m, bool ue8m0, cudaStream_t stream);
+
+// ---- rope_kv.cu
+// A page of 64 tokens: boxes of 64 columns, each 64 rows of 128 bytes, swizzled (column c of token t in box c / 64).
+__host__ __device__ inline size_t page_bytes(int width) { return (size_t)((width + 63) / 64) * 8192; }
+__device__ __forceinline__ size_t page_offset(int token, int col) {
+  return (size_t)(col / 64) * 8192 + token * 128 + (((col % 64 / 8) ^ (token & 7)) << 4) + (col & 7) * 2;
+}
+struct Rope {
+  const float *inv_freq;
+  int dim, interleaved;
+  float factor;
+};
+struct MlaPrepare {
+  const bf16 *a;       // [T][lda]: q_a at column 0 (q_lora wide; may be 0), kv_a at column kv_at
+  int lda, q_lora, kv_at, kv_lora, rope_dim;
+  const float *a_bias; // of the same columns; may be null
+  const float *q_norm, *kv_norm;
+  float eps;
+  Records q;           // of q_b's input
+  int q_k;
+  bool ue8m0;
+  uint8_t *cache;      // of this layer
+  StepRows step;
+  Rope rope;
+};
+void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream);
+struct GqaPrepare {
+  bf16 *q, *k, *v;     // rows of ldq, ldk, ldv; q is changed in place
+  int ldq, ldk, ldv, heads, kv_heads, head_dim;
+  const float *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
+  float eps;
+  uint8_t *cache;
+  int width;           // 2 * kv_heads * head_dim
+  StepRows step;
+  Rope rope;
+};
+void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream);
+
+// ---- absorb.cu: latent attention's two small products per head
+struct AbsorbPlain { // any dimensions
+  const bf16 *kv_b;  // [heads * (nope + v)][kv_lora]
+  int heads, nope, rope_dim, v, kv_lora;
+  StepRows step;
+  Rope rope;
+};
+// q [T][heads * (nope + rope)] -> out [T][heads][kv_lora + rope]
+void absorb_q_plain(const AbsorbPlain &p, const bf16 *q, bf16 *out, int rows, cudaStream_t stream);
+// latent [T][heads][kv_lora] -> out [T][heads * v]
+void absorb_v_plain(const AbsorbPlain &p, const float *latent, bf16 *out, int rows, cudaStream_t stream);
+// 128 + 64 + 128 + 512 of DeepSeek-V3. Query tiles: 64 heads x 64 columns, swizzled; [T][ceil(heads / 64)][9].
+struct AbsorbMla {
+  const uint8_t *uk; // tiles of UK_h^T [512][128], head after head: 8 tiles each
+  const uint8_t *kv_b; // packed [heads * 256][512]
+  int heads;
+  StepRows step;
+  Rope rope;
+};
+void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream);
+// partial [T][splits][heads][512] half, lse [T][splits][heads] (natural log) -> records [T][heads * 128]
+void absorb_v_mla(const AbsorbMla &p, const __half *partial, const float *lse, int splits, const Records &out, int row0,
+                  int rows, bool ue8m0, cudaStream_t stream);
+
+// ---- attention.cu
+struct AttendPlain {
+  const bf16 *q;     // [T][ldq], head h at h * q_head
+  int ldq, q_head, heads, group; // `group` query heads share a key head
+  int dim, v_dim;    // of a key, of a value
+  int key_step, value_at, value_step; // columns: key of head g at g * key_step, value at value_at + g * value_step
+  float scale;
+  const uint8_t *cache;
+  int width;
+  StepRows step;
+};
+void attend_plain(const AttendPlain &p, float *out_f32, bf16 *out, int rows, cudaStream_t stream); // one of the outs; [T][heads][v_dim]
+struct AttendMla {
+  const uint8_t *q;  // tiles of absorb_q_mla
+  int heads;
+  float scale;
+  const uint8_t *cache;
+  StepRows step;
+  int row0, splits;
+  __half *partial;
+  float *lse;
+};
+void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
+void attention_prepare();
+void absorb_prepare();
+
+// ---- router.cu
+struct RouterSpec {
+  int experts, top_k, groups, top_groups;
+  bool sigmoid, norm;
+  float routed_scale;
+  const float *bias; // may be null
+};
+// logits [T][experts] = x w^T in fp32; w [experts][hidden] bf16 row-major
+void router_logits(const float *x, const bf16 *w, float *logits, int experts, int hidden, int rows, cudaStream_t stream);
+void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
+
+// ---- moe.cu
+struct MoePlan {
+  const int *ids;        // [T][top_k] in ascending order
+  const int *count;      // [1] rows that are no padding
+  int top_k, experts, shared; // shared experts have the ids behind the routed ones
+  int rows;              // T
+  // out
+  int *active;           // [1]; ids of the experts with tokens
+  int *active_ids;
+  int *expert_row;       // [T][top_k + shared]: row of y
+  int *source;           // [capacity]: token of a gathered row, -1: padding (many only)
+  Segment *gate_up, *down; // [experts + shared + 1] (many only)
+  int gate_up_blocks, down_blocks; // 128-row blocks of their outputs
+  int tile;              // tokens of a tile
+};
+void moe_plan_few(const MoePlan &p, cudaStream_t stream);
+void moe_plan_many(const MoePlan &p, cudaStream_t stream);
+// The weights of shared experts, 1, behind the routed ones'.
+void moe_gather(const Records &x, const int *source, const Segment *segments, const int *active, const Records &out, int k,
+                int capacity, cudaStream_t stream);
+// y [rows][2 * inter] (gate | up at `up_at`) -> silu(gate) * up as records. few: row = expert * m + token, records of an expert at
+// stride; else rows up to the last segment's end.
+struct Activate {
+  const bf16 *y;
+  int ldy, up_at, inter, k;
+  Records out;
+  size_t stride;  // few
+  int m;          // few: tokens; 0: many or dense
+  const int *active;
+  const Segment *segments; // many
+  bool ue8m0;
+};
+void activate(const Activate &p, int rows, cudaStream_t stream);
+
+// ---- sample.cu
+// Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.
+void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids,
+                   int *last_token, int rows, cudaStream_t stream);
+
+// ---- pack.cu
+// src: rows [row0, row0 + rows) x cols of a shard, row-major and dense, in device memory.
+struct PackSource {
+  const void *src;
+  int dtype;             // mob_dtype_t
+  int64_t rows, cols;
+  int64_t row0, col0;    // of src within the packed matrix
+  // FP8: scale of (r, c) = scales[(scale_row0 + r) / block_rows * scale_ld + (scale_col0 + c) / block_cols]
+  const float *scales;
+  int64_t scale_ld, scale_row0, scale_col0;
+  int block_rows, block_cols;
+  int *bad;              // set to 1 where an FP8 code is not a number
+};
+void pack_tiles(const PackSource &s, uint8_t *dst, int64_t k, Weights kind, cudaStream_t stream);
+void pack_plain(const PackSource &s, bf16 *dst, int64_t ld, cudaStream_t stream);
+void pack_float(const PackSource &s, float *dst, cudaStream_t stream);
+// UK_h^T tiles from rows of a packed kv_b: `heads` heads of 256 rows x 512.
+void pack_uk(const uint8_t *kv_b, uint8_t *uk, int heads, cudaStream_t stream);
+struct DummySource {
+  uint64_t key;
+  int64_t row0, col0, cols_whole; // of the first element within the whole tensor
+  float std;                      // NaN: constant
+  float constant;
+  const float *quantile;          // [65536]
+  const uint8_t *quantile_f8;
+};
+void fill_dummy(const DummySource &d, void *dst, int dtype, int64_t rows, int64_t cols, cudaStream_t stream);
+
+} // namespace mob

@@ -1,0 +1,137 @@
+// What stands between two linears: the residual stream takes the results of the last one (a projection, or the weighted
+// results of the experts), is normalised (x w / sqrt(mean(x^2) + eps), fp32) and leaves as records for the next one.
+// One CTA a row, eight columns a thread and turn.
+#include "kernels.h"
+
+namespace mob {
+namespace {
+
+constexpr int kTurns = 4; // 1,024 threads x 8 columns x 4 turns = 32,768 columns
+
+__device__ __forceinline__ void load8(const float *p, float v[8]) {
+  const float4 a = *(const float4 *)p, b = *(const float4 *)(p + 4);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+__device__ __forceinline__ void store8(float *p, const float v[8]) {
+  *(float4 *)p = make_float4(v[0], v[1], v[2], v[3]);
+  *(float4 *)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+// Eight columns of a row of x with all that is added to it.
+__device__ __forceinline__ void gather8(const NormIn &in, int row, int token, int col, float v[8]) {
+  float u[8];
+  if (in.embed) {
+    unpack_bf16(*(const uint4 *)(in.embed + (size_t)token * in.hidden + col), v);
+    return;
+  }
+  load8(in.x + (size_t)row * in.hidden + col, v);
+  if (in.add) {
+    unpack_bf16(*(const uint4 *)(in.add + (size_t)row * in.hidden + col), u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] += u[i];
+  }
+  if (in.bias) {
+    load8(in.bias + col, u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] += u[i];
+  }
+  if (in.expert_y) {
+    float sum[8] = {};
+    for (int j = 0; j < in.expert_slots; j++) {
+      const int at = row * in.expert_slots + j;
+      const float weight = in.expert_weight[at];
+      unpack_bf16(*(const uint4 *)(in.expert_y + (size_t)in.expert_row[at] * in.hidden + col), u);
+#pragma unroll
+      for (int i = 0; i < 8; i++) sum[i] += weight * u[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] += sum[i];
+  }
+}
+
+__global__ void __launch_bounds__(1024) norm_kernel(const NormIn in, const NormOut out, int width) {
+  __shared__ float scratch[33];
+  depend_launch();
+  depend_wait();
+  const int r = blockIdx.x, row = in.rows ? in.rows[r] : r;
+  int token = 0;
+  if (in.embed) {
+    token = in.step.token[row];
+    if (token < 0) token = in.step.last_token[-1 - token];
+    token = min(max(token, 0), in.vocab - 1);
+  }
+  const int turns = (width / 8 + blockDim.x - 1) / blockDim.x;
+  const bool changed = in.embed || in.add || in.bias || in.expert_y;
+  float v[kTurns][8], square = 0;
+#pragma unroll
+  for (int i = 0; i < kTurns; i++) {
+    const int col = (i * blockDim.x + threadIdx.x) * 8;
+    if (i >= turns || col >= in.hidden) {
+#pragma unroll
+      for (int k = 0; k < 8; k++) v[i][k] = 0;
+      continue;
+    }
+    gather8(in, row, token, col, v[i]);
+    if (changed) store8(in.x + (size_t)row * in.hidden + col, v[i]);
+#pragma unroll
+    for (int k = 0; k < 8; k++) square += v[i][k] * v[i][k];
+  }
+  if (!in.w) return;
+  const float factor = rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);
+#pragma unroll
+  for (int i = 0; i < kTurns; i++) {
+    if (i >= turns) break;
+    const int col = (i * blockDim.x + threadIdx.x) * 8;
+    if (col < in.hidden) {
+      float w[8];
+      load8(in.w + col, w);
+#pragma unroll
+      for (int k = 0; k < 8; k++) v[i][k] = w[k] * (v[i][k] * factor);
+    }
+    if (out.a.data) put_record(out.a, r, col, v[i], out.ue8m0, col < out.a_k);
+    if (out.b.data) {
+      put_record(out.b, r, col, v[i], out.ue8m0, col < out.b_k);
+      if (out.b_split) { // what bf16 leaves, as a second set of columns
+        float low[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) low[k] = v[i][k] - __bfloat162float(__float2bfloat16(v[i][k]));
+        put_record(out.b, r, out.b_k + col, low, out.ue8m0, col < out.b_k);
+      }
+    }
+    if (out.f32 && col < in.hidden) store8(out.f32 + (size_t)r * in.hidden + col, v[i]);
+  }
+}
+
+__global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, int cols, const Records out, int k, bool ue8m0) {
+  depend_launch();
+  depend_wait();
+  const int r = blockIdx.x;
+  for (int from = 0; from < k; from += 256 * 8) {
+    const int col = from + threadIdx.x * 8;
+    float v[8] = {};
+    if (col + 8 <= cols && ld % 8 == 0) {
+      unpack_bf16(*(const uint4 *)(x + (size_t)r * ld + col), v);
+    } else {
+      for (int i = 0; i < 8; i++)
+        if (col + i < cols) v[i] = __bfloat162float(x[(size_t)r * ld + col + i]);
+    }
+    put_record(out, r, col, v, ue8m0, col < k);
+  }
+}
+
+} // namespace
+
+void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream) {
+  int width = in.hidden;
+  if (out.a.data && out.a_k > width) width = out.a_k;
+  if (out.b.data && out.b_k > width) width = out.b_k;
+  int threads = (width / 8 + 31) / 32 * 32;
+  if (threads > 1024) threads = 1024;
+  launch(norm_kernel, rows, threads, 0, stream, in, out, width);
+}
+
+void pack_rows(const bf16 *x, int ld, int cols, const Records &out, int k, int m, bool ue8m0, cudaStream_t stream) {
+  launch(pack_rows_kernel, m, 256, 0, stream, x, ld, cols, out, k, ue8m0);
+}
+
+} // namespace mob

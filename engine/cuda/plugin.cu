@@ -1,0 +1,219 @@
+// The backend table: devices, opening and closing an executor.
+#include <cstdlib>
+#include <cstring>
+
+#include "engine/cuda/exec.h"
+
+namespace mob {
+namespace {
+
+int device_count() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    mob_fail(MOB_E_UNSUPPORTED, "no CUDA device can be used: %s", cudaGetErrorString(error));
+    return 0;
+  }
+  int usable = 0;
+  for (int i = 0; i < count; i++) {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i);
+    if (major == 9 && minor == 0) usable++;
+    else mob_fail(MOB_E_UNSUPPORTED, "GPU %d has compute capability %d.%d; this build's kernels are for 9.0 (H100, H200)", i, major, minor);
+  }
+  return usable;
+}
+
+mob_status check_spec(const mob_exec_spec_t *spec) {
+  const mob_model_desc_t *d = mob_model_desc(spec->model);
+  if (spec->first_layer < 0 || spec->last_layer <= spec->first_layer || spec->last_layer > d->n_layers)
+    return mob_fail(MOB_E_INVALID, "layers [%d, %d) are not a stage of a model with %d", spec->first_layer, spec->last_layer, d->n_layers);
+  if (spec->tp < 1 || spec->max_tokens < 1 || spec->max_seqs < 1 || spec->max_len < 1)
+    return mob_fail(MOB_E_INVALID, "tp, max_tokens, max_seqs and max_len must be positive");
+  if (spec->tp > 1)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes a stage on one GPU; use --tensor-parallel-size 1 and "
+                                       "--pipeline-parallel-size, or --device cpu");
+  if (spec->exact)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes in bfloat16 and FP8; --dtype float32 needs --device cpu");
+  if (d->hidden % 8 != 0 || d->hidden > 32768)
+    return mob_fail(MOB_E_UNSUPPORTED, "hidden size %d: the CUDA backend needs a multiple of 8 up to 32768", d->hidden);
+  if (d->n_experts + d->n_shared > kMaxSegments || d->n_experts > 512 || d->top_k + d->n_shared > 32 || d->n_group > 64)
+    return mob_fail(MOB_E_UNSUPPORTED, "%d experts in %d groups, %d a token: the CUDA backend takes up to 512, 64 and 31", d->n_experts,
+                    d->n_group, d->top_k);
+  if (d->attn == MOB_ATTN_GQA && (d->head_dim % 8 != 0 || d->head_dim > 256))
+    return mob_fail(MOB_E_UNSUPPORTED, "head size %d: the CUDA backend needs a multiple of 8 up to 256", d->head_dim);
+  if (d->attn == MOB_ATTN_MLA && (d->kv_lora % 8 != 0 || d->qk_rope % 8 != 0 || d->kv_lora > 1024 || d->qk_rope > 256))
+    return mob_fail(MOB_E_UNSUPPORTED, "latent sizes %d + %d are not supported by the CUDA backend", d->kv_lora, d->qk_rope);
+  if (d->mlp_bias)
+    return mob_fail(MOB_E_UNSUPPORTED, "mlp_bias is not supported by the CUDA backend");
+  return MOB_OK;
+}
+
+void set_layout(Exec *exec) {
+  const mob_exec_spec_t &s = exec->spec;
+  const int rows = (s.max_tokens > kGraphRows ? s.max_tokens : kGraphRows) + 8;
+  MetaLayout &l = exec->layout;
+  l.token = 16;
+  l.position = l.token + rows;
+  l.table = l.position + rows;
+  l.row = l.table + rows;
+  l.slot = l.row + kLogitRows;
+  l.pages = l.slot + kLogitRows;
+  l.total = l.pages + s.max_seqs * ((s.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS + 1);
+}
+
+void close_exec(Exec *exec);
+
+mob_status open_exec(Exec *exec) {
+  const mob_exec_spec_t &s = exec->spec;
+  const mob_model_desc_t *d = exec->desc;
+  Rank *r = &exec->rank;
+  if (device_count() == 0) return MOB_E_UNSUPPORTED;
+  r->device = s.devices ? s.devices[0] : 0;
+  CU_TRY(cudaSetDevice(r->device));
+  CU_TRY(cudaDeviceGetAttribute(&r->sms, cudaDevAttrMultiProcessorCount, r->device));
+  CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
+  linear_prepare();
+  absorb_prepare();
+  attention_prepare();
+  CU_TRY(cudaGetLastError());
+  exec->mla = d->attn == MOB_ATTN_MLA;
+  r->heads = d->n_heads / s.tp;
+  r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
+  exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * r->kv_heads * d->head_dim;
+  exec->slots.resize((size_t)s.max_seqs);
+  set_layout(exec);
+  return weights_bind(exec);
+}
+
+mob_status cuda_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
+  MOB_TRY(check_spec(spec));
+  Exec *exec = new Exec();
+  exec->spec = *spec;
+  exec->desc = mob_model_desc(spec->model);
+  const mob_status status = open_exec(exec);
+  if (status != MOB_OK) {
+    close_exec(exec);
+    return status;
+  }
+  *out = (mob_exec_t *)exec;
+  return MOB_OK;
+}
+
+mob_status alloc_pages(Exec *exec, int64_t pages) {
+  Rank *r = &exec->rank;
+  const mob_exec_spec_t &s = exec->spec;
+  CU_TRY(cudaSetDevice(r->device));
+  r->layer_cache = (size_t)pages * page_bytes(exec->kv_width);
+  const size_t bytes = r->layer_cache * r->layers.size();
+  CU_TRY(cudaMalloc(&r->cache, bytes));
+  CU_TRY(cudaMemset(r->cache, 0, bytes)); // a masked key's value is multiplied by 0: it must be a number
+  MOB_TRY(workspace_alloc(exec));
+  for (RingSlot &ring : exec->ring) {
+    CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
+    CU_TRY(cudaMallocHost(&ring.ids, (size_t)kLogitRows * 4));
+    CU_TRY(cudaEventCreate(&ring.begin));
+    CU_TRY(cudaEventCreate(&ring.end));
+  }
+  if (s.prev || s.next) {
+    uint8_t *host = nullptr;
+    CU_TRY(cudaMallocHost(&host, 64 + (size_t)s.max_tokens * (size_t)exec->desc->hidden * 4));
+    exec->host_x = (float *)(host + 64);
+  }
+  if (s.last_layer == exec->desc->n_layers) {
+    CU_TRY(cudaMallocHost(&exec->host_logits, (size_t)32 * (size_t)exec->desc->vocab * 4));
+    unsigned threads = std::thread::hardware_concurrency();
+    threads = threads < 1 ? 1 : threads > 16 ? 16 : threads;
+    for (unsigned i = 0; i < threads; i++) exec->samplers.push_back(mob_sampler_new(exec->desc->vocab));
+  }
+  CU_TRY(cudaDeviceSynchronize());
+  return MOB_OK;
+}
+
+mob_status cuda_alloc_kv(mob_exec_t *handle, int64_t pages) {
+  Exec *exec = (Exec *)handle;
+  if (pages < 1) return mob_fail(MOB_E_INVALID, "%lld pages for keys and values", (long long)pages);
+  if (!exec->loaded) return mob_fail(MOB_E_INVALID, "weights must be loaded before pages are allocated");
+  if (exec->pages) return mob_fail(MOB_E_INVALID, "pages are allocated already");
+  MOB_TRY(alloc_pages(exec, pages));
+  exec->pages = pages;
+  exec->leader = std::thread(leader_main, exec);
+  exec->reporter = std::thread(reporter_main, exec);
+  return MOB_OK;
+}
+
+mob_status cuda_step(mob_exec_t *handle, const mob_step_t *step, mob_step_fn done, void *arg) {
+  Exec *exec = (Exec *)handle;
+  if (!exec->pages) return mob_fail(MOB_E_INVALID, "a step before pages are allocated");
+  MOB_TRY(check_step(exec, step));
+  Job *job = copy_step(step, done, arg);
+  std::lock_guard<std::mutex> hold(exec->lock);
+  exec->queue.push_back(job);
+  exec->wake.notify_all();
+  return MOB_OK;
+}
+
+void close_exec(Exec *exec) {
+  if (!exec) return;
+  Rank *r = &exec->rank;
+  {
+    std::lock_guard<std::mutex> hold(exec->lock);
+    exec->closing = true;
+    exec->wake.notify_all();
+  }
+  if (exec->leader.joinable()) exec->leader.join();
+  if (exec->reporter.joinable()) exec->reporter.join();
+  if (r->stream) {
+    cudaSetDevice(r->device);
+    cudaStreamSynchronize(r->stream);
+  }
+  for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
+  for (RingSlot &ring : exec->ring) {
+    if (ring.begin) cudaEventDestroy(ring.begin);
+    if (ring.end) cudaEventDestroy(ring.end);
+    cudaFreeHost(ring.meta);
+    cudaFreeHost(ring.ids);
+  }
+  for (void *block : r->blocks) cudaFree(block);
+  cudaFree(r->cache);
+  cudaFree(r->workspace);
+  if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
+  cudaFreeHost(exec->host_logits);
+  for (mob_sampler_t *sampler : exec->samplers) mob_sampler_free(sampler);
+  if (r->stream) cudaStreamDestroy(r->stream);
+  delete exec;
+}
+
+mob_status cuda_plan(mob_exec_t *exec, mob_memory_plan_t *out) { return memory_plan((Exec *)exec, out); }
+
+mob_status cuda_load(mob_exec_t *handle, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
+  Exec *exec = (Exec *)handle;
+  mob_memory_plan_t plan;
+  MOB_TRY(memory_plan(exec, &plan));
+  if (plan.pages < 1) return mob_fail(MOB_E_NO_RESOURCES, "the model does not fit: %s", plan.text);
+  return weights_load(exec, progress, arg);
+}
+
+} // namespace
+
+void exec_abort(Exec *exec) {
+  exec->aborted = true;
+  if (!exec->spec.link) return;
+  if (exec->spec.prev) exec->spec.link->abort(exec->spec.prev);
+  if (exec->spec.next) exec->spec.link->abort(exec->spec.next);
+  if (exec->spec.ids) exec->spec.link->abort(exec->spec.ids);
+}
+
+namespace {
+void cuda_abort(mob_exec_t *exec) { exec_abort((Exec *)exec); }
+void cuda_close(mob_exec_t *exec) { close_exec((Exec *)exec); }
+} // namespace
+} // namespace mob
+
+extern "C" {
+__attribute__((visibility("default"))) extern const mob_backend_t mob_backend_cuda;
+const mob_backend_t mob_backend_cuda = {"cuda",         mob::device_count, mob::cuda_open, mob::cuda_plan, mob::cuda_load,
+                                        mob::cuda_alloc_kv, mob::cuda_step, mob::cuda_abort, mob::cuda_close};
+}

@@ -1,0 +1,122 @@
+// From projections to cache and queries: norms of the latent parts (MLA) or of heads (q/k norm), rotary position, the write
+// into the paged cache. One CTA a row; padding rows (table -1) write nothing to the cache.
+#include "kernels.h"
+
+namespace mob {
+namespace {
+
+// Angle rounded to fp32 as the reference does, then an exact sine (no fast-math).
+__device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k) {
+  float s, c;
+  sincosf((float)position * rope.inv_freq[k], &s, &c);
+  return make_float2(c * rope.factor, s * rope.factor);
+}
+
+__device__ __forceinline__ uint8_t *cache_page(uint8_t *cache, const StepRows &step, int row, int width) {
+  const int table = step.table[row];
+  return table < 0 ? nullptr : cache + (size_t)step.pages[table + step.position[row] / 64] * page_bytes(width);
+}
+
+__global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
+  __shared__ float scratch[33];
+  __shared__ float pe[256];
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.x, width = p.kv_lora + p.rope_dim;
+  const bf16 *a = p.a + (size_t)row * p.lda;
+  if (p.q_lora) {
+    float square = 0;
+    for (int c = threadIdx.x; c < p.q_lora; c += 256) {
+      const float v = __bfloat162float(a[c]) + (p.a_bias ? p.a_bias[c] : 0);
+      square += v * v;
+    }
+    const float factor = rsqrtf(block_sum(square, scratch) / p.q_lora + p.eps);
+    for (int from = 0; from < p.q_k; from += 256 * 8) {
+      const int col = from + threadIdx.x * 8;
+      float v[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const int c = col + i;
+        v[i] = c < p.q_lora ? (__bfloat162float(a[c]) + (p.a_bias ? p.a_bias[c] : 0)) * factor * p.q_norm[c] : 0;
+      }
+      put_record(p.q, row, col, v, p.ue8m0, col < p.q_k);
+    }
+  }
+  uint8_t *page = cache_page(p.cache, p.step, row, width);
+  const int position = p.step.position[row], offset = position % 64;
+  const bf16 *kv = a + p.kv_at;
+  const float *bias = p.a_bias ? p.a_bias + p.kv_at : nullptr;
+  float square = 0;
+  for (int c = threadIdx.x; c < p.kv_lora; c += 256) {
+    const float v = __bfloat162float(kv[c]) + (bias ? bias[c] : 0);
+    square += v * v;
+  }
+  const float factor = rsqrtf(block_sum(square, scratch) / p.kv_lora + p.eps);
+  if (!page) return;
+  for (int c = threadIdx.x; c < p.kv_lora; c += 256) {
+    const float v = __bfloat162float(kv[c]) + (bias ? bias[c] : 0);
+    *(bf16 *)(page + page_offset(offset, c)) = __float2bfloat16(p.kv_norm[c] * (v * factor));
+  }
+  const int half = p.rope.dim / 2;
+  for (int c = threadIdx.x; c < p.rope_dim && c < 256; c += 256)
+    pe[c] = __bfloat162float(kv[p.kv_lora + c]) + (bias ? bias[p.kv_lora + c] : 0);
+  __syncthreads();
+  for (int k = threadIdx.x; k < half; k += 256) {
+    const int u = p.rope.interleaved ? 2 * k : k, w = p.rope.interleaved ? 2 * k + 1 : k + half;
+    const float2 cs = angle_of(p.rope, position, k);
+    *(bf16 *)(page + page_offset(offset, p.kv_lora + u)) = __float2bfloat16(pe[u] * cs.x - pe[w] * cs.y);
+    *(bf16 *)(page + page_offset(offset, p.kv_lora + w)) = __float2bfloat16(pe[w] * cs.x + pe[u] * cs.y);
+  }
+}
+
+// A warp takes a head: of q in place, of k and v into the cache.
+__global__ void __launch_bounds__(256) gqa_prepare_kernel(const GqaPrepare p) {
+  __shared__ float heads[8][256];
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = p.rope.dim / 2;
+  const int position = p.step.position[row], offset = position % 64;
+  uint8_t *page = cache_page(p.cache, p.step, row, p.width);
+  float *x = heads[warp];
+  for (int h = warp; h < p.heads + 2 * p.kv_heads; h += 8) {
+    const int kind = h < p.heads ? 0 : h < p.heads + p.kv_heads ? 1 : 2, head = kind == 0 ? h : (h - p.heads) % p.kv_heads;
+    bf16 *from = kind == 0 ? p.q + (size_t)row * p.ldq : kind == 1 ? p.k + (size_t)row * p.ldk : p.v + (size_t)row * p.ldv;
+    const float *bias = kind == 0 ? p.q_bias : kind == 1 ? p.k_bias : p.v_bias;
+    const float *norm = kind == 0 ? p.q_norm : kind == 1 ? p.k_norm : nullptr;
+    from += head * p.head_dim;
+    if (bias) bias += head * p.head_dim;
+    __syncwarp();
+    float square = 0;
+    for (int c = lane; c < p.head_dim; c += 32) {
+      x[c] = __bfloat162float(from[c]) + (bias ? bias[c] : 0);
+      square += x[c] * x[c];
+    }
+    if (norm) {
+      const float factor = rsqrtf(warp_sum(square) / p.head_dim + p.eps);
+      for (int c = lane; c < p.head_dim; c += 32) x[c] = norm[c] * (x[c] * factor);
+    }
+    __syncwarp();
+    if (kind < 2) {
+      for (int k = lane; k < half; k += 32) {
+        const int a = p.rope.interleaved ? 2 * k : k, b = p.rope.interleaved ? 2 * k + 1 : k + half;
+        const float2 cs = angle_of(p.rope, position, k);
+        const float u = x[a], w = x[b];
+        x[a] = u * cs.x - w * cs.y;
+        x[b] = w * cs.x + u * cs.y;
+      }
+      __syncwarp();
+    }
+    const int at = (kind == 2 ? p.kv_heads * p.head_dim : 0) + head * p.head_dim;
+    for (int c = lane; c < p.head_dim; c += 32) {
+      if (kind == 0) from[c] = __float2bfloat16(x[c]);
+      else if (page) *(bf16 *)(page + page_offset(offset, at + c)) = __float2bfloat16(x[c]);
+    }
+  }
+}
+
+} // namespace
+
+void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) { launch(mla_prepare_kernel, rows, 256, 0, stream, p); }
+void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream) { launch(gqa_prepare_kernel, rows, 256, 0, stream, p); }
+
+} // namespace mob

@@ -1,0 +1,139 @@
+// Which experts a token goes to: fp32 logits, scores, the best groups, the best experts in them (DeepSeek-V3's noaux_tc; softmax
+// routers have one group). Ids leave in ascending order, so that results are summed in the order of experts.
+#include "kernels.h"
+
+namespace mob {
+namespace {
+
+// A warp an expert, eight tokens at a time, weights read once.
+__global__ void __launch_bounds__(256) router_logits_kernel(const float *x, const bf16 *w, float *logits, int experts, int hidden,
+                                                            int rows) {
+  depend_launch();
+  const int e = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, t0 = blockIdx.y * 8;
+  depend_wait();
+  if (e >= experts) return;
+  const int n = min(8, rows - t0);
+  float sum[8] = {};
+  for (int c = lane * 8; c < hidden; c += 256) {
+    float a[8];
+    unpack_bf16(*(const uint4 *)(w + (size_t)e * hidden + c), a);
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+      if (t >= n) break;
+      const float4 u = *(const float4 *)(x + (size_t)(t0 + t) * hidden + c), v = *(const float4 *)(x + (size_t)(t0 + t) * hidden + c + 4);
+      sum[t] += a[0] * u.x + a[1] * u.y + a[2] * u.z + a[3] * u.w + a[4] * v.x + a[5] * v.y + a[6] * v.z + a[7] * v.w;
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < 8; t++) {
+    const float s = warp_sum(sum[t]);
+    if (lane == 0 && t < n) logits[(size_t)(t0 + t) * experts + e] = s;
+  }
+}
+
+constexpr int kMaxExperts = 512;
+
+struct Best {
+  float value;
+  int index;
+};
+__device__ __forceinline__ bool better(const Best &a, const Best &b) {
+  return a.value > b.value || (a.value == b.value && a.index < b.index);
+}
+__device__ __forceinline__ Best warp_best(Best b) {
+#pragma unroll
+  for (int s = 16; s; s >>= 1) {
+    const Best o = {__shfl_xor_sync(~0u, b.value, s), __shfl_xor_sync(~0u, b.index, s)};
+    if (better(o, b)) b = o;
+  }
+  return b;
+}
+
+// A warp a token.
+__global__ void __launch_bounds__(128) route_kernel(const RouterSpec spec, const float *logits, int *ids, float *weights,
+                                                    int weight_ld, int rows) {
+  __shared__ float scores[4][kMaxExperts], choices[4][kMaxExperts];
+  depend_launch();
+  depend_wait();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x * 4 + warp, n = spec.experts;
+  if (row >= rows) return;
+  float *score = scores[warp], *choice = choices[warp];
+  const float *x = logits + (size_t)row * n;
+  if (spec.sigmoid) {
+    for (int e = lane; e < n; e += 32) score[e] = 1.0f / (1.0f + expf(-x[e]));
+  } else {
+    float top = -INFINITY, sum = 0;
+    for (int e = lane; e < n; e += 32) top = fmaxf(top, x[e]);
+    top = warp_max(top);
+    for (int e = lane; e < n; e += 32) sum += score[e] = expf(x[e] - top);
+    sum = warp_sum(sum);
+    for (int e = lane; e < n; e += 32) score[e] /= sum;
+  }
+  for (int e = lane; e < n; e += 32) choice[e] = score[e] + (spec.bias ? spec.bias[e] : 0.0f);
+  __syncwarp();
+  if (spec.top_groups < spec.groups) { // a group's score is the sum of its two best; at most 64 groups
+    const int size = n / spec.groups;
+    float mine[2];
+    for (int i = 0; i < 2; i++) {
+      const int group = lane + 32 * i;
+      float best = -INFINITY, second = -INFINITY;
+      if (group < spec.groups)
+        for (int e = group * size; e < (group + 1) * size; e++) {
+          if (choice[e] > best) second = best, best = choice[e];
+          else if (choice[e] > second) second = choice[e];
+        }
+      mine[i] = group < spec.groups ? best + second : -INFINITY;
+    }
+    int ahead[2] = {0, 0}; // groups before mine
+    for (int o = 0; o < spec.groups; o++) {
+      const float other = __shfl_sync(~0u, mine[o / 32], o % 32);
+      for (int i = 0; i < 2; i++) ahead[i] += other > mine[i] || (other == mine[i] && o < lane + 32 * i);
+    }
+    __syncwarp();
+    for (int i = 0; i < 2; i++) {
+      const int group = lane + 32 * i;
+      if (group < spec.groups && ahead[i] >= spec.top_groups)
+        for (int e = group * size; e < (group + 1) * size; e++) choice[e] = -INFINITY;
+    }
+    __syncwarp();
+  }
+  int id = n; // lane k keeps the k-th chosen
+  float value = 0, sum = 0;
+  for (int k = 0; k < spec.top_k; k++) {
+    Best b = {-INFINITY, n};
+    for (int e = lane; e < n; e += 32)
+      if (choice[e] > -INFINITY && better({choice[e], e}, b)) b = {choice[e], e};
+    b = warp_best(b);
+    if (b.index >= n) b.index = k; // only when scores are not numbers; stays in bounds
+    const float s = score[b.index];
+    sum += s;
+    if (lane == k) id = b.index, value = s;
+    __syncwarp();
+    if (lane == 0) choice[b.index] = -INFINITY;
+    __syncwarp();
+  }
+  if (spec.sigmoid) sum += 1e-20f;
+  int rank = 0;
+  for (int k = 0; k < spec.top_k; k++) {
+    const int other = __shfl_sync(~0u, id, k);
+    rank += other < id || (other == id && k < lane);
+  }
+  if (lane < spec.top_k) {
+    ids[(size_t)row * spec.top_k + rank] = id;
+    weights[(size_t)row * weight_ld + rank] = (spec.norm ? value / sum : value) * spec.routed_scale;
+  } else if (lane < weight_ld) {
+    weights[(size_t)row * weight_ld + lane] = 1.0f; // shared experts
+  }
+}
+
+} // namespace
+
+void router_logits(const float *x, const bf16 *w, float *logits, int experts, int hidden, int rows, cudaStream_t stream) {
+  launch(router_logits_kernel, dim3((experts + 7) / 8, (rows + 7) / 8), 256, 0, stream, x, w, logits, experts, hidden, rows);
+}
+
+void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream) {
+  launch(route_kernel, (rows + 3) / 4, 128, 0, stream, spec, logits, ids, weights, weight_ld, rows);
+}
+
+} // namespace mob
