@@ -68,9 +68,10 @@ static void add_group(void *arg, const Ray__Rpc__PlacementGroupTableData *group)
 }
 
 char *mob__status_report(mob_gcs_t *gcs, size_t *len) {
-  double begun = mob_wall_seconds();
+  uint64_t begun = mob_now_ns();
   size_t n;
   mob__node_t **nodes = mob__nodes_alive(gcs, &n);
+  double listed = (double)(mob_now_ns() - begun) * 1e-9;
   json_t *usage = json_object(), *by_node = json_object(), *active = json_object();
   json_t *type_of = json_object(), *node_types = json_array();
   for (size_t i = 0; i < n; i++) {
@@ -102,10 +103,10 @@ char *mob__status_report(mob_gcs_t *gcs, size_t *len) {
                              active, "idle_nodes", "pending_nodes", "pending_launches", "failed_nodes",
                              "node_availability_summary", "node_availabilities", "node_activities",
                              "pending_resources", "node_type_mapping", type_of, "legacy", 1);
-  double now = mob_wall_seconds();
-  json_t *report = json_pack("{s:f, s:f, s:i, s:f, s:o, s:f, s:o}", "gcs_request_time", now - begun, "time",
-                             now, "monitor_pid", (int)uv_os_getpid(), "autoscaler_update_time", now - begun,
-                             "autoscaler_report", scaler, "non_terminated_nodes_time", 0.0,
+  double took = (double)(mob_now_ns() - begun) * 1e-9;
+  json_t *report = json_pack("{s:f, s:f, s:i, s:f, s:o, s:f, s:o}", "gcs_request_time", took, "time",
+                             mob_wall_seconds(), "monitor_pid", (int)uv_os_getpid(), "autoscaler_update_time",
+                             took, "autoscaler_report", scaler, "non_terminated_nodes_time", listed,
                              "load_metrics_report", metrics);
   char *text = json_dumps(report, JSON_COMPACT);
   json_decref(report);
