@@ -127,7 +127,8 @@ static void on_dead(void *owner, mob_actor_t *actor, bool restarting, const char
 }
 
 static void resources_of(const mob__transport_t *t, mob_resource_t *out) {
-  *out = t->gpus ? (mob_resource_t){"GPU", t->tp} : (mob_resource_t){"CPU", 1};
+  // Without GPUs a stage asks for next to nothing: stages share the CPUs there are.
+  *out = t->gpus ? (mob_resource_t){"GPU", t->tp} : (mob_resource_t){"CPU", 0.01};
 }
 
 static void on_start_timeout(uv_timer_t *timer) {
