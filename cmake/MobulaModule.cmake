@@ -2,7 +2,7 @@
 
 add_library(mob_flags INTERFACE)
 target_compile_options(mob_flags INTERFACE -Wall -Wextra -Wshadow -Werror
-                       -Wno-format-truncation -fno-strict-aliasing
+                       $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> -fno-strict-aliasing
                        -fno-omit-frame-pointer)
 target_compile_definitions(mob_flags INTERFACE _GNU_SOURCE MOB_VERSION="${PROJECT_VERSION}")
 target_include_directories(mob_flags INTERFACE ${CMAKE_SOURCE_DIR})
