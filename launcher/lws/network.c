@@ -17,6 +17,8 @@
 
 // 10.244.0.0/16, the range most clusters give their pods; .0.1 is the bridge.
 #define POD_NET ((uint32_t)0x0af40000)
+// 10.96.0.0/16, the usual range of Services.
+#define SERVICE_NET ((uint32_t)0x0a600000)
 // 127.83.0.0/16 in loopback mode.
 #define LOOPBACK_NET ((uint32_t)0x7f530000)
 
@@ -151,6 +153,14 @@ mob_status mob__lws_network_enter(mob_lws_network_t *net) {
 
 uint32_t mob__lws_network_gateway(void) {
   return htonl(POD_NET | 1);
+}
+
+uint32_t mob__lws_network_service_address(uint32_t index) {
+  return htonl(SERVICE_NET | (index + 10));
+}
+
+mob_status mob__lws_network_add_address(const mob_lws_network_t *net, uint32_t address) {
+  return mob__nl_add_address(net->netlink, MOB_LWS_BRIDGE, address, 32);
 }
 
 void mob__lws_network_address(mob_lws_network_t *net, char out[16]) {

@@ -47,6 +47,11 @@ mob_status mob__lws_network_attach(mob_lws_network_t *net, unsigned index, pid_t
 mob_status mob__lws_network_set_link(mob_lws_network_t *net, unsigned index, bool up);
 void mob__lws_network_detach(mob_lws_network_t *net, unsigned index);
 
+// Of the index-th Service, network byte order.
+uint32_t mob__lws_network_service_address(uint32_t index);
+mob_status mob__lws_network_add_address(const mob_lws_network_t *net,
+                                        uint32_t address); // to the bridge
+
 // In the pod's own namespace: loopback, eth0 with `address`, the default route.
 mob_status mob__lws_network_configure_pod(const char *address);
 

@@ -45,6 +45,7 @@ static void update_hosts(mob_lws_runner_t *r) {
     mob_buf_printf(&text, "%s\t%s.%s.%s.svc.cluster.local %s.%s.%s.svc %s.%s.%s %s.%s %s\n",
                    pod->address, n, s, ns, n, s, ns, n, s, ns, n, s, n);
   }
+  mob__services_hosts(&r->services, &text);
   char *path = mob_sprintf("%s/net/hosts", r->state_dir);
   if (mob_file_write(path, text.data, text.len) != MOB_OK) {
     mob__event(&r->events, true, "runner", "HostsFile", "%s", mob_errmsg());

@@ -14,14 +14,22 @@
 
 #include "launcher/lws/proxy.h"
 
+typedef struct listener {
+  mob_lws_forward_t *forward;
+  int fd; // -1: none
+  mob_lws_watch_t *watch;
+} listener_t;
+
+enum { LOCAL_V4, LOCAL_V6, CLUSTER, LISTENERS };
+
 struct mob_lws_forward {
   mob_lws_services_t *services;
   const mob_lws_service_t *service;
   const mob_lws_service_port_t *port;
-  int local_port;
-  int fds[2]; // 127.0.0.1 and [::1], -1 when there is none
-  int guard;  // keeps other runners off the port while it refuses
-  mob_lws_watch_t *watches[2];
+  int local_port;      // 0: none
+  int guard;           // keeps other runners off the local port while it refuses; -1: none
+  char cluster_ip[16]; // "" where pods have no network of their own
+  listener_t listeners[LISTENERS];
   bool open;
   size_t next; // endpoint, round robin
   uint64_t connections;
@@ -75,9 +83,11 @@ static const mob_lws_pod_t *pick(mob_lws_forward_t *f) {
   return NULL;
 }
 
-static void accept_all(mob_lws_forward_t *f, int listener) {
+static void on_accept(void *arg) {
+  listener_t *listener = arg;
+  mob_lws_forward_t *f = listener->forward;
   for (int i = 0; i < 64; i++) {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
     const mob_lws_pod_t *pod = pick(f);
     if (!pod) { // between the last pod's end and the port's closing
@@ -92,34 +102,36 @@ static void accept_all(mob_lws_forward_t *f, int listener) {
   }
 }
 
-static void on_accept4(void *arg) {
-  accept_all(arg, ((mob_lws_forward_t *)arg)->fds[0]);
-}
-static void on_accept6(void *arg) {
-  accept_all(arg, ((mob_lws_forward_t *)arg)->fds[1]);
-}
-
-static mob_status bind_one(int family, int port, int *out) {
+// A socket that is bound and refuses.
+static mob_status bind_one(const struct sockaddr *address, socklen_t len, int *out) {
   int one = 1;
-  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-  struct sockaddr_in6 v6 = {
-      .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port), .sin6_addr = in6addr_loopback};
-  v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return mob_fail(MOB_E_UNSUPPORTED, "socket: %s", strerror(errno));
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-  if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
-  const struct sockaddr *address =
-      family == AF_INET ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6;
+  if (address->sa_family == AF_INET6) {
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
+  }
   // Listening tells whether the port is free: with SO_REUSEADDR two sockets may bind one port.
-  if (bind(fd, address, family == AF_INET ? sizeof v4 : sizeof v6) != 0 || listen(fd, 1024) != 0) {
+  if (bind(fd, address, len) != 0 || listen(fd, 1024) != 0) {
     int error = errno;
     close(fd);
     return mob_fail(error == EADDRINUSE ? MOB_E_EXISTS : MOB_E_UNSUPPORTED, "%s", strerror(error));
   }
-  shutdown(fd, SHUT_RD); // bound, but refusing
+  shutdown(fd, SHUT_RD);
   *out = fd;
   return MOB_OK;
+}
+
+static mob_status bind_v4(uint32_t address, int port, int *out) {
+  struct sockaddr_in to = {
+      .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = address};
+  return bind_one((const struct sockaddr *)&to, sizeof to, out);
+}
+
+static mob_status bind_v6_loopback(int port, int *out) {
+  struct sockaddr_in6 to = {
+      .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port), .sin6_addr = in6addr_loopback};
+  return bind_one((const struct sockaddr *)&to, sizeof to, out);
 }
 
 // A port that is bound but refuses does not keep others from binding it, too. A name that the
@@ -137,32 +149,61 @@ static mob_status bind_guard(int port, int *out) {
                   error == EADDRINUSE ? "a runner forwards it already" : strerror(error));
 }
 
+static mob_status bind_local(mob_lws_forward_t *f) {
+  int port = f->local_port;
+  MOB_TRY(bind_guard(port, &f->guard));
+  MOB_TRY(bind_v4(htonl(INADDR_LOOPBACK), port, &f->listeners[LOCAL_V4].fd));
+  // A machine without IPv6 does without.
+  return bind_v6_loopback(port, &f->listeners[LOCAL_V6].fd) == MOB_E_EXISTS ? MOB_E_EXISTS : MOB_OK;
+}
+
 mob_status mob__services_bind(mob_lws_services_t *services, const mob_lws_service_t *service,
                               const mob_lws_service_port_t *port, int local_port) {
-  int guard = -1, v4 = -1, v6 = -1;
-  mob_status status = bind_guard(local_port, &guard);
-  if (status == MOB_OK) status = bind_one(AF_INET, local_port, &v4);
-  // A machine without IPv6 does without.
-  if (status == MOB_OK && bind_one(AF_INET6, local_port, &v6) == MOB_E_EXISTS)
-    status = MOB_E_EXISTS;
-  if (status != MOB_OK) {
-    if (v4 >= 0) close(v4);
-    if (guard >= 0) close(guard);
-    return mob_wrap(
-        status,
-        "cannot forward %s:%d: port %d of localhost (end its user, or choose another with "
-        "--forward %s:%d=LOCALPORT)",
-        service->name, port->port, local_port, service->name, port->port);
-  }
   mob_lws_forward_t *f = MOB_NEW(mob_lws_forward_t);
   *f = (mob_lws_forward_t){.services = services,
                            .service = service,
                            .port = port,
                            .local_port = local_port,
-                           .fds = {v4, v6},
-                           .guard = guard};
+                           .guard = -1};
+  for (int i = 0; i < LISTENERS; i++) f->listeners[i] = (listener_t){.forward = f, .fd = -1};
   *mob_vec_push(&services->forwards) = f;
+  if (local_port == 0 || bind_local(f) == MOB_OK) return MOB_OK;
+  return mob_wrap(
+      MOB_E_EXISTS,
+      "cannot forward %s:%d: port %d of localhost (end its user, or choose another with "
+      "--forward %s:%d=LOCALPORT)",
+      service->name, port->port, local_port, service->name, port->port);
+}
+
+mob_status mob__services_join(mob_lws_services_t *services, const mob_lws_network_t *net) {
+  if (net->mode == MOB_LWS_LOOPBACK) return MOB_OK;
+  for (size_t i = 0; i < services->forwards.len; i++) {
+    mob_lws_forward_t *f = services->forwards.at[i];
+    uint32_t index = 0; // of the Service, whose ports share an address
+    while (services->manifest->services.at[index] != f->service) index++;
+    struct in_addr address = {mob__lws_network_service_address(index)};
+    mob_status status = mob__lws_network_add_address(net, address.s_addr);
+    if (status != MOB_OK && status != MOB_E_EXISTS) return status;
+    inet_ntop(AF_INET, &address, f->cluster_ip, sizeof f->cluster_ip);
+    status = bind_v4(address.s_addr, f->port->port, &f->listeners[CLUSTER].fd);
+    if (status != MOB_OK) {
+      return mob_wrap(status, "%s:%d: port %d twice in one Service", f->service->file,
+                      f->service->line, f->port->port);
+    }
+  }
   return MOB_OK;
+}
+
+void mob__services_hosts(const mob_lws_services_t *services, mob_buf_t *out) {
+  const mob_lws_service_t *last = NULL;
+  for (size_t i = 0; i < services->forwards.len; i++) {
+    const mob_lws_forward_t *f = services->forwards.at[i];
+    const char *n = f->service->name, *ns = f->service->namespace_;
+    if (f->service == last || !*f->cluster_ip) continue;
+    last = f->service;
+    mob_buf_printf(out, "%s\t%s.%s.svc.cluster.local %s.%s.svc %s.%s %s\n", f->cluster_ip, n, ns, n,
+                   ns, n, ns, n);
+  }
 }
 
 static bool has_endpoint(const mob_lws_forward_t *f) {
@@ -173,35 +214,41 @@ static bool has_endpoint(const mob_lws_forward_t *f) {
   return false;
 }
 
+static void tell_open(const mob_lws_forward_t *f, const char *object) {
+  mob_lws_events_t *events = f->services->events;
+  int target = f->port->target ? f->port->target : f->port->port;
+  if (!f->open) {
+    mob__event(events, true, object, "NoEndpoints", "no ready pod: port %d refuses",
+               f->local_port ? f->local_port : f->port->port);
+  } else if (f->local_port) {
+    mob__event(events, false, object, "Forwarding", "Forwarding from 127.0.0.1:%d -> %d",
+               f->local_port, target);
+  } else {
+    mob__event(events, false, object, "Endpoints", "%s:%d leads to ready pods", f->cluster_ip,
+               f->port->port);
+  }
+}
+
 static void set_open(mob_lws_forward_t *f, bool open) {
   char object[96];
   f->open = open;
   snprintf(object, sizeof object, "service/%s", f->service->name);
-  for (int i = 0; i < 2; i++) {
-    if (f->fds[i] < 0) continue;
-    if (open) {
-      if (listen(f->fds[i], 1024) != 0) {
-        mob__event(f->services->events, true, object, "ForwardingFailed", "port %d: %s",
-                   f->local_port, strerror(errno));
-        continue;
-      }
-      mob__watch_start(&f->watches[i], f->services->loop, f->fds[i], UV_READABLE,
-                       i ? on_accept6 : on_accept4, f);
-    } else {
+  for (int i = 0; i < LISTENERS; i++) {
+    listener_t *l = &f->listeners[i];
+    if (l->fd < 0) continue;
+    if (!open) {
       // The one way to make a listening socket refuse and keep its port: Linux takes it back to
       // bound.
-      mob__watch_stop(&f->watches[i]);
-      shutdown(f->fds[i], SHUT_RD);
+      mob__watch_stop(&l->watch);
+      shutdown(l->fd, SHUT_RD);
+    } else if (listen(l->fd, 1024) == 0) {
+      mob__watch_start(&l->watch, f->services->loop, l->fd, UV_READABLE, on_accept, l);
+    } else {
+      mob__event(f->services->events, true, object, "ForwardingFailed", "port %d: %s",
+                 f->local_port, strerror(errno));
     }
   }
-  if (open) {
-    mob__event(f->services->events, false, object, "Forwarding",
-               "Forwarding from 127.0.0.1:%d -> %d", f->local_port,
-               f->port->target ? f->port->target : f->port->port);
-  } else {
-    mob__event(f->services->events, true, object, "NoEndpoints",
-               "no ready pod: 127.0.0.1:%d refuses", f->local_port);
-  }
+  tell_open(f, object);
 }
 
 void mob__services_update(mob_lws_services_t *services) {
@@ -221,11 +268,11 @@ void mob__services_pod_gone(mob_lws_services_t *services, const mob_lws_pod_t *p
 void mob__services_close(mob_lws_services_t *services) {
   for (size_t i = 0; i < services->forwards.len; i++) {
     mob_lws_forward_t *f = services->forwards.at[i];
-    for (int k = 0; k < 2; k++) {
-      mob__watch_stop(&f->watches[k]);
-      if (f->fds[k] >= 0) close(f->fds[k]);
+    for (int k = 0; k < LISTENERS; k++) {
+      mob__watch_stop(&f->listeners[k].watch);
+      if (f->listeners[k].fd >= 0) close(f->listeners[k].fd);
     }
-    close(f->guard);
+    if (f->guard >= 0) close(f->guard);
     mob__proxy_close_all(&f->proxies);
     free(f);
   }
@@ -243,12 +290,12 @@ json_t *mob__services_json(const mob_lws_services_t *services) {
       json_array_append_new(endpoints, json_pack("{s:s, s:s, s:i}", "pod", pod->id.name, "address",
                                                  pod->address, "port", target_port(f->port, pod)));
     }
-    json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:b, s:I, s:I, s:s, s:o}", "name",
+    json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:s, s:b, s:I, s:I, s:s, s:o}", "name",
                                           f->service->name, "port", f->port->port, "local_port",
-                                          f->local_port, "open", (int)f->open, "connections",
-                                          (json_int_t)f->connections, "active",
-                                          (json_int_t)f->proxies.active, "last_pod", f->last_pod,
-                                          "endpoints", endpoints));
+                                          f->local_port, "cluster_ip", f->cluster_ip, "open",
+                                          (int)f->open, "connections", (json_int_t)f->connections,
+                                          "active", (json_int_t)f->proxies.active, "last_pod",
+                                          f->last_pod, "endpoints", endpoints));
   }
   return list;
 }

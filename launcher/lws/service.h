@@ -19,6 +19,11 @@ typedef struct mob_lws_services {
 // namespace.
 mob_status mob__services_bind(mob_lws_services_t *services, const mob_lws_service_t *service,
                               const mob_lws_service_port_t *port, int local_port);
+// In the pods' network: gives each Service an address that pods reach, under its name too.
+mob_status mob__services_join(mob_lws_services_t *services, const mob_lws_network_t *net);
+// Lines for the pods' /etc/hosts.
+void mob__services_hosts(const mob_lws_services_t *services, mob_buf_t *out);
+
 // Whenever pods changed: opens or closes the ports.
 void mob__services_update(mob_lws_services_t *services);
 void mob__services_pod_gone(mob_lws_services_t *services, const mob_lws_pod_t *pod);

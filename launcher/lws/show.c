@@ -103,22 +103,29 @@ static void print_sets(const json_t *status, table_t *sets, table_t *pods) {
 static void print_services(const json_t *status, table_t *t) {
   size_t i, k;
   json_t *service, *endpoint;
-  add_row(t, (const char *const[COLUMNS]){"SERVICE", "PORT", "LOCAL", "CONNECTIONS", "ENDPOINTS"});
+  add_row(t, (const char *const[COLUMNS]){"SERVICE", "CLUSTER-IP", "PORT", "LOCAL", "CONNECTIONS",
+                                          "ENDPOINTS"});
   json_array_foreach(json_object_get(status, "services"), i, service) {
     char port[24], local[48], connections[24], list[96] = "";
     snprintf(port, sizeof port, "%lld", number(service, "port"));
     snprintf(local, sizeof local, "127.0.0.1:%lld%s", number(service, "local_port"),
              json_is_true(json_object_get(service, "open")) ? "" : " (refuses)");
+    if (number(service, "local_port") == 0) snprintf(local, sizeof local, "<none>");
     snprintf(connections, sizeof connections, "%lld", number(service, "connections"));
+    size_t count = json_array_size(json_object_get(service, "endpoints"));
     json_array_foreach(json_object_get(service, "endpoints"), k, endpoint) {
       size_t n = strlen(list);
+      if (k == 3) { // as kubectl shortens them
+        snprintf(list + n, sizeof list - n, " + %zu more...", count - 3);
+        break;
+      }
       snprintf(list + n, sizeof list - n, "%s%s:%lld", n ? "," : "", text(endpoint, "address"),
                number(endpoint, "port"));
     }
-    add_row(t, (const char *const[COLUMNS]){text(service, "name"), port, local, connections,
-                                            *list ? list : "<none>"});
+    add_row(t, (const char *const[COLUMNS]){text(service, "name"), text(service, "cluster_ip"),
+                                            port, local, connections, *list ? list : "<none>"});
   }
-  if (t->rows > 1) print_table(t, 5);
+  if (t->rows > 1) print_table(t, 6);
 }
 
 static void print_status(const json_t *status) {

@@ -212,11 +212,12 @@ static int check_forwards(up_t *up) {
 
 static mob_status bind_services(up_t *up) {
   int next = (int)up->port_base;
-  for (size_t s = 0; !up->no_forward && s < up->manifest.services.len; s++) {
+  for (size_t s = 0; s < up->manifest.services.len; s++) {
     const mob_lws_service_t *service = up->manifest.services.at[s];
     for (size_t p = 0; !service->headless && p < service->port_count; p++) {
       int local = forward_option(up, service->name, service->ports[p].port);
       if (local < 0) local = up->port_base ? next++ : service->ports[p].port;
+      if (up->no_forward) local = 0;
       MOB_TRY(mob__services_bind(&up->runner.services, service, &service->ports[p], local));
     }
   }
@@ -321,7 +322,8 @@ static mob_status prepare(up_t *up) {
            "address of 127.83.0.0/16 in "
            "MOBULA_BIND_ADDRESS, which its servers must bind\n");
   }
-  return mob__lws_network_enter(&r->network);
+  MOB_TRY(mob__lws_network_enter(&r->network));
+  return mob__services_join(&r->services, &r->network);
 }
 
 static int run(up_t *up) {

@@ -316,6 +316,59 @@ def test_service_and_readiness(seed, tmp_path):
         assert "Unhealthy" in r.reasons() and "RecreateGroup" not in r.reasons()
 
 
+def test_service_inside_pods(seed):
+    """Pods reach a Service under its name and address, with a local port or without."""
+    fetch = "import urllib.request,sys;print(urllib.request.urlopen(f'http://{sys.argv[1]}:8000/',timeout=3).read().decode())"
+    with seed("--replicas", "2") as r:
+        r.wait()
+        eventually(lambda: {answers(r.port) for _ in range(2)} == {f"{NAME}-0", f"{NAME}-1"})
+        ip = r.status()["services"][0]["cluster_ip"]
+        for host in ("ds-leader", "ds-leader.default.svc.cluster.local", ip):
+            seen = {r.run("exec", "0-1", "--", "/usr/bin/python3", "-c", fetch, host).stdout.strip() for _ in range(2)}
+            assert seen == {f"{NAME}-0", f"{NAME}-1"}
+
+
+def test_large_answers_and_resets(seed, image):
+    """The proxy passes everything on, and a pod's sudden end reaches its clients."""
+    big = VLLM.replace("body = os.uname().nodename.encode()", "body = bytes(range(256)) * 65536 if self.path == '/big' else b'x'")
+    big = big.replace("self.wfile.write(body)", "self.wfile.write(body if self.path != '/half' else b'')")
+    (image / "vllm").write_text(big.replace("str(len(body))", "str(len(body) if self.path != '/half' else 1000)"))
+    with seed() as r:
+        r.wait()
+        eventually(lambda: answers(r.port))
+        with urllib.request.urlopen(f"http://127.0.0.1:{r.port}/big", timeout=20) as reply:
+            assert reply.read() == bytes(range(256)) * 65536
+        with socket.create_connection(("127.0.0.1", r.port), 5) as s:
+            s.sendall(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in s.recv(4096)
+            r.run("fault", "0", "kill")
+            start = time.monotonic()
+            try:
+                while s.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+            assert time.monotonic() - start < 2
+
+
+def test_logs(seed):
+    with seed() as r:
+        r.wait()
+        eventually(lambda: "host:" in r.logs("0-1"))
+        follower = subprocess.Popen([str(MOBULA), "lws", "logs", "0-1", "-f", "--state-dir", str(r.state)],
+                                    stdout=subprocess.PIPE, text=True)
+        before = r.pods()
+        r.run("fault", "0-1", "kill")
+        r.recreated(before)
+        assert r.down() == 0
+        text = follower.communicate(timeout=5)[0]
+        assert text.count("argv:") >= 2 and "terminated" in text
+        everything = r.logs("0-1", "--all")  # after the runner's end, too
+        assert everything.count("--- mobula lws: container") == 3  # with the one that was only created
+        done = r.run("logs", "9", check=False)
+        assert done.returncode == 1 and "no log of a pod" in done.stderr
+
+
 def test_scale(seed):
     with seed() as r:
         r.wait()
