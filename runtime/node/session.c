@@ -36,33 +36,46 @@ static bool plain_name(const char *name) {
   return *name && *name != '.' && !strchr(name, '/') && strlen(name) < 200;
 }
 
+static const char *const folders[] = {"logs", "nodes", "sockets"};
+
 mob_status mob_session_open(const char *temp_dir, const char *name, char **dir) {
   *dir = NULL;
   if (!plain_name(name)) return mob_fail(MOB_E_INVALID, "'%s' is not a session's name", name);
-  mob_status status;
   char *path = mob_path_join(temp_dir, name);
-  char *link = mob_path_join(temp_dir, "session_latest");
-  char *fresh = mob_sprintf("%s.%d", link, (int)getpid());
-  static const char *const folders[] = {"logs", "nodes", "sockets"};
   for (size_t i = 0; i < MOB_LEN(folders); i++) {
     char *folder = mob_path_join(path, folders[i]);
-    status = mob_mkdirs(folder);
+    mob_status status = mob_mkdirs(folder);
     free(folder);
-    if (status != MOB_OK) goto cleanup;
-  }
-  unlink(fresh);
-  if (symlink(name, fresh) || rename(fresh, link)) {
-    status = mob_fail(MOB_E_IO, "cannot make %s: %s", link, strerror(errno));
-    unlink(fresh);
-    goto cleanup;
+    if (status == MOB_OK) continue;
+    free(path);
+    return status;
   }
   *dir = path;
-  path = NULL;
-cleanup:
-  free(path);
+  return MOB_OK;
+}
+
+mob_status mob_session_set_latest(const char *temp_dir, const char *dir) {
+  const char *slash = strrchr(dir, '/');
+  char *link = mob_path_join(temp_dir, "session_latest");
+  char *fresh = mob_sprintf("%s.%d", link, (int)getpid());
+  mob_status status = MOB_OK;
+  unlink(fresh);
+  if (symlink(slash ? slash + 1 : dir, fresh) || rename(fresh, link)) {
+    status = mob_fail(MOB_E_IO, "cannot make %s: %s", link, strerror(errno));
+    unlink(fresh);
+  }
   free(link);
   free(fresh);
   return status;
+}
+
+void mob_session_discard(const char *dir) {
+  for (size_t i = 0; i < MOB_LEN(folders); i++) {
+    char *folder = mob_path_join(dir, folders[i]);
+    rmdir(folder);
+    free(folder);
+  }
+  rmdir(dir);
 }
 
 mob_status mob_current_cluster_write(const char *temp_dir, const char *address) {

@@ -22,8 +22,12 @@ char *mob_temp_dir(const char *option); // the caller frees
 // "session_2026-11-21_21-00-18_566330_24256"; the caller frees.
 char *mob_session_new_name(void);
 
-// Makes the session's folders and points session_latest at it. The caller frees *dir.
+// Makes the session's folders; those that are there already do. The caller frees *dir.
 mob_status mob_session_open(const char *temp_dir, const char *name, char **dir);
+// Points session_latest at it.
+mob_status mob_session_set_latest(const char *temp_dir, const char *dir);
+// Removes a session that was opened and never used; one with any file in it stays.
+void mob_session_discard(const char *dir);
 
 mob_status mob_current_cluster_write(const char *temp_dir, const char *address);
 // MOB_E_NOT_FOUND when there is none. The caller frees *address.

@@ -339,6 +339,81 @@ def test_status_layout(machine):
     assert re.search(r"\n\nNode: [0-9a-f]{56} \(node_[0-9a-f]{56}\)\n Usage:\n  0\.0/4\.0 CPU\n", verbose), verbose
 
 
+@pytest.fixture
+def busy(machine):
+    """Two nodes, a placement group with an actor in each bundle, and a group that does not fit."""
+    tests = os.path.join(os.path.dirname(os.path.abspath(BIN)), "tests")
+    if not os.path.exists(f"{tests}/actor_driver"):
+        pytest.skip("the tests' own programs are not built")
+    machine.worker(1)
+    assert machine.leader(2).returncode == 0
+    log = os.path.join(machine.root, "driver.log")
+    with open(log, "w") as o:
+        driver = subprocess.Popen([f"{tests}/actor_driver", f"127.0.0.1:{machine.port}", f"{tests}/actor_echo.so"],
+                                  stdin=subprocess.PIPE, stdout=o, stderr=subprocess.STDOUT)
+    driver.text = lambda: open(log).read()
+    machine.started.append(driver)
+    until(lambda: "READY" in driver.text(), what="actors")
+    return driver
+
+
+def test_listings_of_a_busy_cluster(machine, busy):
+    hex_ = "[0-9a-f]"
+    table = machine.run("leader", "ray", "list", "actors").stdout
+    assert re.search(r"Total: 2\n\nTable:\n-{30}\n    ACTOR_ID {26}CLASS_NAME    STATE      JOB_ID  NAME    NODE_ID {47} +PID  "
+                     r"RAY_NAMESPACE\n 0  " + hex_ + r"{24}01000000  Echo          ALIVE    01000000  stage\d  " + hex_ +
+                     r"{56} +\d+  demo\n", table), table
+    table = machine.run("leader", "ray", "list", "placement-groups").stdout
+    assert re.search(r"    PLACEMENT_GROUP_ID {20}NAME        CREATOR_JOB_ID  STATE\n", table), table
+    assert re.search(hex_ + r"{28}01000000  too_much          01000000  PENDING\n", table), table
+    assert re.search(hex_ + r"{28}01000000  stages            01000000  CREATED\n", table), table
+    limited = machine.run("leader", "ray", "list", "actors", "--detail", "--limit", "1")
+    assert limited.stdout.startswith("---\n-   actor_id: ")
+    assert "    job_id: '01000000'\n" in limited.stdout and "    is_detached: true\n" in limited.stdout
+    assert re.search(r"        GPU_group_\d_" + hex_ + r"{28}01000000: 8\.0\n", limited.stdout), limited.stdout
+    assert "Limit last 1 entries (Total 2)" in limited.stderr
+
+
+def test_status_of_a_busy_cluster(machine, busy):
+    def text():
+        out = machine.run("leader", "ray", "status").stdout
+        return out if "pending placement groups" in out else None
+
+    out = until(text)
+    assert (" 2.0/8.0 CPU (2.0 used of 2.0 reserved in placement groups)\n"
+            " 16.0/16.0 GPU (16.0 used of 16.0 reserved in placement groups)\n") in out, out
+    assert out.endswith("Pending Demands:\n {'GPU': 4.0} * 1 (PACK): 1+ pending placement groups\n"), out
+
+
+def test_actors_die_with_their_node(machine, busy):
+    rows = json.loads(machine.run("leader", "ray", "list", "actors", "--format=json").stdout)
+    pids = [row["pid"] for row in rows]
+    assert all(alive(pid) for pid in pids)
+    assert "Stopped all 2 Ray processes." in machine.run("leader", "ray", "stop").stdout  # the daemon and its actor
+    for pid in pids:
+        until(lambda: not alive(pid), 2, "end of an actor")
+
+
+def test_actor_output_reaches_the_pod(machine, busy):
+    worker = machine.started[0]
+    until(lambda: re.search(r"^\(Echo pid=\d+\) hello from stage\d$", worker.text(), re.M), what="the actor's line")
+
+
+def test_leader_tells_that_its_head_ended(machine):
+    process = machine.start("leader", "ray_init.sh", "leader", "--ray_cluster_size=2", f"--ray_port={machine.port}",
+                            "--node-ip-address=127.0.0.1")
+    until(lambda: "1/2 is active" in process.text())
+    (head,) = machine.head_pids()
+    os.kill(head, signal.SIGKILL)
+    assert process.wait(5 * SLOW) == 1
+    assert "The head ended while its workers were awaited" in process.text()
+
+
+def test_folder_that_cannot_be_written(machine):
+    done = machine.run("leader", "ray", "start", "--head", "--port=0", "--temp-dir=/proc/none")
+    assert done.returncode == 1 and "/proc/none" in done.stderr, done.stderr
+
+
 def test_env_chooses_the_address(machine):
     done = machine.run("leader", "ray", "start", "--head", f"--port={machine.port}", VLLM_HOST_IP="127.0.0.7")
     assert done.returncode == 0 and "Local node IP: 127.0.0.7" in done.stdout, done.stderr

@@ -7,3 +7,7 @@ if(TARGET test_node_cluster)
   add_dependencies(test_node_cluster actor_echo)
   set_tests_properties(node.cluster PROPERTIES RUN_SERIAL ON)
 endif()
+# A driver for the end-to-end tests of `ray list` and `ray status`.
+add_executable(actor_driver unit/node/programs/driver.c)
+target_link_libraries(actor_driver PRIVATE mob_actor)
+set_target_properties(actor_driver PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
