@@ -80,7 +80,7 @@ static void cpu_close(mob_exec_t *exec) {
   pthread_cond_signal(&exec->wake);
   pthread_mutex_unlock(&exec->lock);
   if (exec->ranks[0].started) pthread_join(exec->ranks[0].thread, NULL); // works the queue off first
-  exec->active = NULL;
+  atomic_store(&exec->active, NULL);
   mob__wake_word(&exec->released);
   for (int r = 1; r < exec->spec.tp; r++)
     if (exec->ranks[r].started) pthread_join(exec->ranks[r].thread, NULL);

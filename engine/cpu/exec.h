@@ -113,7 +113,8 @@ struct mob_exec {
   _Atomic bool aborted;
   // release of a step to ranks 1..tp-1
   _Atomic uint32_t released;
-  mob_job_t *active, *retired; // retired: the last one, when rank 0 has ended
+  _Atomic(mob_job_t *) active;
+  mob_job_t *retired; // the last one, when rank 0 has ended
   // first stage of several: steps whose ids have not come back yet
   MOB_VEC(mob_pending_ids_t) pending;
 };

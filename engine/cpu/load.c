@@ -32,10 +32,18 @@ typedef struct reading {
   void *arg;
 } reading_t;
 
+// Eight codes at a time: adding 1 to the low seven bits carries into the top bit only from 0x7F.
 static bool has_nan_code(const uint8_t *data, size_t n) {
-  uint8_t found = 0;
-  for (size_t i = 0; i < n; i++) found |= (uint8_t)((data[i] & 0x7f) == 0x7f);
-  return found != 0;
+  uint64_t found = 0, word;
+  size_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    for (int k = 0; k < 64; k += 8) {
+      memcpy(&word, data + i + k, 8);
+      found |= (word & 0x7f7f7f7f7f7f7f7fu) + 0x0101010101010101u;
+    }
+  }
+  for (; i < n; i++) found |= (uint64_t)((data[i] & 0x7f) + 1);
+  return (found & 0x8080808080808080u) != 0;
 }
 
 static void read_chunk(reading_t *r, const chunk_t *chunk) {

@@ -37,6 +37,18 @@ static inline vf v_e4m3(const uint8_t *p) {
   return _mm512_cvtph_ps(half);
 }
 
+// 64 codes as v_e4m3() does 16, with fewer instructions: the shifts work on 32 codes at a time.
+#define WIDE_E4M3 1
+static inline __attribute__((always_inline)) void v_e4m3x4(const uint8_t *p, vf out[4]) {
+  for (int half = 0; half < 2; half++) {
+    __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p + 32 * half)));
+    wide = _mm512_srai_epi16(_mm512_slli_epi16(wide, 8), 1);
+    wide = _mm512_and_si512(wide, _mm512_set1_epi16((short)0xBFFF));
+    out[2 * half] = _mm512_cvtph_ps(_mm512_castsi512_si256(wide));
+    out[2 * half + 1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(wide, 1));
+  }
+}
+
 // e^x = 2^n e^r, |r| <= ln 2 / 2; e^r by Cephes' polynomial of degree 7.
 static inline vf v_exp(vf x) {
   x = _mm512_min_ps(x, _mm512_set1_ps(88.3762f));

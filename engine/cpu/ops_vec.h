@@ -17,6 +17,7 @@
 
 #include "engine/cpu/ops.h"
 
+#define UNROLL _Pragma("GCC unroll 8") // so that arrays of accumulators become registers
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf v_weight(mob_dtype_t dtype, const uint8_t *p) {
@@ -53,43 +54,69 @@ INLINE float segment_scale(const mob_mat_t *w, int64_t r, int64_t c) {
   return w->scales[(w->row0 + r) / w->block_rows * w->scale_stride + (w->col0 + c) / w->block_cols] * 256.0f;
 }
 
+// 64 bytes of one row against M rows of x.
+INLINE void direct_line(mob_dtype_t dtype, const int M, const uint8_t *p, const float *const *x, int64_t c, vf *part) {
+  const int vectors = 64 / (int)size_of(dtype) / W;
+#ifdef WIDE_E4M3
+  if (dtype == MOB_DT_F8E4M3) {
+    vf weight[4];
+    v_e4m3x4(p, weight);
+    UNROLL for (int q = 0; q < 4; q++)
+      UNROLL for (int i = 0; i < M; i++) part[i] = v_fma(weight[q], v_load(x[i] + c + q * W), part[i]);
+    return;
+  }
+#endif
+  UNROLL for (int q = 0; q < vectors; q++) {
+    vf weight = v_weight(dtype, p + (size_t)(q * W) * size_of(dtype));
+    UNROLL for (int i = 0; i < M; i++) part[i] = v_fma(weight, v_load(x[i] + c + q * W), part[i]);
+  }
+}
+
 // ROWS rows of W from r against M rows of x.
 INLINE void direct(mob_dtype_t dtype, const int ROWS, const int M, const mob_mat_t *w, int64_t r, const float *const *x,
                    float *const *y, int64_t at) {
   const size_t size = size_of(dtype);
   const uint8_t *row[8];
+  const size_t ahead = (size_t)ROWS * w->stride; // prefetching behind the last row does no harm
   vf total[8][4];
-  for (int k = 0; k < ROWS; k++) {
+  UNROLL for (int k = 0; k < ROWS; k++) {
     row[k] = w->data + (size_t)(r + k) * w->stride;
-    for (int i = 0; i < M; i++) total[k][i] = v_zero();
+    UNROLL for (int i = 0; i < M; i++) total[k][i] = v_zero();
   }
   for (int64_t c = 0; c < w->cols;) {
     int64_t begin = c, end = segment_end(w, c);
     vf part[8][4];
-    for (int k = 0; k < ROWS; k++)
-      for (int i = 0; i < M; i++) part[k][i] = v_zero();
-    for (; c + W <= end; c += W) {
-      vf v[4];
-      for (int i = 0; i < M; i++) v[i] = v_load(x[i] + c);
-      for (int k = 0; k < ROWS; k++) {
-        vf weight = v_weight(dtype, row[k] + (size_t)c * size);
-        for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v[i], part[k][i]);
+    UNROLL for (int k = 0; k < ROWS; k++)
+      UNROLL for (int i = 0; i < M; i++) part[k][i] = v_zero();
+    // 64 bytes of every row at a time. Rows follow one another in memory, and short ones are over before the hardware
+    // has seen a stream: what the next rows need is asked for here.
+    const int64_t line = 64 / (int64_t)size;
+    for (; c + line <= end; c += line) {
+      UNROLL for (int k = 0; k < ROWS; k++) {
+        const uint8_t *p = row[k] + (size_t)c * size;
+        if (M == 1) __builtin_prefetch(p + ahead, 0, 3);
+        direct_line(dtype, M, p, x, c, part[k]);
       }
     }
+    for (; c + W <= end; c += W)
+      UNROLL for (int k = 0; k < ROWS; k++) {
+        vf weight = v_weight(dtype, row[k] + (size_t)c * size);
+        UNROLL for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v_load(x[i] + c), part[k][i]);
+      }
     if (c < end) {
-      for (int k = 0; k < ROWS; k++) {
+      UNROLL for (int k = 0; k < ROWS; k++) {
         vf weight = v_weight_tail(dtype, row[k] + (size_t)c * size, end - c);
-        for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v_load_tail(x[i] + c, end - c), part[k][i]);
+        UNROLL for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v_load_tail(x[i] + c, end - c), part[k][i]);
       }
       c = end;
     }
-    for (int k = 0; k < ROWS; k++) {
+    UNROLL for (int k = 0; k < ROWS; k++) {
       vf scale = w->scales ? v_set1(segment_scale(w, r + k, begin)) : v_set1(1.0f);
-      for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
+      UNROLL for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
     }
   }
-  for (int i = 0; i < M; i++)
-    for (int k = 0; k < ROWS; k++) y[i][at + k] = v_sum(total[k][i]);
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int k = 0; k < ROWS; k++) y[i][at + k] = v_sum(total[k][i]);
 }
 
 INLINE void direct_all(mob_dtype_t dtype, const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x,
@@ -115,30 +142,30 @@ INLINE void direct_all(mob_dtype_t dtype, const mob_mat_t *w, int64_t r0, int64_
 INLINE void tile(const mob_mat_t *w, const float *wide, int64_t ld, int64_t r, const int ROWS, const int M,
                  const float *const *x, float *const *y, int64_t at) {
   vf total[4][6];
-  for (int k = 0; k < ROWS; k++)
-    for (int i = 0; i < M; i++) total[k][i] = v_zero();
+  UNROLL for (int k = 0; k < ROWS; k++)
+    UNROLL for (int i = 0; i < M; i++) total[k][i] = v_zero();
   const float *in = wide; // segments stand padded to whole vectors
   for (int64_t c = 0; c < w->cols;) {
     int64_t begin = c, end = segment_end(w, c);
     vf part[4][6];
-    for (int k = 0; k < ROWS; k++)
-      for (int i = 0; i < M; i++) part[k][i] = v_zero();
+    UNROLL for (int k = 0; k < ROWS; k++)
+      UNROLL for (int i = 0; i < M; i++) part[k][i] = v_zero();
     for (; c < end; c += W, in += W) {
       vf v[6];
-      for (int i = 0; i < M; i++) v[i] = c + W <= end ? v_load(x[i] + c) : v_load_tail(x[i] + c, end - c);
-      for (int k = 0; k < ROWS; k++) {
+      UNROLL for (int i = 0; i < M; i++) v[i] = c + W <= end ? v_load(x[i] + c) : v_load_tail(x[i] + c, end - c);
+      UNROLL for (int k = 0; k < ROWS; k++) {
         vf weight = v_load(in + k * ld);
-        for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v[i], part[k][i]);
+        UNROLL for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v[i], part[k][i]);
       }
     }
     c = end;
-    for (int k = 0; k < ROWS; k++) {
+    UNROLL for (int k = 0; k < ROWS; k++) {
       vf scale = w->scales ? v_set1(segment_scale(w, r + k, begin)) : v_set1(1.0f);
-      for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
+      UNROLL for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
     }
   }
-  for (int i = 0; i < M; i++)
-    for (int k = 0; k < ROWS; k++) y[i][at + k] = v_sum(total[k][i]);
+  UNROLL for (int i = 0; i < M; i++)
+    UNROLL for (int k = 0; k < ROWS; k++) y[i][at + k] = v_sum(total[k][i]);
 }
 
 // Row r widened, each segment padded to whole vectors; without the scales.
@@ -252,19 +279,19 @@ static void vec_silu_mul(const float *gate, const float *up, float *out, int64_t
 INLINE void scores_of(mob_dtype_t dtype, const int KEYS, const float *q, const uint8_t *keys, int64_t bytes, int64_t dim,
                       float scale, float *scores) {
   vf sum[4];
-  for (int k = 0; k < KEYS; k++) sum[k] = v_zero();
+  UNROLL for (int k = 0; k < KEYS; k++) sum[k] = v_zero();
   int64_t d = 0;
   for (; d + W <= dim; d += W) {
     vf v = v_load(q + d);
-    for (int k = 0; k < KEYS; k++)
+    UNROLL for (int k = 0; k < KEYS; k++)
       sum[k] = v_fma(v, v_weight(dtype, keys + k * bytes + d * (int64_t)size_of(dtype)), sum[k]);
   }
   if (d < dim) {
     vf v = v_load_tail(q + d, dim - d);
-    for (int k = 0; k < KEYS; k++)
+    UNROLL for (int k = 0; k < KEYS; k++)
       sum[k] = v_fma(v, v_weight_tail(dtype, keys + k * bytes + d * (int64_t)size_of(dtype), dim - d), sum[k]);
   }
-  for (int k = 0; k < KEYS; k++) scores[k] = v_sum(sum[k]) * scale;
+  UNROLL for (int k = 0; k < KEYS; k++) scores[k] = v_sum(sum[k]) * scale;
 }
 
 INLINE void scores_all(mob_dtype_t dtype, const float *q, const void *keys, int64_t stride, int n, int64_t dim,
@@ -285,13 +312,13 @@ static void vec_scores(const float *q, const void *keys, mob_dtype_t dtype, int6
 INLINE void mix_columns(mob_dtype_t dtype, const int VECTORS, const float *p, const uint8_t *values, int64_t bytes, int n,
                         float *out) {
   vf sum[4];
-  for (int k = 0; k < VECTORS; k++) sum[k] = v_load(out + k * W);
+  UNROLL for (int k = 0; k < VECTORS; k++) sum[k] = v_load(out + k * W);
   for (int j = 0; j < n; j++) {
     vf a = v_set1(p[j]);
-    for (int k = 0; k < VECTORS; k++)
+    UNROLL for (int k = 0; k < VECTORS; k++)
       sum[k] = v_fma(a, v_weight(dtype, values + j * bytes + k * W * (int64_t)size_of(dtype)), sum[k]);
   }
-  for (int k = 0; k < VECTORS; k++) v_store(out + k * W, sum[k]);
+  UNROLL for (int k = 0; k < VECTORS; k++) v_store(out + k * W, sum[k]);
 }
 
 INLINE void mix_all(mob_dtype_t dtype, const float *p, const void *values, int64_t stride, int n, int64_t dim,

@@ -100,7 +100,7 @@ static mob_status run_step(mob_rank_t *rank, mob_job_t *job) {
   MOB_TRY(mob__stage_receive(exec, job));
   uint64_t begin = mob_now_ns();
   if (exec->spec.tp > 1 && job->step.token_count > 0) {
-    exec->active = job;
+    atomic_store(&exec->active, job);
     mob__wake_word(&exec->released);
   }
   MOB_TRY(run_layers(rank, job));
@@ -167,7 +167,7 @@ static void follower(mob_rank_t *rank) {
     mob__wait_word(exec, &exec->released, seen);
     if (atomic_load(&exec->aborted)) return;
     seen++;
-    mob_job_t *job = exec->active;
+    mob_job_t *job = atomic_load(&exec->active);
     if (!job) return; // closing
     mob_status status = run_layers(rank, job);
     if (status != MOB_OK) {
