@@ -82,7 +82,7 @@ void mob__kubelet_changed(mob_lws_pod_t *pod) {
 // A command that fails at once would make its group anew hundreds of times a second, where a
 // cluster takes about one. So the second failure in a row soon after the pod's creation is told
 // late.
-#define QUICK_MS 2000
+#define QUICK_MS 500
 #define SLOW_DOWN_MS 1000
 
 uint64_t mob__kubelet_lws_delay(mob_lws_pod_t *pod) {
