@@ -242,6 +242,9 @@ def test_process_faults(seed):
         assert done.returncode == 1 and "no process of the pod" in done.stderr
         done = r.run("fault", "7", "kill", check=False)
         assert done.returncode == 1 and "there is no pod" in done.stderr
+        done = r.run("fault", "0", "netem", "delay", "20ms", check=False)  # not every kernel has it
+        assert done.returncode == 0 or "sch_netem" in done.stderr
+        assert done.returncode == 1 or r.run("fault", "0", "netem", "off").returncode == 0
         done = r.run("fault", "0", "explode", check=False)
         assert done.returncode == 1 and "known are kill" in done.stderr
 
