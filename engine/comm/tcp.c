@@ -58,7 +58,7 @@ typedef struct answer {
 
 static const char hello_magic[8] = "MOBLINK";
 
-// ---------------------------------------------------------------------------------- waiting, bytes
+// --------------------------------------------------------------------------------- waiting, bytes
 
 // Waits for `events` on fd. `deadline` in mob_now_ms(), NO_DEADLINE for none.
 static mob_status wait_for(int fd, short events, int abort_fd, uint64_t deadline,
@@ -134,8 +134,7 @@ static void tune(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
-// --------------------------------------------------------------------------------------------
-// links
+// ------------------------------------------------------------------------------------------ links
 
 static mob_status link_new(int fd, const char *peer, mob_link_t **out) {
   int abort_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -182,8 +181,7 @@ static void tcp_close(mob_link_t *link) {
 
 const mob_link_ops_t mob_link_tcp = {"tcp", tcp_send, tcp_recv, tcp_abort, tcp_close};
 
-// -------------------------------------------------------------------------------------------
-// hellos
+// ----------------------------------------------------------------------------------------- hellos
 
 static hello_t make_hello(const mob_ring_self_t *self, uint32_t from, uint32_t to) {
   hello_t h = {.protocol = htole32(MOB_LINK_PROTOCOL),
@@ -233,8 +231,7 @@ static void name_peer(int fd, uint32_t stage, char *text, size_t size) {
   snprintf(text, size, "stage %u at %s:%s", stage, host, port);
 }
 
-// ---------------------------------------------------------------------------------------------
-// ring
+// ------------------------------------------------------------------------------------------- ring
 
 static mob_status resolve(const char *ip, int port, struct addrinfo **out) {
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};

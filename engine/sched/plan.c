@@ -132,8 +132,7 @@ static void plan_running(plan_t *p, bool decodes) {
   }
 }
 
-// ----------------------------------------------------------------------------------------
-// admission
+// -------------------------------------------------------------------------------------- admission
 
 // Pages that running sequences still need for the tokens they have.
 static uint32_t pages_promised(const mob_sched_t *s) {
@@ -244,7 +243,7 @@ static void admit(plan_t *p) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 
 // Sequences have no state that belongs to a micro-batch, so moving one costs nothing.
 static void balance(mob_sched_t *s) {

@@ -60,7 +60,7 @@ void mob_sched_free(mob_sched_t *s) {
   free(s);
 }
 
-// ------------------------------------------------------------------------------------ ranked lists
+// ----------------------------------------------------------------------------------- ranked lists
 
 bool mob__ranks_before(const mob_sched_t *s, const mob_sched_seq_t *a, const mob_sched_seq_t *b) {
   if (s->config.policy == MOB_SCHED_PRIORITY && a->priority != b->priority)
@@ -84,8 +84,7 @@ void mob__remove(mob__seqs_t *list, const mob_sched_seq_t *seq) {
   MOB_ASSERT(!"the sequence is not in its list");
 }
 
-// ------------------------------------------------------------------------------------------
-// arrival
+// ---------------------------------------------------------------------------------------- arrival
 
 static void *copy(const void *data, size_t count, size_t size) {
   if (!count) return NULL;
@@ -144,8 +143,7 @@ uint32_t mob_sched_cached_tokens(const mob_sched_seq_t *seq) {
   return seq->cached_tokens;
 }
 
-// ----------------------------------------------------------------------------------------------
-// end
+// -------------------------------------------------------------------------------------------- end
 
 static void release_pages(mob_sched_t *s, mob_sched_seq_t *seq) {
   // Last page first, so that the end of a chain leaves the prefix cache before its beginning.
@@ -208,7 +206,7 @@ void mob_sched_abort(mob_sched_t *s, mob_sched_seq_t *seq) {
   end_seq(s, seq);
 }
 
-// ----------------------------------------------------------------------------------------- results
+// ---------------------------------------------------------------------------------------- results
 
 // Offers the pages that completed steps have filled to the prefix cache.
 static void publish(mob_sched_t *s, mob_sched_seq_t *seq) {

@@ -66,11 +66,11 @@ typedef enum mob_sched_finish {
 // What a completed step brought to one sequence. `owner` is what mob_sched_add() got.
 typedef struct mob_sched_event {
   void *owner;
-  const mob_sampled_t
-      *token; // NULL when the step only brought prompt logprobs; points into the result
+  // NULL when the step only brought prompt logprobs. Points into the result.
+  const mob_sampled_t *token;
   mob_sched_finish_t finish; // else than RUNNING: the sequence is gone
-  const mob_prompt_logprob_t
-      *prompt; // [prompt_count], in order of position; points into the result
+  // [prompt_count], in order of position. Points into the result.
+  const mob_prompt_logprob_t *prompt;
   uint32_t prompt_count;
   uint32_t cached_tokens; // as mob_sched_cached_tokens(), for a sequence that is gone
 } mob_sched_event_t;

@@ -45,8 +45,7 @@ static void end(stage_actor_t *a, int code, const char *why) {
   mob__runner_close(a->runner, on_runner_closed, a);
 }
 
-// ------------------------------------------------------------------------------------- the
-// runner's
+// ----------------------------------------------------------------------------------- the runner's
 
 static void on_send(void *owner, mob_bytes_t message) {
   stage_actor_t *a = owner;
@@ -57,8 +56,7 @@ static void on_end(void *owner, bool lost, const char *why) {
   end(owner, lost ? 1 : 0, why);
 }
 
-// ------------------------------------------------------------------------------------- the
-// stream's
+// ----------------------------------------------------------------------------------- the stream's
 
 static void on_message(void *owner, mob_stream_t *stream, mob_bytes_t message) {
   stage_actor_t *a = owner;
@@ -107,8 +105,7 @@ static void stage_stream(void *self, mob_stream_t *stream, const char *method) {
   mob__runner_start(a->runner);
 }
 
-// -------------------------------------------------------------------------------------- the
-// class's
+// ------------------------------------------------------------------------------------ the class's
 
 static void on_no_gateway(uv_timer_t *timer) {
   end(timer->data, 1, "no gateway came");

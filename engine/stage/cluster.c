@@ -208,7 +208,7 @@ static void on_nodes(void *arg, mob_status status, const char *why, const mob_no
   place(t);
 }
 
-// ----------------------------------------------------------------------------------------- cluster
+// ---------------------------------------------------------------------------------------- cluster
 
 static void on_connected(void *arg, mob_status status, const char *why) {
   mob__transport_t *t = arg;

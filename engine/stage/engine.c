@@ -46,7 +46,7 @@ static void progress(mob_engine_t *e, const char *phase, uint64_t bytes) {
   if (e->events.on_progress) e->events.on_progress(e->owner, phase, bytes, e->total_bytes);
 }
 
-// -------------------------------------------------------------------------------------------- loss
+// ------------------------------------------------------------------------------------------- loss
 
 static void describe(const mob_engine_t *e, int stage, char *text, size_t size) {
   const mob__stage_t *s = &e->stages[stage];
@@ -100,7 +100,7 @@ static void on_transport_lost(void *owner, int stage, const char *cause, const c
   mob__engine_lose(owner, stage, cause, why);
 }
 
-// ----------------------------------------------------------------------------------------- loading
+// ---------------------------------------------------------------------------------------- loading
 
 static bool all(const mob_engine_t *e, size_t flag_offset) {
   for (int s = 0; s < e->config.pp; s++)
@@ -259,7 +259,7 @@ static void on_message(void *owner, int index, mob_bytes_t message) {
   mob_pb_free(up);
 }
 
-// ------------------------------------------------------------------------------------------- start
+// ------------------------------------------------------------------------------------------ start
 
 static void on_phase(void *owner, const char *phase) {
   mob_engine_t *e = owner;
@@ -419,7 +419,7 @@ mob_status mob_engine_start(uv_loop_t *loop, const mob_engine_config_t *config,
   return mob__engine_start_on(loop, config, events, owner, transport, NULL, out);
 }
 
-// -------------------------------------------------------------------------------------------- stop
+// ------------------------------------------------------------------------------------------- stop
 
 static void on_handle_closed(uv_handle_t *handle) {
   mob_engine_t *e = handle->data;
@@ -453,7 +453,7 @@ void mob_engine_stop(mob_engine_t *e, void (*done)(void *arg), void *arg) {
   e->transport->stop(e->link, on_transport_stopped, e);
 }
 
-// ------------------------------------------------------------------------------------------- stats
+// ------------------------------------------------------------------------------------------ stats
 
 static int compare(const void *a, const void *b) {
   uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;

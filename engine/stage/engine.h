@@ -20,8 +20,8 @@ typedef struct mob_engine_config {
   const char *device;       // "auto", "cpu", "cuda"
   int tp, pp;
   bool expert_parallel;
-  const int
-      *layer_split;  // [pp] layers of each stage (VLLM_PP_LAYER_PARTITION); NULL: balanced by bytes
+  // [pp] layers of each stage (VLLM_PP_LAYER_PARTITION); NULL: balanced by bytes.
+  const int *layer_split;
   const char *dtype; // "auto", "float32", "bfloat16", "float16", ...
   const char *kv_cache_dtype;
   int max_len;            // --max-model-len, already derived and checked
@@ -68,8 +68,7 @@ mob_status mob_engine_start(uv_loop_t *loop, const mob_engine_config_t *config,
 // Aborts what runs, removes actors and placement group, then `done`. Also after on_lost.
 void mob_engine_stop(mob_engine_t *engine, void (*done)(void *arg), void *arg);
 
-// ----------------------------------------------------------------------------------------
-// generation
+// ------------------------------------------------------------------------------------- generation
 
 typedef enum mob_finish {
   MOB_FINISH_NONE,

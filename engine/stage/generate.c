@@ -15,8 +15,7 @@ static uint64_t next_seed(mob_engine_t *e) { // splitmix64
   return z ^ (z >> 31);
 }
 
-// ------------------------------------------------------------------------------------------
-// requests
+// --------------------------------------------------------------------------------------- requests
 
 static mob_status check_ids(const char *what, const int32_t *ids, uint32_t count, int vocab) {
   for (uint32_t i = 0; i < count; i++)
@@ -124,7 +123,7 @@ void mob__engine_end_all(mob_engine_t *e, mob_finish_t finish, const char *why) 
   }
 }
 
-// -------------------------------------------------------------------------------------- plans, out
+// ------------------------------------------------------------------------------------- plans, out
 
 // Said at the first preemption and at every 50th: a cache that is too small costs speed quietly.
 static void warn_of_preemptions(mob_engine_t *e) {
@@ -169,7 +168,7 @@ static void schedule_pump(mob_engine_t *e) {
   uv_check_start(&e->pump_check, on_pump);
 }
 
-// ------------------------------------------------------------------------------------- results, in
+// ------------------------------------------------------------------------------------ results, in
 
 static mob_finish_t finish_of(mob_sched_finish_t finish) {
   switch (finish) {

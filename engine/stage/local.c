@@ -54,8 +54,7 @@ static void post(mob_mailbox_t *box, letter_kind_t kind, int stage, mob_bytes_t 
   mob_mailbox_post(box, letter);
 }
 
-// ---------------------------------------------------------------------------- on the stage's
-// thread
+// -------------------------------------------------------------------------- on the stage's thread
 
 static void on_runner_closed(void *arg) {
   local_stage_t *s = arg;
@@ -102,8 +101,7 @@ static void *stage_main(void *arg) {
   return NULL;
 }
 
-// -------------------------------------------------------------------------- on the gateway's
-// thread
+// ------------------------------------------------------------------------ on the gateway's thread
 
 static void on_up_closed(mob__transport_t *t) {
   void (*done)(void *) = t->done;

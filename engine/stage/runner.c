@@ -82,7 +82,7 @@ static void put_failed(mob_buf_t *out, const char *cause, const char *why) {
   mob__wire_up(&up, out);
 }
 
-// ----------------------------------------------------------------------------------- blocking jobs
+// ---------------------------------------------------------------------------------- blocking jobs
 
 static mob_status open_model(mob__runner_t *r, int *port) {
   const Mobula__StageConfig *c = r->config;
@@ -247,7 +247,7 @@ static void start_job(mob__runner_t *r, bool (*job)(mob__runner_t *r, mob_buf_t 
   start_thread(r, job_main);
 }
 
-// ---------------------------------------------------------------------------------------- messages
+// --------------------------------------------------------------------------------------- messages
 
 static void send_up(mob__runner_t *r, const mob_buf_t *bytes) {
   if (r->closed) return;
@@ -354,8 +354,7 @@ void mob__runner_message(mob__runner_t *r, mob_bytes_t message) {
   mob_pb_free(down);
 }
 
-// ----------------------------------------------------------------------------------------- the
-// loop
+// --------------------------------------------------------------------------------------- the loop
 
 static void on_beat(uv_timer_t *timer) {
   mob__runner_t *r = timer->data;
@@ -417,7 +416,7 @@ static void on_timer_closed(uv_handle_t *handle) {
   close_when_idle(r);
 }
 
-// ---------------------------------------------------------------------------------------- lifetime
+// --------------------------------------------------------------------------------------- lifetime
 
 static mob_status check_config(const Mobula__StageConfig *c) {
   if (c->protocol != MOB__STAGE_PROTOCOL)

@@ -35,8 +35,7 @@ void mob__wire_up(const Mobula__StageUp *message, mob_buf_t *out) {
   type **list = MOB_ARENA_ARRAY(arena, type *, (count) + 1);                                       \
   for (size_t i_ = 0; i_ < (count); i_++) list[i_] = &var[i_]
 
-// ------------------------------------------------------------------------------------- plan,
-// sending
+// ---------------------------------------------------------------------------------- plan, sending
 
 static Mobula__Sampling *put_sampling(mob_arena_t *arena, const mob_sampling_t *s) {
   Mobula__Sampling *m = MOB_ARENA_NEW(arena, Mobula__Sampling);
@@ -117,8 +116,7 @@ void mob__wire_plan(mob__tables_t *tables, uint64_t epoch, const mob_step_t *ste
   mob_arena_free(&arena);
 }
 
-// ------------------------------------------------------------------------------------ plan,
-// reading
+// ---------------------------------------------------------------------------------- plan, reading
 
 typedef struct reader {
   mob__tables_t *tables;

@@ -27,8 +27,7 @@ enum { STREAMS = 8, AT_ONCE_MS = 2000 };
 enum { STREAMS = 8, AT_ONCE_MS = 100 };
 #endif
 
-// -------------------------------------------------------------------------------------------
-// daemons
+// ---------------------------------------------------------------------------------------- daemons
 
 typedef struct node {
   pid_t pid;
@@ -106,8 +105,7 @@ static mob_engine_config_t cluster_config(int tp, int pp) {
   return config;
 }
 
-// -------------------------------------------------------------------------------------------
-// serving
+// ---------------------------------------------------------------------------------------- serving
 
 static void test_tokens_are_those_of_one_process(void **state) {
   (void)state;
@@ -150,8 +148,7 @@ static void test_a_layout_that_does_not_fit_says_what_is_there(void **state) {
   free(t);
 }
 
-// --------------------------------------------------------------------------------------------
-// losing
+// ----------------------------------------------------------------------------------------- losing
 
 typedef struct loss {
   bool dead_node; // the node's daemon, not the stage
