@@ -13,19 +13,26 @@ static const char serve_usage[] = "usage: vllm serve <model_tag> [options]\n";
 
 static int serve_help(void) {
   fputs(serve_usage, stdout);
-  fputs("\nServes the model in directory <model_tag> over the OpenAI API. In a group that `ray_init.sh` or `ray start`\n"
+  fputs("\nServes the model in directory <model_tag> over the OpenAI API. In a group that "
+        "`ray_init.sh` or `ray start`\n"
         "began, its stages run on the group's nodes; without one, in this process.\n\n"
         "  -h, --help                      Show this text and end.\n"
-        "  --config FILE                   YAML file of options, a flat map; the command line goes before it.\n",
+        "  --config FILE                   YAML file of options, a flat map; the command line goes "
+        "before it.\n",
         stdout);
   mob_options_help(mob__serve_table, mob__serve_table_len, stdout);
-  fputs("\nLong names may be written with `_` or `-`, and values as `--name value` or `--name=value`.\n\n"
-        "Environment: VLLM_API_KEY, VLLM_HOST_IP, VLLM_LOGGING_LEVEL, VLLM_PP_LAYER_PARTITION=a,b,\n"
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN, VLLM_KEEP_ALIVE_ON_ENGINE_DEATH, VLLM_HTTP_TIMEOUT_KEEP_ALIVE,\n"
-        "RAY_ADDRESS=HOST:PORT (the group's GCS; default: the cluster of this machine, if one runs).\n\n"
-        "Exit codes: 0 drained after a signal; 1 refused at start; 2 wrong usage; 69 lost while starting;\n"
-        "70 the group was lost; 75 the group was not complete in time.\n",
-        stdout);
+  fputs(
+      "\nLong names may be written with `_` or `-`, and values as `--name value` or "
+      "`--name=value`.\n\n"
+      "Environment: VLLM_API_KEY, VLLM_HOST_IP, VLLM_LOGGING_LEVEL, VLLM_PP_LAYER_PARTITION=a,b,\n"
+      "VLLM_ALLOW_LONG_MAX_MODEL_LEN, VLLM_KEEP_ALIVE_ON_ENGINE_DEATH, "
+      "VLLM_HTTP_TIMEOUT_KEEP_ALIVE,\n"
+      "RAY_ADDRESS=HOST:PORT (the group's GCS; default: the cluster of this machine, if one "
+      "runs).\n\n"
+      "Exit codes: 0 drained after a signal; 1 refused at start; 2 wrong usage; 69 lost while "
+      "starting;\n"
+      "70 the group was lost; 75 the group was not complete in time.\n",
+      stdout);
   return 0;
 }
 
@@ -64,9 +71,12 @@ int mob_vllm_main(int argc, char **argv) {
     return 0;
   }
   fputs(usage, stderr);
-  if (!*command) fputs("vllm: error: the following arguments are required: subparser\n", stderr);
+  if (!*command)
+    fputs("vllm: error: the following arguments are required: subparser\n", stderr);
   else {
-    fprintf(stderr, "vllm: error: argument subparser: invalid choice: '%s' (choose from 'serve', 'complete', 'chat')\n",
+    fprintf(stderr,
+            "vllm: error: argument subparser: invalid choice: '%s' (choose from 'serve', "
+            "'complete', 'chat')\n",
             command);
   }
   return 2;

@@ -30,7 +30,9 @@ static void put_usage(mob_buf_t *out, size_t prompt, size_t completion, int64_t 
   mob_json_close(out, '}');
 }
 
-static bool continuous(const mob__task_t *task) { return task->request.include_usage && task->request.continuous_usage; }
+static bool continuous(const mob__task_t *task) {
+  return task->request.include_usage && task->request.continuous_usage;
+}
 
 static void close_chunk(mob__task_t *task, mob_buf_t *out, size_t completion) {
   mob_json_close(out, ']');
@@ -53,7 +55,8 @@ static void last_content(const mob__task_t *task, mob_buf_t *out) {
   }
   for (size_t i = 0, used = 0; i < json_array_size(content); i++) {
     part = json_array_get(content, i);
-    const char *text = json_is_string(part) ? json_string_value(part) : json_string_value(json_object_get(part, "text"));
+    const char *text = json_is_string(part) ? json_string_value(part)
+                                            : json_string_value(json_object_get(part, "text"));
     if (text && *text) mob_buf_printf(out, "%s%s", used++ ? "\n" : "", text);
   }
 }
@@ -86,9 +89,12 @@ static void start_stream(mob__task_t *task) {
 
 static void put_stop_reason(const mob_choice_t *choice, mob_buf_t *out) {
   mob_json_key(out, "stop_reason");
-  if (choice->stop_text) mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
-  else if (choice->stop_id >= 0) mob_json_int(out, choice->stop_id);
-  else mob_json_null(out);
+  if (choice->stop_text)
+    mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
+  else if (choice->stop_id >= 0)
+    mob_json_int(out, choice->stop_id);
+  else
+    mob_json_null(out);
 }
 
 static void put_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out) {
@@ -152,7 +158,8 @@ void mob__chat_event(mob__task_t *task, mob__seq_t *seq) {
     put_stop_reason(choice, &out);
   }
   if (task->request.return_token_ids) {
-    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent, &out);
+    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent,
+            &out);
     choice->ids_sent = choice->ids.len;
   }
   mob_json_close(&out, '}');
@@ -179,7 +186,8 @@ void mob__chat_usage_event(mob__task_t *task) {
   mob_buf_free(&out);
 }
 
-// ---------------------------------------------------------------------------------------- whole reply
+// ---------------------------------------------------------------------------------------- whole
+// reply
 
 static void put_message(mob__task_t *task, mob__seq_t *seq, const mob_buf_t *echo, mob_buf_t *out) {
   const mob_choice_t *choice = &seq->choice;
@@ -191,8 +199,10 @@ static void put_message(mob__task_t *task, mob__seq_t *seq, const mob_buf_t *ech
   mob_json_open(out, '{');
   mob_json_put_text(out, "role", task->role);
   mob_json_key(out, "reasoning_content");
-  if (parts.reasoning_len) mob_json_text(out, parts.reasoning, parts.reasoning_len);
-  else mob_json_null(out);
+  if (parts.reasoning_len)
+    mob_json_text(out, parts.reasoning, parts.reasoning_len);
+  else
+    mob_json_null(out);
   mob_json_key(out, "content");
   if (parts.reasoning_len && parts.content_len == 0 && echo->len == 0) {
     mob_json_null(out);
@@ -230,8 +240,10 @@ void mob__chat_reply(mob__task_t *task, mob_buf_t *out) {
     mob_json_put_int(out, "index", i);
     put_message(task, chosen[i], &echo, out);
     mob_json_key(out, "logprobs");
-    if (task->request.chat_logprobs) mob__chat_logprobs(task, choice, 0, choice->tokens.len, out);
-    else mob_json_null(out);
+    if (task->request.chat_logprobs)
+      mob__chat_logprobs(task, choice, 0, choice->tokens.len, out);
+    else
+      mob_json_null(out);
     mob_json_put_text(out, "finish_reason", mob__finish_name(choice->finish));
     put_stop_reason(choice, out);
     if (task->request.return_token_ids) put_ids("token_ids", choice->ids.at, choice->ids.len, out);

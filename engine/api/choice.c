@@ -31,7 +31,8 @@ static void keep(mob_choice_t *choice, const mob_sampled_t *token) {
   }
 }
 
-// The first stop string, in the request's order, in the text that the last token may have completed.
+// The first stop string, in the request's order, in the text that the last token may have
+// completed.
 static bool find_stop(mob_choice_t *choice, const mob_choice_rules_t *rules, size_t new_bytes) {
   const char *text = (const char *)choice->text.data;
   size_t len = choice->text.len;
@@ -49,8 +50,8 @@ static bool find_stop(mob_choice_t *choice, const mob_choice_rules_t *rules, siz
   return false;
 }
 
-bool mob__choice_push(mob_choice_t *choice, const mob_choice_rules_t *rules, const mob_sampled_t *token,
-                      mob_finish_t finish, bool keep_logprobs) {
+bool mob__choice_push(mob_choice_t *choice, const mob_choice_rules_t *rules,
+                      const mob_sampled_t *token, mob_finish_t finish, bool keep_logprobs) {
   choice->finish = finish;
   if (!token || token->token < 0) return false;
   *mob_vec_push(&choice->ids) = token->token;
@@ -87,8 +88,11 @@ size_t mob__choice_ready(const mob_choice_t *choice, const mob_choice_rules_t *r
 
 const char *mob__finish_name(mob_finish_t finish) {
   switch (finish) {
-  case MOB_FINISH_STOP: return "stop";
-  case MOB_FINISH_LENGTH: return "length";
-  default: return "abort";
+  case MOB_FINISH_STOP:
+    return "stop";
+  case MOB_FINISH_LENGTH:
+    return "length";
+  default:
+    return "abort";
   }
 }

@@ -20,26 +20,29 @@ typedef struct client {
 } client_t;
 
 static const mob_option_t table[] = {
-    {"--url", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, "http://localhost:8000/v1", offsetof(client_t, url), NULL,
-     "URL of the running server."},
+    {"--url", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, "http://localhost:8000/v1", offsetof(client_t, url),
+     NULL, "URL of the running server."},
     {"--model-name", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, NULL, offsetof(client_t, model), NULL,
      "Model to ask; default: the first one of /v1/models."},
     {"--api-key", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, NULL, offsetof(client_t, api_key), NULL,
      "API key; default: OPENAI_API_KEY."},
-    {"--system-prompt", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, NULL, offsetof(client_t, system_prompt), NULL,
-     "System message of the chat."},
+    {"--system-prompt", NULL, MOB_OPT_TEXT, MOB_OPT_ACTS, NULL, offsetof(client_t, system_prompt),
+     NULL, "System message of the chat."},
 };
 
 static mob_status split_url(client_t *c) {
   const char *at = c->url;
-  if (strncasecmp(at, "http://", 7) != 0) return mob_fail(MOB_E_INVALID, "--url %s: only http:// is spoken here", c->url);
+  if (strncasecmp(at, "http://", 7) != 0)
+    return mob_fail(MOB_E_INVALID, "--url %s: only http:// is spoken here", c->url);
   at += 7;
   size_t len = strcspn(at, "/");
   const char *colon = memchr(at, ':', len);
   size_t host_len = colon ? (size_t)(colon - at) : len;
-  if (host_len == 0 || host_len >= sizeof c->host) return mob_fail(MOB_E_INVALID, "--url %s has no host", c->url);
+  if (host_len == 0 || host_len >= sizeof c->host)
+    return mob_fail(MOB_E_INVALID, "--url %s has no host", c->url);
   snprintf(c->host, sizeof c->host, "%.*s", (int)host_len, at);
-  snprintf(c->port, sizeof c->port, "%.*s", colon ? (int)(len - host_len - 1) : 2, colon ? colon + 1 : "80");
+  snprintf(c->port, sizeof c->port, "%.*s", colon ? (int)(len - host_len - 1) : 2,
+           colon ? colon + 1 : "80");
   snprintf(c->path, sizeof c->path, "%s", at + len);
   for (size_t n = strlen(c->path); n > 0 && c->path[n - 1] == '/'; n--) c->path[n - 1] = '\0';
   return MOB_OK;
@@ -59,17 +62,22 @@ static mob_status open_socket(const client_t *c, int *out) {
   }
   freeaddrinfo(list);
   *out = fd;
-  return fd >= 0 ? MOB_OK : mob_fail(MOB_E_UNAVAILABLE, "%s:%s: %s", c->host, c->port, strerror(err));
+  return fd >= 0 ? MOB_OK
+                 : mob_fail(MOB_E_UNAVAILABLE, "%s:%s: %s", c->host, c->port, strerror(err));
 }
 
-// One request in HTTP/1.0, so that the reply ends with the connection and comes unchunked. The caller frees *reply.
-static mob_status ask(const client_t *c, const char *method, const char *path, const mob_buf_t *body, json_t **reply) {
+// One request in HTTP/1.0, so that the reply ends with the connection and comes unchunked. The
+// caller frees *reply.
+static mob_status ask(const client_t *c, const char *method, const char *path,
+                      const mob_buf_t *body, json_t **reply) {
   *reply = NULL;
   int fd = -1;
   MOB_TRY(open_socket(c, &fd));
   mob_buf_t out = {0}, in = {0};
-  mob_buf_printf(&out, "%s %s%s HTTP/1.0\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n", method,
-                 c->path, path, c->host, body->len);
+  mob_buf_printf(
+      &out,
+      "%s %s%s HTTP/1.0\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n",
+      method, c->path, path, c->host, body->len);
   if (c->api_key) mob_buf_printf(&out, "Authorization: Bearer %s\r\n", c->api_key);
   mob_buf_puts(&out, "\r\n");
   mob_buf_append(&out, body->data, body->len);
@@ -89,10 +97,12 @@ static mob_status ask(const client_t *c, const char *method, const char *path, c
   const char *text = mob_buf_cstr(&in), *begin = strstr(text, "\r\n\r\n");
   int code = strncmp(text, "HTTP/1.", 7) == 0 ? atoi(text + 9) : 0;
   if (begin) *reply = json_loads(begin + 4, 0, NULL);
-  if (!*reply) status = mob_fail(MOB_E_FORMAT, "the server's reply is not JSON (HTTP status %d)", code);
+  if (!*reply)
+    status = mob_fail(MOB_E_FORMAT, "the server's reply is not JSON (HTTP status %d)", code);
   else if (code != 200) {
     const json_t *error = json_object_get(*reply, "error");
-    const char *why = json_string_value(json_object_get(json_is_object(error) ? error : *reply, "message"));
+    const char *why =
+        json_string_value(json_object_get(json_is_object(error) ? error : *reply, "message"));
     if (!why) why = json_string_value(error);
     status = mob_fail(MOB_E_INVALID, "HTTP %d: %s", code, why ? why : "no message");
     json_decref(*reply);
@@ -107,7 +117,8 @@ static mob_status find_model(client_t *c) {
   if (c->model) return MOB_OK;
   json_t *reply;
   MOB_TRY(ask(c, "GET", "/models", &(mob_buf_t){0}, &reply));
-  const char *id = json_string_value(json_object_get(json_array_get(json_object_get(reply, "data"), 0), "id"));
+  const char *id =
+      json_string_value(json_object_get(json_array_get(json_object_get(reply, "data"), 0), "id"));
   if (id) c->model = mob_strdup(id);
   json_decref(reply);
   return id ? MOB_OK : mob_fail(MOB_E_FORMAT, "the server lists no model");
@@ -132,8 +143,11 @@ static mob_status answer(client_t *c, bool chat, json_t *messages, const char *l
   if (status == MOB_OK) {
     const json_t *choice = json_array_get(json_object_get(reply, "choices"), 0);
     const json_t *message = json_object_get(choice, "message");
-    const char *text = json_string_value(json_object_get(chat ? message : choice, chat ? "content" : "text"));
-    if (chat && text) json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "assistant", "content", text));
+    const char *text =
+        json_string_value(json_object_get(chat ? message : choice, chat ? "content" : "text"));
+    if (chat && text)
+      json_array_append_new(messages,
+                            json_pack("{s:s, s:s}", "role", "assistant", "content", text));
     printf("%s\n", text ? text : "");
   }
   json_decref(reply);
@@ -171,7 +185,8 @@ int mob__client_main(int argc, char **argv, bool chat) {
   }
   printf("Using model: %s\n", c.model);
   if (c.system_prompt) {
-    json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "system", "content", c.system_prompt));
+    json_array_append_new(messages,
+                          json_pack("{s:s, s:s}", "role", "system", "content", c.system_prompt));
   }
   puts(chat ? "Please enter a message for the chat model:" : "Please enter prompt to complete:");
   char *line = NULL;

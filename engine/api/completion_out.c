@@ -27,9 +27,12 @@ static void put_usage(mob_buf_t *out, size_t prompt, size_t completion, bool det
 
 static void put_stop_reason(const mob_choice_t *choice, mob_buf_t *out) {
   mob_json_key(out, "stop_reason");
-  if (choice->stop_text) mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
-  else if (choice->stop_id >= 0) mob_json_int(out, choice->stop_id);
-  else mob_json_null(out);
+  if (choice->stop_text)
+    mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
+  else if (choice->stop_id >= 0)
+    mob_json_int(out, choice->stop_id);
+  else
+    mob_json_null(out);
 }
 
 static void put_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out) {
@@ -40,10 +43,12 @@ static void put_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t
 }
 
 // `echo` with max_tokens 0 wants the prompt alone: the one token that was generated is dropped.
-static bool echo_only(const mob__task_t *task) { return task->request.echo && task->request.max_tokens == 0; }
+static bool echo_only(const mob__task_t *task) {
+  return task->request.echo && task->request.max_tokens == 0;
+}
 
-static void put_text(const mob__task_t *task, const mob__seq_t *seq, bool echo, size_t from, size_t to,
-                     mob_buf_t *out) {
+static void put_text(const mob__task_t *task, const mob__seq_t *seq, bool echo, size_t from,
+                     size_t to, mob_buf_t *out) {
   const mob__input_t *input = &task->inputs.at[seq->input];
   mob_buf_t text = {0};
   if (echo) mob_buf_append(&text, input->text.data, input->text.len);
@@ -62,11 +67,13 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
   seq->echoed = true;
   open_object(task, &out);
   mob_json_open(&out, '{');
-  mob_json_put_int(&out, "index", (int64_t)(seq->index + seq->input * task->inputs.at[0].sampling.n));
+  mob_json_put_int(&out, "index",
+                   (int64_t)(seq->index + seq->input * task->inputs.at[0].sampling.n));
   put_text(task, seq, echo, choice->sent, ready, &out);
   mob_json_key(&out, "logprobs");
   if (task->request.logprobs != MOB_UNSET) {
-    mob__completion_logprobs(task, choice, choice->tokens_sent, tokens_end, echo ? seq : NULL, &seq->text_offset, &out);
+    mob__completion_logprobs(task, choice, choice->tokens_sent, tokens_end, echo ? seq : NULL,
+                             &seq->text_offset, &out);
   } else {
     mob_json_null(&out);
   }
@@ -76,7 +83,8 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
                     choice->finish == MOB_FINISH_NONE ? NULL : mob__finish_name(choice->finish));
   put_stop_reason(choice, &out);
   if (task->request.return_token_ids) {
-    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent, &out);
+    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent,
+            &out);
     choice->ids_sent = choice->ids.len;
   }
   mob_json_close(&out, '}');
@@ -116,7 +124,8 @@ void mob__completion_reply(mob__task_t *task, mob_buf_t *out) {
   open_object(task, out);
   for (size_t p = 0; p < task->inputs.len; p++) {
     mob__chosen(task, p, chosen);
-    const mob__seq_t *first = &task->seqs[p * (task->seq_count / task->inputs.len)]; // has the prompt's logprobs
+    const mob__seq_t *first =
+        &task->seqs[p * (task->seq_count / task->inputs.len)]; // has the prompt's logprobs
     for (uint32_t i = 0; i < n; i++) {
       mob__seq_t *seq = chosen[i];
       mob_choice_t *choice = &seq->choice;

@@ -15,8 +15,10 @@ void mob_field_error(mob_field_errors_t *errors, const char *type, const char *l
   mob_buf_printf(out, "{'type': '%s', 'loc': ('body'%s%s), 'msg': ", type, *loc ? ", " : ",", loc);
   mob_py_repr_text(out, msg, strlen(msg));
   mob_buf_puts(out, ", 'input': ");
-  if (input) mob_py_repr(out, input);
-  else mob_buf_puts(out, "None");
+  if (input)
+    mob_py_repr(out, input);
+  else
+    mob_buf_puts(out, "None");
   mob_buf_putc(out, '}');
 }
 
@@ -94,14 +96,16 @@ static bool read_bool(const json_t *value, bool *out, const char **type, const c
   if (!json_is_string(value)) return false;
   *type = "bool_parsing";
   *msg = "Input should be a valid boolean, unable to interpret input";
-  static const char *const words[] = {"true", "1", "yes", "on", "t", "y", "false", "0", "no", "off", "f", "n"};
+  static const char *const words[] = {"true",  "1", "yes", "on",  "t", "y",
+                                      "false", "0", "no",  "off", "f", "n"};
   for (size_t i = 0; i < MOB_LEN(words); i++) {
     if (strcasecmp(words[i], json_string_value(value)) == 0) return *out = i < 6, true;
   }
   return false;
 }
 
-static bool read_texts(const json_t *value, mob_strings_t *out, const char **type, const char **msg) {
+static bool read_texts(const json_t *value, mob_strings_t *out, const char **type,
+                       const char **msg) {
   *type = "string_type";
   *msg = "Input should be a valid string";
   if (json_is_string(value)) {
@@ -124,7 +128,8 @@ static bool read_texts(const json_t *value, mob_strings_t *out, const char **typ
   return true;
 }
 
-static bool read_ids(const json_t *value, mob_int_list_t *out, const char **type, const char **msg) {
+static bool read_ids(const json_t *value, mob_int_list_t *out, const char **type,
+                     const char **msg) {
   *type = "list_type";
   *msg = "Input should be a valid list";
   if (!json_is_array(value)) return false;
@@ -133,18 +138,25 @@ static bool read_ids(const json_t *value, mob_int_list_t *out, const char **type
   json_array_foreach((json_t *)value, i, item) {
     int64_t id;
     if (!read_int(item, &id, type, msg)) return false;
-    *mob_vec_push(out) = id < INT32_MIN || id > INT32_MAX ? -1 : (int32_t)id; // -1 is out of every vocabulary
+    *mob_vec_push(out) =
+        id < INT32_MIN || id > INT32_MAX ? -1 : (int32_t)id; // -1 is out of every vocabulary
   }
   return true;
 }
 
-static bool read_field(const mob_field_t *field, const json_t *value, void *at, const char **type, const char **msg) {
+static bool read_field(const mob_field_t *field, const json_t *value, void *at, const char **type,
+                       const char **msg) {
   switch (field->kind) {
-  case MOB_FIELD_INT: return read_int(value, at, type, msg);
-  case MOB_FIELD_FLOAT: return read_float(value, at, type, msg);
-  case MOB_FIELD_BOOL: return read_bool(value, at, type, msg);
-  case MOB_FIELD_TEXTS: return read_texts(value, at, type, msg);
-  case MOB_FIELD_IDS: return read_ids(value, at, type, msg);
+  case MOB_FIELD_INT:
+    return read_int(value, at, type, msg);
+  case MOB_FIELD_FLOAT:
+    return read_float(value, at, type, msg);
+  case MOB_FIELD_BOOL:
+    return read_bool(value, at, type, msg);
+  case MOB_FIELD_TEXTS:
+    return read_texts(value, at, type, msg);
+  case MOB_FIELD_IDS:
+    return read_ids(value, at, type, msg);
   case MOB_FIELD_TEXT:
     *type = "string_type";
     *msg = "Input should be a valid string";
@@ -157,7 +169,8 @@ static bool read_field(const mob_field_t *field, const json_t *value, void *at, 
     *type = "list_type";
     *msg = "Input should be a valid list";
     return *(const json_t **)at = value, json_is_array(value);
-  case MOB_FIELD_ANY: return *(const json_t **)at = value, true;
+  case MOB_FIELD_ANY:
+    return *(const json_t **)at = value, true;
   }
   return false;
 }

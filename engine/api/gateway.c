@@ -11,14 +11,16 @@
 #define MOB_LOG_COMPONENT "api"
 #include "runtime/base/log.h"
 
-// ---------------------------------------------------------------------------- defaults of the sampling
+// ---------------------------------------------------------------------------- defaults of the
+// sampling
 
 static double number_of(const json_t *config, const char *key) {
   const json_t *value = json_object_get(config, key);
   return json_is_number(value) ? json_number_value(value) : NAN;
 }
 
-// What transformers calls the difference to the defaults: a top_k of 50 is its default and therefore says nothing.
+// What transformers calls the difference to the defaults: a top_k of 50 is its default and
+// therefore says nothing.
 static void take_defaults(const json_t *config, bool file, mob_api_limits_t *limits) {
   double temperature = number_of(config, "temperature"), top_p = number_of(config, "top_p");
   double penalty = number_of(config, "repetition_penalty"), min_p = number_of(config, "min_p");
@@ -39,11 +41,14 @@ static mob_status read_generation_config(mob_gateway_t *gateway) {
   if (o->generation_config && strcmp(o->generation_config, "vllm") != 0) {
     bool own = strcmp(o->generation_config, "auto") == 0;
     mob_buf_t text = {0};
-    char *path = mob_path_join(own ? mob_model_dir(gateway->model) : o->generation_config, "generation_config.json");
+    char *path = mob_path_join(own ? mob_model_dir(gateway->model) : o->generation_config,
+                               "generation_config.json");
     mob_status status = mob_file_read(path, 1 << 20, &text);
     json_t *json = status == MOB_OK ? json_loadb((char *)text.data, text.len, 0, NULL) : NULL;
-    if (json) take_defaults(json, true, limits);
-    else if (status == MOB_OK) status = mob_fail(MOB_E_FORMAT, "%s is not JSON", path);
+    if (json)
+      take_defaults(json, true, limits);
+    else if (status == MOB_OK)
+      status = mob_fail(MOB_E_FORMAT, "%s is not JSON", path);
     json_decref(json);
     mob_buf_free(&text);
     free(path);
@@ -63,8 +68,10 @@ static mob_status read_cors(mob_gateway_t *gateway) {
   gateway->origins = json_loads(o->allowed_origins, JSON_DECODE_ANY, NULL);
   gateway->methods = json_loads(o->allowed_methods, JSON_DECODE_ANY, NULL);
   gateway->headers = json_loads(o->allowed_headers, JSON_DECODE_ANY, NULL);
-  if (!json_is_array(gateway->origins) || !json_is_array(gateway->methods) || !json_is_array(gateway->headers)) {
-    return mob_fail(MOB_E_INVALID, "--allowed-origins, --allowed-methods and --allowed-headers are JSON arrays");
+  if (!json_is_array(gateway->origins) || !json_is_array(gateway->methods) ||
+      !json_is_array(gateway->headers)) {
+    return mob_fail(MOB_E_INVALID,
+                    "--allowed-origins, --allowed-methods and --allowed-headers are JSON arrays");
   }
   const json_t *lists[] = {gateway->origins, gateway->methods, gateway->headers};
   for (size_t k = 0; k < MOB_LEN(lists); k++) {
@@ -79,7 +86,8 @@ static mob_status read_cors(mob_gateway_t *gateway) {
   return MOB_OK;
 }
 
-mob_status mob_gateway_open(uv_loop_t *loop, const mob_gateway_config_t *config, mob_gateway_t **out) {
+mob_status mob_gateway_open(uv_loop_t *loop, const mob_gateway_config_t *config,
+                            mob_gateway_t **out) {
   *out = NULL;
   mob_gateway_t *gateway = MOB_NEW(mob_gateway_t);
   const mob_serve_options_t *o = config->options;
@@ -94,17 +102,22 @@ mob_status mob_gateway_open(uv_loop_t *loop, const mob_gateway_config_t *config,
   const mob_generation_defaults_t *generation = mob_model_generation(config->model);
   gateway->limits.vocab = desc->vocab;
   gateway->limits.max_len = config->max_len;
-  gateway->limits.max_logprobs = o->max_logprobs < MOB_MAX_LOGPROBS ? (int)o->max_logprobs : MOB_MAX_LOGPROBS;
+  gateway->limits.max_logprobs =
+      o->max_logprobs < MOB_MAX_LOGPROBS ? (int)o->max_logprobs : MOB_MAX_LOGPROBS;
   gateway->limits.priority_policy = strcmp(o->scheduling_policy, "priority") == 0;
-  gateway->eos = desc->eos_id >= 0 ? desc->eos_id : generation->eos_count ? generation->eos_ids[0] : -1;
+  gateway->eos = desc->eos_id >= 0       ? desc->eos_id
+                 : generation->eos_count ? generation->eos_ids[0]
+                                         : -1;
   mob__metrics_init(&gateway->metrics, config->max_len);
   const char *dir = o->tokenizer ? o->tokenizer : mob_model_dir(config->model);
   mob_status status = MOB_OK;
   MOB_TRY_GOTO(read_generation_config(gateway), status, fail);
   MOB_TRY_GOTO(read_cors(gateway), status, fail);
-  MOB_TRY_GOTO(mob__prompter_open(dir, o->chat_template, o->content_format, o->skip_tokenizer, &gateway->prompter),
+  MOB_TRY_GOTO(mob__prompter_open(dir, o->chat_template, o->content_format, o->skip_tokenizer,
+                                  &gateway->prompter),
                status, fail);
-  json_object_seed(0); // jansson does it on first use, which must not be on two worker threads at once
+  json_object_seed(
+      0); // jansson does it on first use, which must not be on two worker threads at once
   *out = gateway;
   return MOB_OK;
 fail:
@@ -112,7 +125,9 @@ fail:
   return status;
 }
 
-void mob_gateway_set_engine(mob_gateway_t *gateway, mob_engine_t *engine) { gateway->engine = engine; }
+void mob_gateway_set_engine(mob_gateway_t *gateway, mob_engine_t *engine) {
+  gateway->engine = engine;
+}
 
 void mob_gateway_lost(mob_gateway_t *gateway, const char *cause, const char *why) {
   gateway->lost = true;
@@ -133,7 +148,9 @@ void mob_gateway_end_all(mob_gateway_t *gateway, const char *message) {
   }
 }
 
-size_t mob_gateway_under_way(const mob_gateway_t *gateway) { return gateway->task_count; }
+size_t mob_gateway_under_way(const mob_gateway_t *gateway) {
+  return gateway->task_count;
+}
 
 void mob_gateway_log_stats(mob_gateway_t *gateway, double seconds) {
   if (!gateway->engine || gateway->lost) return;
@@ -146,10 +163,12 @@ void mob_gateway_log_stats(mob_gateway_t *gateway, double seconds) {
   bool busy = prompt || generated || stats.running || stats.waiting;
   if (!busy && !gateway->logged_busy) return;
   gateway->logged_busy = busy;
-  MOB_INFO("Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, Running: %u reqs, "
-           "Swapped: 0 reqs, Pending: %u reqs, GPU KV cache usage: %.1f%%, CPU KV cache usage: 0.0%%.",
-           (double)prompt / seconds, (double)generated / seconds, stats.running, stats.waiting,
-           stats.pages_total > 0 ? 100.0 * (double)stats.pages_used / (double)stats.pages_total : 0.0);
+  MOB_INFO(
+      "Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, Running: %u "
+      "reqs, "
+      "Swapped: 0 reqs, Pending: %u reqs, GPU KV cache usage: %.1f%%, CPU KV cache usage: 0.0%%.",
+      (double)prompt / seconds, (double)generated / seconds, stats.running, stats.waiting,
+      stats.pages_total > 0 ? 100.0 * (double)stats.pages_used / (double)stats.pages_total : 0.0);
   if (gateway->prefix_cache && stats.prefix_queries) {
     MOB_INFO("Prefix cache hit rate: GPU: %.2f%%, CPU: -100.00%%",
              100.0 * (double)stats.prefix_hits / (double)stats.prefix_queries);

@@ -53,8 +53,8 @@ typedef struct mob__seq {
   mob_prompt_logprobs_t prompt;
   mob_reasoning_t reasoning;
   bool echoed;
-  size_t text_offset;   // completions' logprobs, streaming
-  uint64_t last_ns;     // of its last token
+  size_t text_offset; // completions' logprobs, streaming
+  uint64_t last_ns;   // of its last token
 } mob__seq_t;
 
 struct mob__task { // a request under way
@@ -62,12 +62,12 @@ struct mob__task { // a request under way
   mob__task_t *prev, *next;
   mob_http_request_t *http; // NULL once the client left or the reply ended
   uv_work_t work;
-  bool working;             // a worker thread has it
+  bool working; // a worker thread has it
   mob_api_kind_t kind;
   char *content_type;
   mob_buf_t body;
   mob_api_request_t request;
-  char *error;              // of the worker
+  char *error; // of the worker
   MOB_VEC(mob__input_t) inputs;
   mob__seq_t *seqs;
   size_t seq_count, running;
@@ -75,9 +75,9 @@ struct mob__task { // a request under way
   char id[160];
   int64_t created;
   const char *role;
-  bool begun;               // the stream's head is sent
-  bool started;             // the role chunk is sent
-  bool failed;              // a reply was given; what still comes from the engine is dropped
+  bool begun;   // the stream's head is sent
+  bool started; // the role chunk is sent
+  bool failed;  // a reply was given; what still comes from the engine is dropped
   uint32_t cached_tokens;
   uint64_t arrived_ns, submitted_ns, first_ns;
 };
@@ -93,9 +93,11 @@ void mob__reply_lost(mob_gateway_t *gateway, mob_http_request_t *http);
 
 // ---- routes.c
 // All replies go through these: they add CORS and request id headers and write the access log.
-void mob__reply(mob_gateway_t *gateway, mob_http_request_t *http, int status, const char *content_type,
-                const void *body, size_t len, const mob_http_field_t *extra, size_t extra_count);
-void mob__reply_json(mob_gateway_t *gateway, mob_http_request_t *http, int status, const mob_buf_t *body);
+void mob__reply(mob_gateway_t *gateway, mob_http_request_t *http, int status,
+                const char *content_type, const void *body, size_t len,
+                const mob_http_field_t *extra, size_t extra_count);
+void mob__reply_json(mob_gateway_t *gateway, mob_http_request_t *http, int status,
+                     const mob_buf_t *body);
 void mob__begin_stream(mob_gateway_t *gateway, mob_http_request_t *http);
 
 const char *mob__served_name(const mob_gateway_t *gateway);
@@ -104,7 +106,8 @@ const char *mob__served_name(const mob_gateway_t *gateway);
 void mob__task_start(mob_gateway_t *gateway, mob_http_request_t *http, mob_api_kind_t kind);
 void mob__task_gone(mob__task_t *task);
 void mob__task_lost(mob__task_t *task);
-void mob__task_end(mob__task_t *task, const char *message); // shutdown: 503, and its sequences are aborted
+void mob__task_end(mob__task_t *task,
+                   const char *message); // shutdown: 503, and its sequences are aborted
 
 // ---- chat_out.c, completion_out.c: one event of a stream, or the whole reply
 void mob__chat_event(mob__task_t *task, mob__seq_t *seq);
@@ -114,18 +117,22 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq);
 void mob__completion_usage_event(mob__task_t *task);
 void mob__completion_reply(mob__task_t *task, mob_buf_t *out);
 void mob__sse_event(mob__task_t *task, const mob_buf_t *json); // sends "data: JSON\n\n"
-// The sequences that are answered for prompt `input`: all, or the n best of best_of. `out` has room for n.
+// The sequences that are answered for prompt `input`: all, or the n best of best_of. `out` has room
+// for n.
 void mob__chosen(const mob__task_t *task, size_t input, mob__seq_t **out);
 
 // ---- logprob_out.c
 bool mob__tokens_as_ids(const mob__task_t *task);
 void mob__token_text(const mob__task_t *task, int32_t token, mob_buf_t *out);
 // chat: {"content":[...]} of tokens [from, to)
-void mob__chat_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to, mob_buf_t *out);
+void mob__chat_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to,
+                        mob_buf_t *out);
 // completions: {"text_offset":...}; with the prompt's tokens in front when `prompt` is not NULL
-void mob__completion_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to,
-                              const mob__seq_t *prompt, size_t *text_offset, mob_buf_t *out);
-void mob__prompt_logprobs(const mob__task_t *task, const mob__seq_t *seq, mob_buf_t *out); // [null,{...},...] or null
+void mob__completion_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from,
+                              size_t to, const mob__seq_t *prompt, size_t *text_offset,
+                              mob_buf_t *out);
+void mob__prompt_logprobs(const mob__task_t *task, const mob__seq_t *seq,
+                          mob_buf_t *out); // [null,{...},...] or null
 
 // ---- openapi.c
 void mob__openapi(const mob_gateway_t *gateway, mob_buf_t *out);

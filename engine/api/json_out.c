@@ -17,7 +17,9 @@ void mob_json_open(mob_buf_t *out, char bracket) {
   mob_buf_putc(out, bracket);
 }
 
-void mob_json_close(mob_buf_t *out, char bracket) { mob_buf_putc(out, bracket); }
+void mob_json_close(mob_buf_t *out, char bracket) {
+  mob_buf_putc(out, bracket);
+}
 
 static void put_quoted(mob_buf_t *out, const char *text, size_t len) {
   static const char hex[] = "0123456789abcdef";
@@ -31,13 +33,27 @@ static void put_quoted(mob_buf_t *out, const char *text, size_t len) {
     char escape[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
     size_t n = 2;
     switch (c) {
-    case '"': case '\\': escape[1] = (char)c; break;
-    case '\n': escape[1] = 'n'; break;
-    case '\r': escape[1] = 'r'; break;
-    case '\t': escape[1] = 't'; break;
-    case '\b': escape[1] = 'b'; break;
-    case '\f': escape[1] = 'f'; break;
-    default: n = 6;
+    case '"':
+    case '\\':
+      escape[1] = (char)c;
+      break;
+    case '\n':
+      escape[1] = 'n';
+      break;
+    case '\r':
+      escape[1] = 'r';
+      break;
+    case '\t':
+      escape[1] = 't';
+      break;
+    case '\b':
+      escape[1] = 'b';
+      break;
+    case '\f':
+      escape[1] = 'f';
+      break;
+    default:
+      n = 6;
     }
     mob_buf_append(out, escape, n);
   }
@@ -62,8 +78,10 @@ void mob_json_int(mob_buf_t *out, int64_t value) {
 
 void mob_json_double(mob_buf_t *out, double value) {
   separate(out);
-  if (isfinite(value)) mob_json_float(out, value);
-  else mob_buf_puts(out, "null");
+  if (isfinite(value))
+    mob_json_float(out, value);
+  else
+    mob_buf_puts(out, "null");
 }
 
 void mob_json_bool(mob_buf_t *out, bool value) {
@@ -83,8 +101,10 @@ void mob_json_raw(mob_buf_t *out, const char *json, size_t len) {
 
 void mob_json_put_text(mob_buf_t *out, const char *key, const char *text) {
   mob_json_key(out, key);
-  if (text) mob_json_text(out, text, strlen(text));
-  else mob_json_null(out);
+  if (text)
+    mob_json_text(out, text, strlen(text));
+  else
+    mob_json_null(out);
 }
 
 void mob_json_put_int(mob_buf_t *out, const char *key, int64_t value) {
@@ -102,7 +122,8 @@ void mob_json_put_null(mob_buf_t *out, const char *key) {
   mob_json_null(out);
 }
 
-// ------------------------------------------------------------------------------------------- Python
+// -------------------------------------------------------------------------------------------
+// Python
 
 void mob_json_float(mob_buf_t *out, double value) {
   if (isnan(value)) return mob_buf_puts(out, "nan");
@@ -112,7 +133,8 @@ void mob_json_float(mob_buf_t *out, double value) {
   do snprintf(text, sizeof text, "%.*e", digits - 1, value);
   while (strtod(text, NULL) != value && ++digits <= 17);
   int exponent = atoi(strchr(text, 'e') + 1);
-  if (exponent < -4 || exponent >= 16) { // d.ddde-05: %e's form, without a point when there is one digit
+  if (exponent < -4 ||
+      exponent >= 16) { // d.ddde-05: %e's form, without a point when there is one digit
     mob_buf_puts(out, text);
     return;
   }
@@ -133,7 +155,8 @@ void mob_json_ascii(mob_buf_t *out, const char *text, size_t len) {
     }
     size_t n = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
     uint32_t point = c & (0x7fu >> n);
-    for (size_t k = 1; k < n && i + k < quoted.len; k++) point = point << 6 | (quoted.data[i + k] & 0x3f);
+    for (size_t k = 1; k < n && i + k < quoted.len; k++)
+      point = point << 6 | (quoted.data[i + k] & 0x3f);
     if (point >= 0x10000) {
       point -= 0x10000;
       mob_buf_printf(out, "\\u%04x\\u%04x", 0xd800 + (point >> 10), 0xdc00 + (point & 0x3ff));
@@ -150,10 +173,14 @@ void mob_py_repr_text(mob_buf_t *out, const char *text, size_t len) {
   mob_buf_putc(out, quote);
   for (size_t i = 0; i < len; i++) {
     unsigned char c = (unsigned char)text[i];
-    if (c == '\n') mob_buf_puts(out, "\\n");
-    else if (c == '\r') mob_buf_puts(out, "\\r");
-    else if (c == '\t') mob_buf_puts(out, "\\t");
-    else if (c < 0x20 || c == 0x7f) mob_buf_printf(out, "\\x%02x", c);
+    if (c == '\n')
+      mob_buf_puts(out, "\\n");
+    else if (c == '\r')
+      mob_buf_puts(out, "\\r");
+    else if (c == '\t')
+      mob_buf_puts(out, "\\t");
+    else if (c < 0x20 || c == 0x7f)
+      mob_buf_printf(out, "\\x%02x", c);
     else {
       if (c == '\\' || c == (unsigned char)quote) mob_buf_putc(out, '\\');
       mob_buf_putc(out, (char)c);
@@ -189,12 +216,24 @@ static void repr(mob_buf_t *out, const json_t *value, size_t limit) {
     }
     mob_buf_putc(out, ']');
     break;
-  case JSON_STRING: mob_py_repr_text(out, json_string_value(value), json_string_length(value)); break;
-  case JSON_INTEGER: mob_buf_printf(out, "%lld", (long long)json_integer_value(value)); break;
-  case JSON_REAL: mob_json_float(out, json_real_value(value)); break;
-  case JSON_TRUE: mob_buf_puts(out, "True"); break;
-  case JSON_FALSE: mob_buf_puts(out, "False"); break;
-  case JSON_NULL: mob_buf_puts(out, "None"); break;
+  case JSON_STRING:
+    mob_py_repr_text(out, json_string_value(value), json_string_length(value));
+    break;
+  case JSON_INTEGER:
+    mob_buf_printf(out, "%lld", (long long)json_integer_value(value));
+    break;
+  case JSON_REAL:
+    mob_json_float(out, json_real_value(value));
+    break;
+  case JSON_TRUE:
+    mob_buf_puts(out, "True");
+    break;
+  case JSON_FALSE:
+    mob_buf_puts(out, "False");
+    break;
+  case JSON_NULL:
+    mob_buf_puts(out, "None");
+    break;
   }
 }
 
@@ -204,7 +243,8 @@ void mob_py_repr(mob_buf_t *out, const json_t *value) {
   repr(out, value, begin + LONGEST);
   if (out->len <= begin + LONGEST) return;
   out->len = begin + LONGEST;
-  while (out->len > begin && (out->data[out->len - 1] & 0xc0) == 0x80) out->len--; // not inside a character
+  while (out->len > begin && (out->data[out->len - 1] & 0xc0) == 0x80)
+    out->len--; // not inside a character
   if (out->len > begin && out->data[out->len - 1] >= 0xc0) out->len--;
   mob_buf_puts(out, "...");
 }

@@ -1,5 +1,5 @@
-// Writes JSON in the order it is called: compact, non-ASCII as it is, numbers as Python prints them.
-// Commas come by themselves: a value or key that follows another one gets one in front.
+// Writes JSON in the order it is called: compact, non-ASCII as it is, numbers as Python prints
+// them. Commas come by themselves: a value or key that follows another one gets one in front.
 #ifndef MOB_API_JSON_OUT_H
 #define MOB_API_JSON_OUT_H
 
@@ -26,7 +26,8 @@ void mob_json_put_int(mob_buf_t *out, const char *key, int64_t value);
 void mob_json_put_bool(mob_buf_t *out, const char *key, bool value);
 void mob_json_put_null(mob_buf_t *out, const char *key);
 
-// The shortest decimal that reads back as `value`, written as Python's repr() does: "1.0", "1e-05", "-0.25".
+// The shortest decimal that reads back as `value`, written as Python's repr() does: "1.0", "1e-05",
+// "-0.25".
 void mob_json_float(mob_buf_t *out, double value);
 // The text between the quotes of json.dumps(): everything but ASCII as \uXXXX.
 void mob_json_ascii(mob_buf_t *out, const char *text, size_t len);

@@ -3,20 +3,27 @@
 
 #include "engine/api/gateway_internal.h"
 #include "engine/api/json_out.h"
+#include "runtime/base/utf8.h"
 
-static double floored(float logprob) { return logprob > -9999.0f ? (double)logprob : -9999.0; }
+static double floored(float logprob) {
+  return logprob > -9999.0f ? (double)logprob : -9999.0;
+}
 
 bool mob__tokens_as_ids(const mob__task_t *task) {
-  return task->gateway->options->tokens_as_ids || task->request.tokens_as_ids || !task->gateway->prompter.tokenizer;
+  return task->gateway->options->tokens_as_ids || task->request.tokens_as_ids ||
+         !task->gateway->prompter.tokenizer;
 }
 
 void mob__token_text(const mob__task_t *task, int32_t token, mob_buf_t *out) {
   const mob_tokenizer_t *tokenizer = task->gateway->prompter.tokenizer;
-  if (mob__tokens_as_ids(task)) mob_buf_printf(out, "token_id:%d", token);
-  else if (mob_tokenizer_decode(tokenizer, &token, 1, false, out) != MOB_OK) mob_buf_printf(out, "token_id:%d", token);
+  if (mob__tokens_as_ids(task))
+    mob_buf_printf(out, "token_id:%d", token);
+  else if (mob_tokenizer_decode(tokenizer, &token, 1, false, out) != MOB_OK)
+    mob_buf_printf(out, "token_id:%d", token);
 }
 
-// token, logprob and bytes; the bytes are the token's own, so that those of several tokens join to whole characters.
+// token, logprob and bytes; the bytes are the token's own, so that those of several tokens join to
+// whole characters.
 static void put_chat_token(const mob__task_t *task, const mob_token_logprob_t *lp, mob_buf_t *out) {
   mob_buf_t text = {0};
   mob__token_text(task, lp->token, &text);
@@ -38,7 +45,8 @@ static void put_chat_token(const mob__task_t *task, const mob_token_logprob_t *l
   mob_buf_free(&text);
 }
 
-void mob__chat_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to, mob_buf_t *out) {
+void mob__chat_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to,
+                        mob_buf_t *out) {
   mob_json_open(out, '{');
   mob_json_key(out, "content");
   mob_json_open(out, '[');
@@ -60,7 +68,8 @@ void mob__chat_logprobs(const mob__task_t *task, const mob_choice_t *choice, siz
   mob_json_close(out, '}');
 }
 
-// ---------------------------------------------------------------------------------------- completions
+// ----------------------------------------------------------------------------------------
+// completions
 
 typedef struct columns { // of one logprobs object, filled side by side
   const mob__task_t *task;
@@ -68,18 +77,13 @@ typedef struct columns { // of one logprobs object, filled side by side
   size_t offset;
 } columns_t;
 
-static size_t characters(const mob_buf_t *text) {
-  size_t n = 0;
-  for (size_t i = 0; i < text->len; i++) n += (text->data[i] & 0xc0) != 0x80;
-  return n;
-}
-
 static void add_top(columns_t *c, const mob_token_logprob_t *lp, mob_buf_t *seen) {
   mob_buf_t text = {0}, quoted = {0};
   mob__token_text(c->task, lp->token, &text);
   mob_json_text(&quoted, (char *)text.data, text.len);
   mob_buf_puts(&quoted, ":");
-  bool again = seen->len && memmem(seen->data, seen->len, quoted.data, quoted.len); // two tokens may look the same
+  bool again = seen->len && memmem(seen->data, seen->len, quoted.data,
+                                   quoted.len); // two tokens may look the same
   if (!again) {
     mob_buf_append(seen, quoted.data, quoted.len);
     mob_json_raw(&c->top, (char *)quoted.data, quoted.len);
@@ -90,12 +94,12 @@ static void add_top(columns_t *c, const mob_token_logprob_t *lp, mob_buf_t *seen
 }
 
 // `chosen` NULL: the first token of a prompt, which has no probability.
-static void add_token(columns_t *c, int32_t token, const mob_token_logprob_t *chosen, const mob_token_logprob_t *top,
-                      uint32_t top_count) {
+static void add_token(columns_t *c, int32_t token, const mob_token_logprob_t *chosen,
+                      const mob_token_logprob_t *top, uint32_t top_count) {
   mob_buf_t text = {0}, seen = {0};
   mob__token_text(c->task, token, &text);
   mob_json_int(&c->offsets, (int64_t)c->offset);
-  c->offset += characters(&text);
+  c->offset += mob_utf8_count((char *)text.data, text.len);
   mob_json_text(&c->tokens, (char *)text.data, text.len);
   if (chosen) {
     mob_json_double(&c->logprobs, floored(chosen->logprob));
@@ -121,15 +125,18 @@ static void put_column(mob_buf_t *out, const char *name, mob_buf_t *column) {
   mob_buf_free(column);
 }
 
-void mob__completion_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from, size_t to,
-                              const mob__seq_t *prompt, size_t *text_offset, mob_buf_t *out) {
+void mob__completion_logprobs(const mob__task_t *task, const mob_choice_t *choice, size_t from,
+                              size_t to, const mob__seq_t *prompt, size_t *text_offset,
+                              mob_buf_t *out) {
   columns_t c = {.task = task, .offset = *text_offset};
   if (prompt) {
     const mob_ids_t *ids = &task->inputs.at[prompt->input].ids;
     for (size_t i = 0, k = 0; i < ids->len; i++) {
-      const mob_prompt_logprob_t *lp =
-          k < prompt->prompt.len && prompt->prompt.at[k].position == i ? &prompt->prompt.at[k++] : NULL;
-      add_token(&c, ids->at[i], lp ? &lp->chosen : NULL, lp ? lp->top : NULL, lp ? lp->top_count : 0);
+      const mob_prompt_logprob_t *lp = k < prompt->prompt.len && prompt->prompt.at[k].position == i
+                                           ? &prompt->prompt.at[k++]
+                                           : NULL;
+      add_token(&c, ids->at[i], lp ? &lp->chosen : NULL, lp ? lp->top : NULL,
+                lp ? lp->top_count : 0);
     }
   }
   for (size_t i = from; i < to && i < choice->tokens.len; i++) {
@@ -145,9 +152,11 @@ void mob__completion_logprobs(const mob__task_t *task, const mob_choice_t *choic
   mob_json_close(out, '}');
 }
 
-// ---------------------------------------------------------------------------------------- prompt_logprobs
+// ----------------------------------------------------------------------------------------
+// prompt_logprobs
 
-static void put_prompt_token(const mob__task_t *task, const mob_token_logprob_t *lp, mob_buf_t *out) {
+static void put_prompt_token(const mob__task_t *task, const mob_token_logprob_t *lp,
+                             mob_buf_t *out) {
   char key[16];
   snprintf(key, sizeof key, "%d", lp->token);
   mob_buf_t text = {0};

@@ -10,7 +10,8 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
 
-static const double ttft_bounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10};
+static const double ttft_bounds[] = {.001, .005, .01, .02, .04, .06, .08, .1,
+                                     .25,  .5,   .75, 1,   2.5, 5,   7.5, 10};
 static const double tpot_bounds[] = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5};
 static const double latency_bounds[] = {.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60};
 static const double n_bounds[] = {1, 2, 5, 10, 20};
@@ -20,23 +21,34 @@ static const struct {
   mob_metric_hist_t which;
   const char *name, *help;
 } hist_names[] = {
-    {MOB_HIST_TTFT, "vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds."},
-    {MOB_HIST_ITL, "vllm:time_per_output_token_seconds", "Histogram of time per output token in seconds."},
-    {MOB_HIST_ITL, "vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds."},
+    {MOB_HIST_TTFT, "vllm:time_to_first_token_seconds",
+     "Histogram of time to first token in seconds."},
+    {MOB_HIST_ITL, "vllm:time_per_output_token_seconds",
+     "Histogram of time per output token in seconds."},
+    {MOB_HIST_ITL, "vllm:inter_token_latency_seconds",
+     "Histogram of inter-token latency in seconds."},
     {MOB_HIST_TPOT, "vllm:request_time_per_output_token_seconds",
      "Histogram of mean time per output token of a request in seconds."},
-    {MOB_HIST_E2E, "vllm:e2e_request_latency_seconds", "Histogram of end to end request latency in seconds."},
-    {MOB_HIST_QUEUE, "vllm:request_queue_time_seconds", "Histogram of time spent before the engine has the request."},
-    {MOB_HIST_QUEUE, "vllm:time_in_queue_requests", "Histogram of time the request spent in the queue in seconds."},
-    {MOB_HIST_INFERENCE, "vllm:request_inference_time_seconds", "Histogram of time spent in the engine for request."},
-    {MOB_HIST_PREFILL, "vllm:request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request."},
-    {MOB_HIST_DECODE, "vllm:request_decode_time_seconds", "Histogram of time spent in DECODE phase for request."},
+    {MOB_HIST_E2E, "vllm:e2e_request_latency_seconds",
+     "Histogram of end to end request latency in seconds."},
+    {MOB_HIST_QUEUE, "vllm:request_queue_time_seconds",
+     "Histogram of time spent before the engine has the request."},
+    {MOB_HIST_QUEUE, "vllm:time_in_queue_requests",
+     "Histogram of time the request spent in the queue in seconds."},
+    {MOB_HIST_INFERENCE, "vllm:request_inference_time_seconds",
+     "Histogram of time spent in the engine for request."},
+    {MOB_HIST_PREFILL, "vllm:request_prefill_time_seconds",
+     "Histogram of time spent in PREFILL phase for request."},
+    {MOB_HIST_DECODE, "vllm:request_decode_time_seconds",
+     "Histogram of time spent in DECODE phase for request."},
     {MOB_HIST_PROMPT, "vllm:request_prompt_tokens", "Number of prefill tokens processed."},
-    {MOB_HIST_GENERATION, "vllm:request_generation_tokens", "Number of generation tokens processed."},
+    {MOB_HIST_GENERATION, "vllm:request_generation_tokens",
+     "Number of generation tokens processed."},
     {MOB_HIST_MAX_GENERATION, "vllm:request_max_num_generation_tokens",
      "Histogram of maximum number of requested generation tokens."},
     {MOB_HIST_PARAM_N, "vllm:request_params_n", "Histogram of the n request parameter."},
-    {MOB_HIST_PARAM_MAX_TOKENS, "vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter."},
+    {MOB_HIST_PARAM_MAX_TOKENS, "vllm:request_params_max_tokens",
+     "Histogram of the max_tokens request parameter."},
 };
 
 static void set_bounds(mob_histogram_t *hist, const double *bounds, size_t count) {
@@ -80,7 +92,8 @@ void mob__metrics_observe(mob_metrics_t *m, mob_metric_hist_t which, double valu
   }
 }
 
-// -------------------------------------------------------------------------------------------- writing
+// --------------------------------------------------------------------------------------------
+// writing
 
 typedef struct writer {
   mob_buf_t *out;
@@ -107,7 +120,8 @@ static void counter(writer_t *w, const char *name, const char *help, double valu
   put_value(w, name, "", value);
 }
 
-static void put_histogram(writer_t *w, const char *name, const char *help, const mob_histogram_t *hist) {
+static void put_histogram(writer_t *w, const char *name, const char *help,
+                          const mob_histogram_t *hist) {
   head(w, name, help, "histogram");
   uint64_t cumulative = 0;
   for (size_t i = 0; i < hist->bound_count; i++) {
@@ -116,7 +130,8 @@ static void put_histogram(writer_t *w, const char *name, const char *help, const
     mob_json_float(w->out, hist->bounds[i]);
     mob_buf_printf(w->out, "\"} %llu.0\n", (unsigned long long)cumulative);
   }
-  mob_buf_printf(w->out, "%s_bucket{%s,le=\"+Inf\"} %llu.0\n", name, w->label, (unsigned long long)hist->total);
+  mob_buf_printf(w->out, "%s_bucket{%s,le=\"+Inf\"} %llu.0\n", name, w->label,
+                 (unsigned long long)hist->total);
   mob_buf_printf(w->out, "%s_count{%s} %llu.0\n", name, w->label, (unsigned long long)hist->total);
   mob_buf_printf(w->out, "%s_sum{%s} ", name, w->label);
   mob_json_float(w->out, hist->sum);
@@ -132,13 +147,19 @@ static void put_engine(writer_t *w, const mob_engine_stats_t *s, bool prefix_cac
   gauge(w, "vllm:gpu_cache_usage_perc", "GPU KV-cache usage. 1 means 100 percent usage.", used);
   gauge(w, "vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", used);
   gauge(w, "vllm:cpu_cache_usage_perc", "CPU KV-cache usage. 1 means 100 percent usage.", 0);
-  gauge(w, "vllm:gpu_prefix_cache_hit_rate", "GPU prefix cache block hit rate.", prefix_cache ? hit_rate : -1);
+  gauge(w, "vllm:gpu_prefix_cache_hit_rate", "GPU prefix cache block hit rate.",
+        prefix_cache ? hit_rate : -1);
   gauge(w, "vllm:cpu_prefix_cache_hit_rate", "CPU prefix cache block hit rate.", -1);
-  counter(w, "vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", (double)s->prefix_queries);
-  counter(w, "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", (double)s->prefix_hits);
-  counter(w, "vllm:num_preemptions_total", "Cumulative number of preemption from the engine.", (double)s->preemptions);
-  counter(w, "vllm:prompt_tokens_total", "Number of prefill tokens processed.", (double)s->prompt_tokens);
-  counter(w, "vllm:generation_tokens_total", "Number of generation tokens processed.", (double)s->generated_tokens);
+  counter(w, "vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
+          (double)s->prefix_queries);
+  counter(w, "vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
+          (double)s->prefix_hits);
+  counter(w, "vllm:num_preemptions_total", "Cumulative number of preemption from the engine.",
+          (double)s->preemptions);
+  counter(w, "vllm:prompt_tokens_total", "Number of prefill tokens processed.",
+          (double)s->prompt_tokens);
+  counter(w, "vllm:generation_tokens_total", "Number of generation tokens processed.",
+          (double)s->generated_tokens);
   counter(w, "vllm:tokens_total", "Number of prefill plus generation tokens processed.",
           (double)(s->prompt_tokens + s->generated_tokens));
   counter(w, "mobula_steps_total", "Steps that the engine has finished.", (double)s->steps);
@@ -150,7 +171,8 @@ static void put_engine(writer_t *w, const mob_engine_stats_t *s, bool prefix_cac
 static void put_stages(writer_t *w, const mob_engine_t *engine) {
   mob_stage_health_t stages[64];
   int count = mob_engine_stages(engine, stages, (int)MOB_LEN(stages));
-  static const char *const names[] = {"mobula_stage_up", "mobula_stage_heard_seconds", "mobula_stage_step_age_seconds"};
+  static const char *const names[] = {"mobula_stage_up", "mobula_stage_heard_seconds",
+                                      "mobula_stage_step_age_seconds"};
   static const char *const help[] = {"Whether the stage's process is alive.",
                                      "Age of the stage's last sign of life.",
                                      "Age of the oldest step that the stage has not finished."};
@@ -158,9 +180,10 @@ static void put_stages(writer_t *w, const mob_engine_t *engine) {
     head(w, names[m], help[m], "gauge");
     for (int i = 0; i < count; i++) {
       char labels[160];
-      snprintf(labels, sizeof labels, "stage=\"%d\",node=\"%s\",pid=\"%d\"", stages[i].stage, stages[i].node_ip,
-               stages[i].pid);
-      double values[] = {stages[i].alive, (double)stages[i].heard_ms / 1e3, (double)stages[i].step_age_ms / 1e3};
+      snprintf(labels, sizeof labels, "stage=\"%d\",node=\"%s\",pid=\"%d\"", stages[i].stage,
+               stages[i].node_ip, stages[i].pid);
+      double values[] = {stages[i].alive, (double)stages[i].heard_ms / 1e3,
+                         (double)stages[i].step_age_ms / 1e3};
       put_value(w, names[m], labels, values[m]);
     }
   }
@@ -175,19 +198,27 @@ static void put_process(writer_t *w, const mob_metrics_t *m) {
   if (statm) fclose(statm);
   w->label[0] = '\0';
   mob_buf_t *out = w->out;
-  double cpu = (double)usage.ru_utime.tv_sec + (double)usage.ru_utime.tv_usec / 1e6 + (double)usage.ru_stime.tv_sec +
-               (double)usage.ru_stime.tv_usec / 1e6;
-  mob_buf_printf(out, "# HELP process_cpu_seconds_total Total user and system CPU time spent in seconds.\n"
-                      "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %.3f\n", cpu);
-  mob_buf_printf(out, "# HELP process_resident_memory_bytes Resident memory size in bytes.\n"
-                      "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %ld\n",
+  double cpu = (double)usage.ru_utime.tv_sec + (double)usage.ru_utime.tv_usec / 1e6 +
+               (double)usage.ru_stime.tv_sec + (double)usage.ru_stime.tv_usec / 1e6;
+  mob_buf_printf(
+      out,
+      "# HELP process_cpu_seconds_total Total user and system CPU time spent in seconds.\n"
+      "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %.3f\n",
+      cpu);
+  mob_buf_printf(out,
+                 "# HELP process_resident_memory_bytes Resident memory size in bytes.\n"
+                 "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %ld\n",
                  resident * sysconf(_SC_PAGESIZE));
-  mob_buf_printf(out, "# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.\n"
-                      "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n", m->started);
+  mob_buf_printf(
+      out,
+      "# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.\n"
+      "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n",
+      m->started);
   mob_buf_printf(out, "# HELP http_requests_total Total number of requests by status class.\n"
                       "# TYPE http_requests_total counter\n");
   for (int i = 2; i <= 5; i++) {
-    mob_buf_printf(out, "http_requests_total{status=\"%dxx\"} %llu\n", i, (unsigned long long)m->http_requests[i]);
+    mob_buf_printf(out, "http_requests_total{status=\"%dxx\"} %llu\n", i,
+                   (unsigned long long)m->http_requests[i]);
   }
 }
 
@@ -195,7 +226,8 @@ void mob__metrics_write(const mob_metrics_t *m, const char *model_name, const mo
                         double memory_share, bool prefix_cache, mob_buf_t *out) {
   writer_t w = {.out = out};
   mob_buf_t name = {0};
-  for (const char *at = model_name; *at && name.len < 480; at++) { // label values escape \ " and newline
+  for (const char *at = model_name; *at && name.len < 480;
+       at++) { // label values escape \ " and newline
     if (*at == '\\' || *at == '"') mob_buf_putc(&name, '\\');
     mob_buf_puts(&name, *at == '\n' ? "\\n" : (char[]){*at, 0});
   }
@@ -207,17 +239,22 @@ void mob__metrics_write(const mob_metrics_t *m, const char *model_name, const mo
     put_engine(&w, &stats, prefix_cache);
     head(&w, "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge");
     char labels[256];
-    snprintf(labels, sizeof labels, "block_size=\"%d\",num_gpu_blocks=\"%lld\",num_cpu_blocks=\"0\","
-             "gpu_memory_utilization=\"%g\",enable_prefix_caching=\"%s\",cache_dtype=\"auto\"", MOB_PAGE_TOKENS,
-             (long long)stats.pages_total, memory_share, prefix_cache ? "True" : "False");
+    snprintf(labels, sizeof labels,
+             "block_size=\"%d\",num_gpu_blocks=\"%lld\",num_cpu_blocks=\"0\","
+             "gpu_memory_utilization=\"%g\",enable_prefix_caching=\"%s\",cache_dtype=\"auto\"",
+             MOB_PAGE_TOKENS, (long long)stats.pages_total, memory_share,
+             prefix_cache ? "True" : "False");
     put_value(&w, "vllm:cache_config_info", labels, 1);
   }
   head(&w, "vllm:lora_requests_info", "Running stats on lora requests.", "gauge");
-  put_value(&w, "vllm:lora_requests_info", "running_lora_adapters=\"\",max_lora=\"0\",waiting_lora_adapters=\"\"", 0);
+  put_value(&w, "vllm:lora_requests_info",
+            "running_lora_adapters=\"\",max_lora=\"0\",waiting_lora_adapters=\"\"", 0);
   head(&w, "vllm:request_success_total", "Count of successfully processed requests.", "counter");
   put_value(&w, "vllm:request_success_total", "finished_reason=\"stop\"", (double)m->finished_stop);
-  put_value(&w, "vllm:request_success_total", "finished_reason=\"length\"", (double)m->finished_length);
-  put_value(&w, "vllm:request_success_total", "finished_reason=\"abort\"", (double)m->finished_abort);
+  put_value(&w, "vllm:request_success_total", "finished_reason=\"length\"",
+            (double)m->finished_length);
+  put_value(&w, "vllm:request_success_total", "finished_reason=\"abort\"",
+            (double)m->finished_abort);
   for (size_t i = 0; i < MOB_LEN(hist_names); i++) {
     put_histogram(&w, hist_names[i].name, hist_names[i].help, &m->hist[hist_names[i].which]);
   }

@@ -11,7 +11,8 @@ static void put_type(mob_buf_t *out, mob_field_kind_t kind) {
       [MOB_FIELD_FLOAT] = "{\"type\":\"number\"}",
       [MOB_FIELD_BOOL] = "{\"type\":\"boolean\"}",
       [MOB_FIELD_TEXT] = "{\"type\":\"string\"}",
-      [MOB_FIELD_TEXTS] = "{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"items\":{\"type\":\"string\"}}]}",
+      [MOB_FIELD_TEXTS] = "{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"items\":{"
+                          "\"type\":\"string\"}}]}",
       [MOB_FIELD_IDS] = "{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}",
       [MOB_FIELD_OBJECT] = "{\"type\":\"object\"}",
       [MOB_FIELD_ARRAY] = "{\"type\":\"array\",\"items\":{}}",
@@ -96,13 +97,16 @@ static void put_operation(mob_buf_t *out, const operation_t *op) {
     mob_json_open(out, '{');
     mob_json_put_bool(out, "required", true);
     mob_json_key(out, "content");
-    mob_buf_printf(out, "{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}}", op->schema);
+    mob_buf_printf(out,
+                   "{\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}}",
+                   op->schema);
     mob_json_close(out, '}');
   }
   mob_json_key(out, "responses");
   mob_json_open(out, '{');
   put_reply(out, "200", "Successful Response", op->type);
-  if (op->schema) put_reply(out, "400", "The request is wrong; message says why", "application/json");
+  if (op->schema)
+    put_reply(out, "400", "The request is wrong; message says why", "application/json");
   if (op->schema) put_reply(out, "404", "The model does not exist", "application/json");
   put_reply(out, "503", "The group is lost", "application/json");
   mob_json_close(out, '}');
@@ -121,7 +125,8 @@ void mob__openapi(const mob_gateway_t *gateway, mob_buf_t *out) {
   mob_json_close(out, '}');
   mob_json_key(out, "paths");
   mob_json_open(out, '{');
-  for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) put_operation(out, &operations[i]);
+  for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
+    put_operation(out, &operations[i]);
   mob_json_close(out, '}');
   mob_json_key(out, "components");
   mob_json_open(out, '{');

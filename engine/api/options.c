@@ -11,7 +11,9 @@
 #define MOB_LOG_COMPONENT "vllm"
 #include "runtime/base/log.h"
 
-void mob_strings_add(mob_strings_t *strings, const char *text) { *mob_vec_push(strings) = mob_strdup(text); }
+void mob_strings_add(mob_strings_t *strings, const char *text) {
+  *mob_vec_push(strings) = mob_strdup(text);
+}
 
 void mob_strings_free(mob_strings_t *strings) {
   for (size_t i = 0; i < strings->len; i++) free(strings->at[i]);
@@ -27,8 +29,8 @@ static bool in_choices(const char *choices, const char *value) {
 }
 
 static mob_status bad_value(const mob_option_t *opt, const char *what, const char *value) {
-  return mob_fail(MOB_E_INVALID, "argument %s%s%s: invalid %s value: '%s'", opt->name, opt->brief ? "/" : "",
-                  opt->brief ? opt->brief : "", what, value);
+  return mob_fail(MOB_E_INVALID, "argument %s%s%s: invalid %s value: '%s'", opt->name,
+                  opt->brief ? "/" : "", opt->brief ? opt->brief : "", what, value);
 }
 
 static bool parse_length(const char *value, int64_t *out) {
@@ -43,7 +45,8 @@ static bool parse_length(const char *value, int64_t *out) {
   static const struct {
     char letter;
     double factor;
-  } units[] = {{'k', 1e3}, {'m', 1e6}, {'g', 1e9}, {'K', 1024.0}, {'M', 1048576.0}, {'G', 1073741824.0}};
+  } units[] = {{'k', 1e3},    {'m', 1e6},       {'g', 1e9},
+               {'K', 1024.0}, {'M', 1048576.0}, {'G', 1073741824.0}};
   double factor = 1;
   for (size_t i = 0; i < MOB_LEN(units); i++) {
     if (*end == units[i].letter && end[1] == '\0') factor = units[i].factor, end++;
@@ -87,15 +90,20 @@ static mob_status set_value(const mob_option_t *opt, void *owner, const char *va
   void *field = opt->field == MOB_OPT_NO_FIELD ? (void *)&scratch : (char *)owner + opt->field;
   mob_status status = MOB_OK;
   if (value && opt->choices && !in_choices(opt->choices, value)) {
-    return mob_fail(MOB_E_INVALID, "argument %s: invalid choice: '%s' (choose from %s)", opt->name, value,
-                    opt->choices);
+    return mob_fail(MOB_E_INVALID, "argument %s: invalid choice: '%s' (choose from %s)", opt->name,
+                    value, opt->choices);
   }
   char *end;
   errno = 0;
   switch (opt->kind) {
-  case MOB_OPT_HEAD: break;
-  case MOB_OPT_FLAG: *(bool *)field = true; break;
-  case MOB_OPT_PAIR: *(int *)field = value == NULL; break;
+  case MOB_OPT_HEAD:
+    break;
+  case MOB_OPT_FLAG:
+    *(bool *)field = true;
+    break;
+  case MOB_OPT_PAIR:
+    *(int *)field = value == NULL;
+    break;
   case MOB_OPT_BOOL:
     if (!truth(value ? value : "true", field)) return bad_value(opt, "boolean", value);
     break;
@@ -130,7 +138,8 @@ void mob_options_init(const mob_option_t *table, size_t count, void *owner) {
   for (size_t i = 0; i < count; i++) {
     const mob_option_t *opt = &table[i];
     if (opt->field == MOB_OPT_NO_FIELD) continue;
-    if (opt->kind == MOB_OPT_PAIR || opt->kind == MOB_OPT_BOOL) *(int *)((char *)owner + opt->field) = -1;
+    if (opt->kind == MOB_OPT_PAIR || opt->kind == MOB_OPT_BOOL)
+      *(int *)((char *)owner + opt->field) = -1;
     if (opt->kind == MOB_OPT_LENGTH) *(int64_t *)((char *)owner + opt->field) = -1;
     if (opt->initial && opt->kind != MOB_OPT_FLAG) {
       mob_status status = set_value(opt, owner, opt->initial, true);
@@ -150,13 +159,17 @@ void mob_options_clear(const mob_option_t *table, size_t count, void *owner) {
       *(char **)field = NULL;
       break;
     case MOB_OPT_LIST:
-    case MOB_OPT_APPEND: mob_strings_free(field); break;
-    default: break;
+    case MOB_OPT_APPEND:
+      mob_strings_free(field);
+      break;
+    default:
+      break;
     }
   }
 }
 
-// ------------------------------------------------------------------------------------------- lookup
+// -------------------------------------------------------------------------------------------
+// lookup
 
 static size_t distance(const char *a, const char *b) { // Levenshtein
   size_t n = strlen(b);
@@ -199,7 +212,8 @@ typedef struct found {
 } found_t;
 
 // A long name: exact, else an unambiguous prefix as argparse allows.
-static mob_status find_long(const mob_option_t *table, size_t count, const char *name, found_t *out) {
+static mob_status find_long(const mob_option_t *table, size_t count, const char *name,
+                            found_t *out) {
   *out = (found_t){0};
   if (strcmp(name, "--help") == 0) {
     out->help = true;
@@ -225,20 +239,25 @@ static mob_status find_long(const mob_option_t *table, size_t count, const char 
     }
   }
   mob_status status = MOB_OK;
-  if (hits == 1) *out = prefix;
+  if (hits == 1)
+    *out = prefix;
   else if (hits > 1 && len > 2) {
-    status = mob_fail(MOB_E_INVALID, "ambiguous option: %s could match %s", name, mob_buf_cstr(&matches));
+    status = mob_fail(MOB_E_INVALID, "ambiguous option: %s could match %s", name,
+                      mob_buf_cstr(&matches));
   }
   mob_buf_free(&matches);
   return status;
 }
 
-// A short one: exact, or a one-letter option with its value behind it (-qfp8, -O3). *value is set in that case.
-static found_t find_brief(const mob_option_t *table, size_t count, const char *arg, size_t len, const char **value) {
+// A short one: exact, or a one-letter option with its value behind it (-qfp8, -O3). *value is set
+// in that case.
+static found_t find_brief(const mob_option_t *table, size_t count, const char *arg, size_t len,
+                          const char **value) {
   if (len == 2 && strncmp(arg, "-h", 2) == 0) return (found_t){.help = true};
   for (size_t i = 0; i < count; i++) {
     const char *brief = table[i].brief;
-    if (brief && strlen(brief) == len && strncmp(brief, arg, len) == 0) return (found_t){.opt = &table[i]};
+    if (brief && strlen(brief) == len && strncmp(brief, arg, len) == 0)
+      return (found_t){.opt = &table[i]};
   }
   for (size_t i = 0; i < count; i++) {
     const char *brief = table[i].brief;
@@ -258,7 +277,8 @@ static bool looks_like_option(const char *arg) {
   return memchr(arg, ' ', name) == NULL;
 }
 
-// -------------------------------------------------------------------------------------------- parse
+// --------------------------------------------------------------------------------------------
+// parse
 
 typedef struct parse {
   const mob_option_t *table;
@@ -270,26 +290,31 @@ typedef struct parse {
   mob_buf_t unknown;
 } parse_t;
 
-static mob_status take_values(parse_t *p, const mob_option_t *opt, bool negated, const char *value) {
+static mob_status take_values(parse_t *p, const mob_option_t *opt, bool negated,
+                              const char *value) {
   const char *next = p->at < p->argc && !looks_like_option(p->argv[p->at]) ? p->argv[p->at] : NULL;
   p->parsed->given[opt - p->table] = true;
   switch (opt->kind) {
   case MOB_OPT_FLAG:
   case MOB_OPT_PAIR:
-    if (value) return mob_fail(MOB_E_INVALID, "argument %s: ignored explicit argument '%s'", opt->name, value);
+    if (value)
+      return mob_fail(MOB_E_INVALID, "argument %s: ignored explicit argument '%s'", opt->name,
+                      value);
     return set_value(opt, p->owner, negated ? "no" : NULL, true);
   case MOB_OPT_BOOL:
     if (!value && next) p->at++, value = next;
     return set_value(opt, p->owner, value, true);
   case MOB_OPT_LIST:
     if (value) return set_value(opt, p->owner, value, true);
-    if (!next) return mob_fail(MOB_E_INVALID, "argument %s: expected at least one argument", opt->name);
+    if (!next)
+      return mob_fail(MOB_E_INVALID, "argument %s: expected at least one argument", opt->name);
     for (bool first = true; p->at < p->argc && !looks_like_option(p->argv[p->at]); first = false) {
       MOB_TRY(set_value(opt, p->owner, p->argv[p->at++], first));
     }
     return MOB_OK;
   default:
-    if (!value && !next) return mob_fail(MOB_E_INVALID, "argument %s: expected one argument", opt->name);
+    if (!value && !next)
+      return mob_fail(MOB_E_INVALID, "argument %s: expected one argument", opt->name);
     if (!value) p->at++, value = next;
     return set_value(opt, p->owner, value, true);
   }
@@ -326,16 +351,19 @@ static mob_status parse_one(parse_t *p, bool *only_positionals) {
     found = find_brief(p->table, p->count, arg, len, &value);
   }
   if (status == MOB_OK) {
-    if (found.help) p->parsed->help = true;
-    else if (found.opt) status = take_values(p, found.opt, found.negated, value);
-    else note_unknown(p, arg, name);
+    if (found.help)
+      p->parsed->help = true;
+    else if (found.opt)
+      status = take_values(p, found.opt, found.negated, value);
+    else
+      note_unknown(p, arg, name);
   }
   free(name);
   return status;
 }
 
-mob_status mob_options_parse(const mob_option_t *table, size_t count, void *owner, int argc, char **argv,
-                             mob_options_parsed_t *parsed) {
+mob_status mob_options_parse(const mob_option_t *table, size_t count, void *owner, int argc,
+                             char **argv, mob_options_parsed_t *parsed) {
   parse_t p = {table, count, owner, argc, 0, argv, parsed, {0}};
   if (!parsed->given) parsed->given = MOB_NEW_ARRAY(bool, count);
   mob_status status = MOB_OK;
@@ -354,7 +382,8 @@ void mob_options_parsed_free(mob_options_parsed_t *parsed) {
   parsed->given = NULL;
 }
 
-bool mob_options_given(const mob_option_t *table, size_t count, const mob_options_parsed_t *parsed, const char *name) {
+bool mob_options_given(const mob_option_t *table, size_t count, const mob_options_parsed_t *parsed,
+                       const char *name) {
   for (size_t i = 0; i < count; i++) {
     if (strcmp(table[i].name, name) == 0) return parsed->given && parsed->given[i];
   }
@@ -368,7 +397,8 @@ void mob_options_warn(const mob_option_t *table, size_t count, const mob_options
   }
 }
 
-// --------------------------------------------------------------------------------------------- help
+// ---------------------------------------------------------------------------------------------
+// help
 
 static void put_wrapped(FILE *out, const char *text, size_t indent, size_t width) {
   size_t column = indent;
@@ -391,27 +421,39 @@ static void put_wrapped(FILE *out, const char *text, size_t indent, size_t width
 
 static void put_option(const mob_option_t *opt, FILE *out) {
   mob_buf_t left = {0}, right = {0};
-  mob_buf_printf(&left, "  %s%s%s", opt->brief ? opt->brief : "", opt->brief ? ", " : "", opt->name);
-  if (opt->kind == MOB_OPT_PAIR) mob_buf_printf(&left, ", --no-%s", opt->name + 2);
-  else if (opt->choices && strlen(opt->choices) < 50) mob_buf_printf(&left, " {%s}", opt->choices);
+  mob_buf_printf(&left, "  %s%s%s", opt->brief ? opt->brief : "", opt->brief ? ", " : "",
+                 opt->name);
+  if (opt->kind == MOB_OPT_PAIR)
+    mob_buf_printf(&left, ", --no-%s", opt->name + 2);
+  else if (opt->choices && strlen(opt->choices) < 50)
+    mob_buf_printf(&left, " {%s}", opt->choices);
   else {
-    static const char *const shown[] = {
-        [MOB_OPT_BOOL] = " [true|false]", [MOB_OPT_INT] = " N",    [MOB_OPT_LENGTH] = " N",
-        [MOB_OPT_FLOAT] = " X",           [MOB_OPT_TEXT] = " TEXT", [MOB_OPT_JSON] = " JSON",
-        [MOB_OPT_LIST] = " NAME [NAME ...]", [MOB_OPT_APPEND] = " TEXT"};
+    static const char *const shown[] = {[MOB_OPT_BOOL] = " [true|false]",
+                                        [MOB_OPT_INT] = " N",
+                                        [MOB_OPT_LENGTH] = " N",
+                                        [MOB_OPT_FLOAT] = " X",
+                                        [MOB_OPT_TEXT] = " TEXT",
+                                        [MOB_OPT_JSON] = " JSON",
+                                        [MOB_OPT_LIST] = " NAME [NAME ...]",
+                                        [MOB_OPT_APPEND] = " TEXT"};
     if (opt->kind != MOB_OPT_FLAG) mob_buf_puts(&left, shown[opt->kind]);
   }
-  mob_buf_printf(&right, "%s%s", opt->effect == MOB_OPT_ACTS ? "" : "Accepted without effect: ", opt->help);
+  mob_buf_printf(&right, "%s%s",
+                 opt->effect == MOB_OPT_ACTS ? "" : "Accepted without effect: ", opt->help);
   if (opt->choices && strlen(opt->choices) >= 50) {
     mob_buf_puts(&right, " One of: ");
-    for (const char *at = opt->choices; *at; at++) mob_buf_puts(&right, *at == '|' ? ", " : (char[]){*at, 0});
+    for (const char *at = opt->choices; *at; at++)
+      mob_buf_puts(&right, *at == '|' ? ", " : (char[]){*at, 0});
     mob_buf_puts(&right, ".");
   }
-  if (opt->initial && opt->effect == MOB_OPT_ACTS) mob_buf_printf(&right, " (default: %s)", opt->initial);
+  if (opt->initial && opt->effect == MOB_OPT_ACTS)
+    mob_buf_printf(&right, " (default: %s)", opt->initial);
   size_t column = 34;
   fputs(mob_buf_cstr(&left), out);
-  if (left.len + 2 > column) fprintf(out, "\n%*s", (int)column, "");
-  else fprintf(out, "%*s", (int)(column - left.len), "");
+  if (left.len + 2 > column)
+    fprintf(out, "\n%*s", (int)column, "");
+  else
+    fprintf(out, "%*s", (int)(column - left.len), "");
   put_wrapped(out, mob_buf_cstr(&right), column, 100);
   mob_buf_free(&left);
   mob_buf_free(&right);
@@ -419,7 +461,9 @@ static void put_option(const mob_option_t *opt, FILE *out) {
 
 void mob_options_help(const mob_option_t *table, size_t count, FILE *out) {
   for (size_t i = 0; i < count; i++) {
-    if (table[i].kind == MOB_OPT_HEAD) fprintf(out, "\n%s:\n", table[i].name);
-    else put_option(&table[i], out);
+    if (table[i].kind == MOB_OPT_HEAD)
+      fprintf(out, "\n%s:\n", table[i].name);
+    else
+      put_option(&table[i], out);
   }
 }

@@ -19,7 +19,8 @@ static const mob_option_t *find(const mob_option_t *table, size_t count, const c
 // YAML 1.1's words, as PyYAML reads them.
 static int as_bool(const char *text) {
   static const char *const yes[] = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"};
-  static const char *const no[] = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"};
+  static const char *const no[] = {"false", "False", "FALSE", "no", "No",
+                                   "NO",    "off",   "Off",   "OFF"};
   for (size_t i = 0; i < MOB_LEN(yes); i++) {
     if (strcmp(text, yes[i]) == 0) return 1;
     if (strcmp(text, no[i]) == 0) return 0;
@@ -27,9 +28,10 @@ static int as_bool(const char *text) {
   return -1;
 }
 
-static mob_status add_pair(const char *path, yaml_document_t *doc, yaml_node_pair_t *pair, const mob_option_t *table,
-                           size_t count, mob_strings_t *out) {
-  yaml_node_t *key = yaml_document_get_node(doc, pair->key), *value = yaml_document_get_node(doc, pair->value);
+static mob_status add_pair(const char *path, yaml_document_t *doc, yaml_node_pair_t *pair,
+                           const mob_option_t *table, size_t count, mob_strings_t *out) {
+  yaml_node_t *key = yaml_document_get_node(doc, pair->key),
+              *value = yaml_document_get_node(doc, pair->value);
   if (key->type != YAML_SCALAR_NODE) return mob_fail(MOB_E_FORMAT, "%s: a key is not a text", path);
   const char *name = (const char *)key->data.scalar.value;
   const mob_option_t *opt = find(table, count, name);
@@ -46,9 +48,11 @@ static mob_status add_pair(const char *path, yaml_document_t *doc, yaml_node_pai
       mob_strings_add(out, joined); // in one word, so that a value may begin with a dash
       free(joined);
     }
-  } else if (value->type == YAML_SEQUENCE_NODE && opt && (opt->kind == MOB_OPT_LIST || opt->kind == MOB_OPT_APPEND)) {
+  } else if (value->type == YAML_SEQUENCE_NODE && opt &&
+             (opt->kind == MOB_OPT_LIST || opt->kind == MOB_OPT_APPEND)) {
     if (opt->kind == MOB_OPT_LIST) mob_strings_add(out, flag);
-    for (yaml_node_item_t *item = value->data.sequence.items.start; item < value->data.sequence.items.top; item++) {
+    for (yaml_node_item_t *item = value->data.sequence.items.start;
+         item < value->data.sequence.items.top; item++) {
       yaml_node_t *node = yaml_document_get_node(doc, *item);
       if (node->type != YAML_SCALAR_NODE) {
         status = mob_fail(MOB_E_FORMAT, "%s: `%s` has an element that is not a text", path, name);
@@ -58,16 +62,20 @@ static mob_status add_pair(const char *path, yaml_document_t *doc, yaml_node_pai
       mob_strings_add(out, (const char *)node->data.scalar.value);
     }
   } else {
-    status = mob_fail(MOB_E_FORMAT, "%s: `%s` must be a plain value (the file is a flat map of options)", path, name);
+    status =
+        mob_fail(MOB_E_FORMAT, "%s: `%s` must be a plain value (the file is a flat map of options)",
+                 path, name);
   }
   free(flag);
   return status;
 }
 
-mob_status mob_options_read_yaml(const char *path, const mob_option_t *table, size_t count, mob_strings_t *out) {
+mob_status mob_options_read_yaml(const char *path, const mob_option_t *table, size_t count,
+                                 mob_strings_t *out) {
   const char *dot = strrchr(path, '.');
   if (!dot || (strcmp(dot, ".yaml") != 0 && strcmp(dot, ".yml") != 0)) {
-    return mob_fail(MOB_E_INVALID, "Config file must be of a yaml/yml type. %s supplied", dot ? dot + 1 : path);
+    return mob_fail(MOB_E_INVALID, "Config file must be of a yaml/yml type. %s supplied",
+                    dot ? dot + 1 : path);
   }
   mob_buf_t text = {0};
   mob_status status = mob_file_read(path, 1 << 20, &text);

@@ -14,16 +14,17 @@ typedef struct mob_prompter {
   json_t *special;            // bos_token, eos_token, ... as the template sees them
 } mob_prompter_t;
 
-// `template_option` is --chat-template (a file, or literal Jinja), `format` --chat-template-content-format.
-mob_status mob__prompter_open(const char *dir, const char *template_option, const char *format, bool skip_tokenizer,
-                              mob_prompter_t *out);
+// `template_option` is --chat-template (a file, or literal Jinja), `format`
+// --chat-template-content-format.
+mob_status mob__prompter_open(const char *dir, const char *template_option, const char *format,
+                              bool skip_tokenizer, mob_prompter_t *out);
 void mob__prompter_close(mob_prompter_t *prompter);
 
 // The chat's text: the template over the messages. `format` as above.
-mob_status mob__prompt_render(const mob_prompter_t *prompter, const mob_api_request_t *request, const char *format,
-                              mob_buf_t *out);
+mob_status mob__prompt_render(const mob_prompter_t *prompter, const mob_api_request_t *request,
+                              const char *format, mob_buf_t *out);
 // Ids of one prompt, cut to the last truncate_prompt_tokens.
-mob_status mob__prompt_encode(const mob_prompter_t *prompter, const mob_api_request_t *request, const char *text,
-                              size_t len, mob_ids_t *out);
+mob_status mob__prompt_encode(const mob_prompter_t *prompter, const mob_api_request_t *request,
+                              const char *text, size_t len, mob_ids_t *out);
 
 #endif

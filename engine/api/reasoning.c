@@ -19,7 +19,8 @@ static size_t held_back(const char *text, size_t len) {
   return n;
 }
 
-mob_reasoning_delta_t mob__reasoning_next(mob_reasoning_t *r, const char *text, size_t len, bool final) {
+mob_reasoning_delta_t mob__reasoning_next(mob_reasoning_t *r, const char *text, size_t len,
+                                          bool final) {
   mob_reasoning_delta_t out = {0};
   if (r->at == 0 && r->state != MOB_THINK_DONE) { // a model may open again what its prompt opened
     size_t n = len < OPEN_LEN ? len : OPEN_LEN;
@@ -34,7 +35,9 @@ mob_reasoning_delta_t mob__reasoning_next(mob_reasoning_t *r, const char *text, 
   }
   if (r->state == MOB_THINK_INSIDE && len > r->at) {
     const char *close = memmem(text + r->at, len - r->at, close_tag, CLOSE_LEN);
-    size_t end = close ? (size_t)(close - text) : final ? len : len - held_back(text + r->at, len - r->at);
+    size_t end = close   ? (size_t)(close - text)
+                 : final ? len
+                         : len - held_back(text + r->at, len - r->at);
     out.reasoning = text + r->at;
     out.reasoning_len = end - r->at;
     r->at = end;

@@ -1,10 +1,12 @@
-// --reasoning-parser deepseek_r1: what stands between <think> and </think> is reasoning, what follows is the answer.
+// --reasoning-parser deepseek_r1: what stands between <think> and </think> is reasoning, what
+// follows is the answer.
 //
-// vLLM 0.7.2 wants both tags in the output; R1's own template puts <think> into the prompt, so there it never finds
-// any reasoning. Later releases take the text before </think> for reasoning even without the opening tag, and all of
-// the text when there is no closing tag either. Here the rule is: reasoning is open when the prompt ends with <think>
-// or the output begins with it, and lasts until </think>, or to the end of an answer that was cut short. An output
-// that neither opens is answer only. Streamed and whole replies agree.
+// vLLM 0.7.2 wants both tags in the output; R1's own template puts <think> into the prompt, so
+// there it never finds any reasoning. Later releases take the text before </think> for reasoning
+// even without the opening tag, and all of the text when there is no closing tag either. Here the
+// rule is: reasoning is open when the prompt ends with <think> or the output begins with it, and
+// lasts until </think>, or to the end of an answer that was cut short. An output that neither opens
+// is answer only. Streamed and whole replies agree.
 #ifndef MOB_API_REASONING_H
 #define MOB_API_REASONING_H
 
@@ -26,6 +28,7 @@ typedef struct mob_reasoning_delta {
 // `prompt` is the rendered chat.
 void mob__reasoning_init(mob_reasoning_t *r, const char *prompt, size_t len);
 // What is new in text[0, len), which only ever grows; `final`: it will not grow any more.
-mob_reasoning_delta_t mob__reasoning_next(mob_reasoning_t *r, const char *text, size_t len, bool final);
+mob_reasoning_delta_t mob__reasoning_next(mob_reasoning_t *r, const char *text, size_t len,
+                                          bool final);
 
 #endif

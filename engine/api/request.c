@@ -7,9 +7,12 @@
 #include "runtime/base/mem.h"
 
 #define AT(member) (int)offsetof(mob_api_request_t, member)
-#define F(name_, kind_, member) {name_, MOB_FIELD_##kind_, false, false, AT(member)}
-#define OPT(name_, kind_, member) {name_, MOB_FIELD_##kind_, false, true, AT(member)}
-#define MUST(name_, kind_, member) {name_, MOB_FIELD_##kind_, true, false, AT(member)}
+#define F(name_, kind_, member)                                                                    \
+  { name_, MOB_FIELD_##kind_, false, false, AT(member) }
+#define OPT(name_, kind_, member)                                                                  \
+  { name_, MOB_FIELD_##kind_, false, true, AT(member) }
+#define MUST(name_, kind_, member)                                                                 \
+  { name_, MOB_FIELD_##kind_, true, false, AT(member) }
 
 // Of chat completions and completions alike.
 #define COMMON_FIELDS                                                                              \
@@ -57,12 +60,9 @@ static const mob_field_t chat_fields[] = {
 };
 
 static const mob_field_t completion_fields[] = {
-    COMMON_FIELDS,
-    MUST("prompt", ANY, prompt_json),
-    OPT("echo", BOOL, echo),
-    OPT("logprobs", INT, logprobs),
-    F("n", INT, n),
-    OPT("suffix", TEXT, suffix),
+    COMMON_FIELDS,           MUST("prompt", ANY, prompt_json),
+    OPT("echo", BOOL, echo), OPT("logprobs", INT, logprobs),
+    F("n", INT, n),          OPT("suffix", TEXT, suffix),
 };
 
 static const mob_field_t tokenize_fields[] = {
@@ -111,7 +111,8 @@ static void set_defaults(mob_api_kind_t kind, mob_api_request_t *r) {
   r->add_special = kind != MOB_API_CHAT;
 }
 
-// ------------------------------------------------------------------------------------ model validators
+// ------------------------------------------------------------------------------------ model
+// validators
 
 static bool present(const json_t *body, const char *name) { // Python's truth of data.get(name)
   const json_t *v = json_object_get(body, name);
@@ -122,14 +123,17 @@ static bool present(const json_t *body, const char *name) { // Python's truth of
   return !json_is_number(v) || json_number_value(v) != 0;
 }
 
-static bool negative(const json_t *value) { return json_is_number(value) && json_number_value(value) < 0; }
+static bool negative(const json_t *value) {
+  return json_is_number(value) && json_number_value(value) < 0;
+}
 
 static void check_logprobs(mob_api_kind_t kind, const json_t *body, mob_field_errors_t *errors) {
   const json_t *prompt = json_object_get(body, "prompt_logprobs");
   if (json_is_number(prompt) && json_number_value(prompt) > 0 && present(body, "stream")) {
     mob_field_value_error(errors, "`prompt_logprobs` are not available when `stream=True`.", body);
   }
-  if (negative(prompt)) mob_field_value_error(errors, "`prompt_logprobs` must be a positive value.", body);
+  if (negative(prompt))
+    mob_field_value_error(errors, "`prompt_logprobs` must be a positive value.", body);
   if (kind == MOB_API_COMPLETION) {
     if (negative(json_object_get(body, "logprobs"))) {
       mob_field_value_error(errors, "`logprobs` must be a positive value.", body);
@@ -138,14 +142,17 @@ static void check_logprobs(mob_api_kind_t kind, const json_t *body, mob_field_er
   }
   const json_t *top = json_object_get(body, "top_logprobs");
   if (!top || json_is_null(top)) return;
-  if (negative(top)) mob_field_value_error(errors, "`top_logprobs` must be a positive value.", body);
+  if (negative(top))
+    mob_field_value_error(errors, "`top_logprobs` must be a positive value.", body);
   else if (!present(body, "logprobs")) {
-    mob_field_value_error(errors, "when using `top_logprobs`, `logprobs` must be set to true.", body);
+    mob_field_value_error(errors, "when using `top_logprobs`, `logprobs` must be set to true.",
+                          body);
   }
 }
 
 static const char *tool_problem(const json_t *body) {
-  const json_t *choice = json_object_get(body, "tool_choice"), *tools = json_object_get(body, "tools");
+  const json_t *choice = json_object_get(body, "tool_choice"),
+               *tools = json_object_get(body, "tools");
   if (!choice) return NULL;
   const char *word = json_string_value(choice);
   if (json_is_null(choice) || (word && strcmp(word, "none") == 0)) return NULL;
@@ -156,18 +163,21 @@ static const char *tool_problem(const json_t *body) {
   }
   const json_t *function = json_object_get(choice, "function");
   if (!json_is_object(function) || json_object_size(function) == 0) {
-    return "Expected field `function` in `tool_choice`. Correct usage: `{\"type\": \"function\", \"function\": "
+    return "Expected field `function` in `tool_choice`. Correct usage: `{\"type\": \"function\", "
+           "\"function\": "
            "{\"name\": \"my_function\"}}`";
   }
   const char *name = json_string_value(json_object_get(function, "name"));
   if (!name || !*name) {
-    return "Expected field `name` in `function` in `tool_choice`.Correct usage: `{\"type\": \"function\", "
+    return "Expected field `name` in `function` in `tool_choice`.Correct usage: `{\"type\": "
+           "\"function\", "
            "\"function\": {\"name\": \"my_function\"}}`";
   }
   size_t i;
   json_t *tool;
   json_array_foreach((json_t *)tools, i, tool) {
-    const char *each = json_string_value(json_object_get(json_object_get(tool, "function"), "name"));
+    const char *each =
+        json_string_value(json_object_get(json_object_get(tool, "function"), "name"));
     if (each && strcmp(each, name) == 0) return NULL;
   }
   return "The tool specified in `tool_choice` does not match any of the specified `tools`";
@@ -199,9 +209,12 @@ static void check_messages(const json_t *messages, mob_field_errors_t *errors) {
     } else if (!json_is_string(json_object_get(message, "role"))) {
       char *role = mob_sprintf("%s, 'role'", loc);
       mob_field_error(errors, json_object_get(message, "role") ? "string_type" : "missing", role,
-                      json_object_get(message, "role") ? "Input should be a valid string" : "Field required", message);
+                      json_object_get(message, "role") ? "Input should be a valid string"
+                                                       : "Field required",
+                      message);
       free(role);
-    } else if (content && !json_is_null(content) && !json_is_string(content) && !json_is_array(content)) {
+    } else if (content && !json_is_null(content) && !json_is_string(content) &&
+               !json_is_array(content)) {
       char *at = mob_sprintf("%s, 'content'", loc);
       mob_field_error(errors, "string_type", at, "Input should be a valid string", content);
       free(at);
@@ -211,10 +224,14 @@ static void check_messages(const json_t *messages, mob_field_errors_t *errors) {
 }
 
 static void check_guided(const json_t *body, mob_field_errors_t *errors) {
-  int kinds = present(body, "guided_json") + present(body, "guided_regex") + present(body, "guided_choice");
+  int kinds =
+      present(body, "guided_json") + present(body, "guided_regex") + present(body, "guided_choice");
   if (kinds > 1) {
-    mob_field_value_error(errors, "You can only use one kind of guided decoding ('guided_json', 'guided_regex' or "
-                                  "'guided_choice').", body);
+    mob_field_value_error(
+        errors,
+        "You can only use one kind of guided decoding ('guided_json', 'guided_regex' or "
+        "'guided_choice').",
+        body);
   }
 }
 
@@ -234,7 +251,8 @@ static void check_generate(mob_api_request_t *r, mob_field_errors_t *errors) {
   }
   if (r->truncate_prompt_tokens != MOB_UNSET && r->truncate_prompt_tokens < 1) {
     mob_field_error(errors, "greater_than_equal", "'truncate_prompt_tokens'",
-                    "Input should be greater than or equal to 1", json_object_get(body, "truncate_prompt_tokens"));
+                    "Input should be greater than or equal to 1",
+                    json_object_get(body, "truncate_prompt_tokens"));
   }
   if (r->allowed_json) {
     static const mob_field_t ids[] = {OPT("allowed_token_ids", IDS, allowed_token_ids)};
@@ -244,21 +262,25 @@ static void check_generate(mob_api_request_t *r, mob_field_errors_t *errors) {
   const json_t *format = r->response_format;
   if (format) {
     const char *type = json_string_value(json_object_get(format, "type"));
-    if (!type || (strcmp(type, "text") != 0 && strcmp(type, "json_object") != 0 && strcmp(type, "json_schema") != 0)) {
+    if (!type || (strcmp(type, "text") != 0 && strcmp(type, "json_object") != 0 &&
+                  strcmp(type, "json_schema") != 0)) {
       mob_field_error(errors, "literal_error", "'response_format', 'type'",
-                      "Input should be 'text', 'json_object' or 'json_schema'", json_object_get(format, "type"));
+                      "Input should be 'text', 'json_object' or 'json_schema'",
+                      json_object_get(format, "type"));
     }
   }
   if (r->kind != MOB_API_CHAT) return;
   if (r->messages) check_messages(r->messages, errors);
   check_tools(body, errors);
   if (r->continue_final && present(body, "add_generation_prompt")) {
-    mob_field_value_error(errors, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
-                          body);
+    mob_field_value_error(
+        errors, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+        body);
   }
 }
 
-// --------------------------------------------------------------------------------------------- prompts
+// ---------------------------------------------------------------------------------------------
+// prompts
 
 static bool all_ints(const json_t *array) {
   size_t i;
@@ -283,24 +305,32 @@ static void read_prompts(mob_api_request_t *r, const json_t *json, mob_field_err
   size_t i;
   json_t *item;
   bool good = json_is_string(json) || json_is_array(json);
-  if (json_is_string(json)) mob_vec_push(&r->prompts)->text = json_string_value(json);
-  else if (json_is_array(json) && json_array_size(json) > 0 && all_ints(json)) add_ids(r, json);
+  if (json_is_string(json))
+    mob_vec_push(&r->prompts)->text = json_string_value(json);
+  else if (json_is_array(json) && json_array_size(json) > 0 && all_ints(json))
+    add_ids(r, json);
   else if (json_is_array(json)) {
     bool texts = json_is_string(json_array_get(json, 0));
     json_array_foreach((json_t *)json, i, item) {
-      if (texts && json_is_string(item)) mob_vec_push(&r->prompts)->text = json_string_value(item);
-      else if (!texts && json_is_array(item) && all_ints(item)) add_ids(r, item);
-      else good = false;
+      if (texts && json_is_string(item))
+        mob_vec_push(&r->prompts)->text = json_string_value(item);
+      else if (!texts && json_is_array(item) && all_ints(item))
+        add_ids(r, item);
+      else
+        good = false;
     }
   }
   if (!good) {
     mob_field_error(errors, "list_type", "'prompt'",
-                    "Input should be a valid string, a list of strings, a list of integers or a list of lists of "
-                    "integers", json);
+                    "Input should be a valid string, a list of strings, a list of integers or a "
+                    "list of lists of "
+                    "integers",
+                    json);
   }
 }
 
-// ----------------------------------------------------------------------------------------------- parse
+// -----------------------------------------------------------------------------------------------
+// parse
 
 static bool is_json_type(const char *content_type) {
   if (!content_type || !*content_type) return true;
@@ -349,13 +379,15 @@ static void read_tokenize(mob_api_request_t *r, mob_field_errors_t *errors) {
     if (!special) r->add_special = false; // the template brings them
     check_messages(r->messages, errors);
     if (r->continue_final && present(r->body, "add_generation_prompt")) {
-      mob_field_value_error(errors, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
-                            r->body);
+      mob_field_value_error(
+          errors, "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+          r->body);
     }
   } else if (!r->prompt_json) {
     mob_field_error(errors, "missing", "'prompt'", "Field required", r->body);
   } else if (!json_is_string(r->prompt_json)) {
-    mob_field_error(errors, "string_type", "'prompt'", "Input should be a valid string", r->prompt_json);
+    mob_field_error(errors, "string_type", "'prompt'", "Input should be a valid string",
+                    r->prompt_json);
   } else {
     read_prompts(r, r->prompt_json, errors);
   }
@@ -372,18 +404,22 @@ static void resolve_tool_choice(mob_api_request_t *r) {
   }
 }
 
-mob_status mob__request_parse(mob_api_kind_t kind, const char *content_type, const char *body, size_t len,
-                              mob_api_request_t *out, char **error) {
+mob_status mob__request_parse(mob_api_kind_t kind, const char *content_type, const char *body,
+                              size_t len, mob_api_request_t *out, char **error) {
   set_defaults(kind, out);
   mob_field_errors_t errors = {0};
   *error = NULL;
   if (!is_json_type(content_type)) {
-    mob_field_value_error(&errors, "Unsupported Media Type: Only 'application/json' is allowed", NULL);
+    mob_field_value_error(&errors, "Unsupported Media Type: Only 'application/json' is allowed",
+                          NULL);
   } else if ((out->body = load_body(body, len, &errors))) {
     mob_fields_read(tables[kind].fields, tables[kind].count, out->body, out, &errors);
-    if (kind == MOB_API_CHAT || kind == MOB_API_COMPLETION) check_generate(out, &errors);
-    else read_tokenize(out, &errors);
-    if (kind == MOB_API_COMPLETION && out->prompt_json) read_prompts(out, out->prompt_json, &errors);
+    if (kind == MOB_API_CHAT || kind == MOB_API_COMPLETION)
+      check_generate(out, &errors);
+    else
+      read_tokenize(out, &errors);
+    if (kind == MOB_API_COMPLETION && out->prompt_json)
+      read_prompts(out, out->prompt_json, &errors);
     if (kind == MOB_API_CHAT) resolve_tool_choice(out);
   }
   if (errors.count > 0) {

@@ -22,7 +22,8 @@ typedef struct route {
   bool docs; // left out with --disable-fastapi-docs
 } route_t;
 
-// ---------------------------------------------------------------------------------------- all replies
+// ---------------------------------------------------------------------------------------- all
+// replies
 
 static bool listed(const json_t *array, const char *text) {
   for (size_t i = 0; i < json_array_size(array); i++) {
@@ -50,13 +51,15 @@ static void add_header(common_headers_t *h, const char *name, const char *value)
   h->fields[h->count++] = (mob_http_field_t){name, value};
 }
 
-static void common(const mob_gateway_t *gateway, const mob_http_request_t *http, common_headers_t *h) {
+static void common(const mob_gateway_t *gateway, const mob_http_request_t *http,
+                   common_headers_t *h) {
   h->count = 0;
   const char *origin = mob_http_header(http, "origin");
   if (origin && is_plain(origin)) {
     bool allow_credentials = gateway->options->allow_credentials;
     bool any = gateway->all_origins && !(allow_credentials && mob_http_header(http, "cookie"));
-    if (any) add_header(h, "access-control-allow-origin", "*");
+    if (any)
+      add_header(h, "access-control-allow-origin", "*");
     else if (listed(gateway->origins, origin)) {
       add_header(h, "access-control-allow-origin", origin);
       add_header(h, "vary", "Origin");
@@ -78,7 +81,8 @@ static void common(const mob_gateway_t *gateway, const mob_http_request_t *http,
 static void log_access(mob_gateway_t *gateway, const mob_http_request_t *http, int status) {
   if (status >= 200 && status < 600) gateway->metrics.http_requests[status / 100]++;
   const mob_serve_options_t *o = gateway->options;
-  bool wanted = strcmp(o->uvicorn_log_level, "info") == 0 || strcmp(o->uvicorn_log_level, "debug") == 0 ||
+  bool wanted = strcmp(o->uvicorn_log_level, "info") == 0 ||
+                strcmp(o->uvicorn_log_level, "debug") == 0 ||
                 strcmp(o->uvicorn_log_level, "trace") == 0;
   if (o->disable_access_log || !wanted) return;
   mob_buf_t target = {0};
@@ -90,22 +94,26 @@ static void log_access(mob_gateway_t *gateway, const mob_http_request_t *http, i
     }
   }
   const char *query = mob_http_query(http);
-  printf("INFO:     %s - \"%s %s%s%s HTTP/1.1\" %d %s\n", mob_http_peer(http), mob_http_method(http),
-         mob_buf_cstr(&target), *query ? "?" : "", query, status, mob_http_status_text(status));
+  printf("INFO:     %s - \"%s %s%s%s HTTP/1.1\" %d %s\n", mob_http_peer(http),
+         mob_http_method(http), mob_buf_cstr(&target), *query ? "?" : "", query, status,
+         mob_http_status_text(status));
   fflush(stdout);
   mob_buf_free(&target);
 }
 
-void mob__reply(mob_gateway_t *gateway, mob_http_request_t *http, int status, const char *content_type,
-                const void *body, size_t len, const mob_http_field_t *extra, size_t extra_count) {
+void mob__reply(mob_gateway_t *gateway, mob_http_request_t *http, int status,
+                const char *content_type, const void *body, size_t len,
+                const mob_http_field_t *extra, size_t extra_count) {
   common_headers_t h;
   common(gateway, http, &h);
-  for (size_t i = 0; i < extra_count && h.count < MOB_LEN(h.fields); i++) h.fields[h.count++] = extra[i];
+  for (size_t i = 0; i < extra_count && h.count < MOB_LEN(h.fields); i++)
+    h.fields[h.count++] = extra[i];
   log_access(gateway, http, status);
   mob_http_reply(http, status, content_type, body, len, h.fields, h.count);
 }
 
-void mob__reply_json(mob_gateway_t *gateway, mob_http_request_t *http, int status, const mob_buf_t *body) {
+void mob__reply_json(mob_gateway_t *gateway, mob_http_request_t *http, int status,
+                     const mob_buf_t *body) {
   mob__reply(gateway, http, status, "application/json", body->data, body->len, NULL, 0);
 }
 
@@ -116,8 +124,8 @@ void mob__begin_stream(mob_gateway_t *gateway, mob_http_request_t *http) {
   mob_http_begin(http, 200, "text/event-stream; charset=utf-8", h.fields, h.count);
 }
 
-static void reply_text(mob_gateway_t *gateway, mob_http_request_t *http, int status, const char *type,
-                       const char *text) {
+static void reply_text(mob_gateway_t *gateway, mob_http_request_t *http, int status,
+                       const char *type, const char *text) {
   mob__reply(gateway, http, status, type, text, strlen(text), NULL, 0);
 }
 
@@ -126,11 +134,14 @@ const char *mob__served_name(const mob_gateway_t *gateway) {
   return o->served_names.len ? o->served_names.at[0] : o->model;
 }
 
-// ------------------------------------------------------------------------------------ small endpoints
+// ------------------------------------------------------------------------------------ small
+// endpoints
 
 static void on_health(mob_gateway_t *gateway, mob_http_request_t *http) {
-  if (gateway->lost) mob__reply_lost(gateway, http);
-  else mob__reply(gateway, http, 200, NULL, NULL, 0, NULL, 0);
+  if (gateway->lost)
+    mob__reply_lost(gateway, http);
+  else
+    mob__reply(gateway, http, 200, NULL, NULL, 0, NULL, 0);
 }
 
 static void on_version(mob_gateway_t *gateway, mob_http_request_t *http) {
@@ -189,21 +200,32 @@ static void on_models(mob_gateway_t *gateway, mob_http_request_t *http) {
 
 static void on_metrics(mob_gateway_t *gateway, mob_http_request_t *http) {
   mob_buf_t out = {0};
-  mob__metrics_write(&gateway->metrics, mob__served_name(gateway), gateway->engine, gateway->options->memory_share,
-                     gateway->prefix_cache, &out);
-  mob__reply(gateway, http, 200, "text/plain; version=0.0.4; charset=utf-8", out.data, out.len, NULL, 0);
+  mob__metrics_write(&gateway->metrics, mob__served_name(gateway), gateway->engine,
+                     gateway->options->memory_share, gateway->prefix_cache, &out);
+  mob__reply(gateway, http, 200, "text/plain; version=0.0.4; charset=utf-8", out.data, out.len,
+             NULL, 0);
   mob_buf_free(&out);
 }
 
 static void on_generate(mob_gateway_t *gateway, mob_http_request_t *http, mob_api_kind_t kind) {
-  if (gateway->lost) mob__reply_lost(gateway, http);
-  else mob__task_start(gateway, http, kind);
+  if (gateway->lost)
+    mob__reply_lost(gateway, http);
+  else
+    mob__task_start(gateway, http, kind);
 }
 
-static void on_chat(mob_gateway_t *g, mob_http_request_t *http) { on_generate(g, http, MOB_API_CHAT); }
-static void on_completion(mob_gateway_t *g, mob_http_request_t *http) { on_generate(g, http, MOB_API_COMPLETION); }
-static void on_tokenize(mob_gateway_t *g, mob_http_request_t *http) { mob__task_start(g, http, MOB_API_TOKENIZE); }
-static void on_detokenize(mob_gateway_t *g, mob_http_request_t *http) { mob__task_start(g, http, MOB_API_DETOKENIZE); }
+static void on_chat(mob_gateway_t *g, mob_http_request_t *http) {
+  on_generate(g, http, MOB_API_CHAT);
+}
+static void on_completion(mob_gateway_t *g, mob_http_request_t *http) {
+  on_generate(g, http, MOB_API_COMPLETION);
+}
+static void on_tokenize(mob_gateway_t *g, mob_http_request_t *http) {
+  mob__task_start(g, http, MOB_API_TOKENIZE);
+}
+static void on_detokenize(mob_gateway_t *g, mob_http_request_t *http) {
+  mob__task_start(g, http, MOB_API_DETOKENIZE);
+}
 
 // SageMaker's one path for everything: a chat when there are messages.
 static void on_invocations(mob_gateway_t *gateway, mob_http_request_t *http) {
@@ -221,10 +243,18 @@ static void refuse_api(mob_gateway_t *gateway, mob_http_request_t *http, const c
   free(message);
 }
 
-static void on_embeddings(mob_gateway_t *g, mob_http_request_t *http) { refuse_api(g, http, "Embeddings"); }
-static void on_pooling(mob_gateway_t *g, mob_http_request_t *http) { refuse_api(g, http, "Pooling"); }
-static void on_score(mob_gateway_t *g, mob_http_request_t *http) { refuse_api(g, http, "Score"); }
-static void on_rerank(mob_gateway_t *g, mob_http_request_t *http) { refuse_api(g, http, "Rerank (Score)"); }
+static void on_embeddings(mob_gateway_t *g, mob_http_request_t *http) {
+  refuse_api(g, http, "Embeddings");
+}
+static void on_pooling(mob_gateway_t *g, mob_http_request_t *http) {
+  refuse_api(g, http, "Pooling");
+}
+static void on_score(mob_gateway_t *g, mob_http_request_t *http) {
+  refuse_api(g, http, "Score");
+}
+static void on_rerank(mob_gateway_t *g, mob_http_request_t *http) {
+  refuse_api(g, http, "Rerank (Score)");
+}
 
 static void on_openapi(mob_gateway_t *gateway, mob_http_request_t *http) {
   mob_buf_t out = {0};
@@ -264,10 +294,13 @@ static const char *method_names(int methods) {
 
 static void on_docs(mob_gateway_t *gateway, mob_http_request_t *http) {
   mob_buf_t out = {0};
-  mob_buf_puts(&out, "<!DOCTYPE html><html><head><meta charset=\"utf-8\"><title>API</title></head><body>"
-                     "<h1>Routes</h1><p>The schema is at <a href=\"openapi.json\">openapi.json</a>.</p><ul>");
+  mob_buf_puts(
+      &out,
+      "<!DOCTYPE html><html><head><meta charset=\"utf-8\"><title>API</title></head><body>"
+      "<h1>Routes</h1><p>The schema is at <a href=\"openapi.json\">openapi.json</a>.</p><ul>");
   for (size_t i = 0; i < MOB_LEN(routes); i++) {
-    mob_buf_printf(&out, "<li><code>%s %s</code></li>", method_names(routes[i].methods), routes[i].path);
+    mob_buf_printf(&out, "<li><code>%s %s</code></li>", method_names(routes[i].methods),
+                   routes[i].path);
   }
   mob_buf_puts(&out, "</ul></body></html>");
   mob__reply(gateway, http, 200, "text/html; charset=utf-8", out.data, out.len, NULL, 0);
@@ -282,19 +315,24 @@ void mob_gateway_log_routes(const mob_gateway_t *gateway) {
   }
 }
 
-// ------------------------------------------------------------------------------------------ dispatch
+// ------------------------------------------------------------------------------------------
+// dispatch
 
-static void on_preflight(mob_gateway_t *gateway, mob_http_request_t *http, const char *origin, const char *method) {
+static void on_preflight(mob_gateway_t *gateway, mob_http_request_t *http, const char *origin,
+                         const char *method) {
   const char *asked = mob_http_header(http, "access-control-request-headers");
   bool origin_ok = listed(gateway->origins, origin), method_ok = listed(gateway->methods, method);
   mob_buf_t methods = {0}, headers = {0};
-  if (listed(gateway->methods, "*")) mob_buf_puts(&methods, "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");
+  if (listed(gateway->methods, "*"))
+    mob_buf_puts(&methods, "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");
   else {
     for (size_t i = 0; i < json_array_size(gateway->methods); i++) {
-      mob_buf_printf(&methods, "%s%s", i ? ", " : "", json_string_value(json_array_get(gateway->methods, i)));
+      mob_buf_printf(&methods, "%s%s", i ? ", " : "",
+                     json_string_value(json_array_get(gateway->methods, i)));
     }
   }
-  if (gateway->all_headers && asked && is_plain(asked)) mob_buf_puts(&headers, asked);
+  if (gateway->all_headers && asked && is_plain(asked))
+    mob_buf_puts(&headers, asked);
   else {
     mob_buf_puts(&headers, "Accept, Accept-Language, Content-Language, Content-Type");
     for (size_t i = 0; !gateway->all_headers && i < json_array_size(gateway->headers); i++) {
@@ -304,9 +342,11 @@ static void on_preflight(mob_gateway_t *gateway, mob_http_request_t *http, const
   mob_http_field_t extra[] = {{"access-control-allow-methods", mob_buf_cstr(&methods)},
                               {"access-control-max-age", "600"},
                               {"access-control-allow-headers", mob_buf_cstr(&headers)}};
-  const char *text = !origin_ok ? "Disallowed CORS origin" : !method_ok ? "Disallowed CORS method" : "OK";
-  mob__reply(gateway, http, origin_ok && method_ok ? 200 : 400, "text/plain; charset=utf-8", text, strlen(text), extra,
-             MOB_LEN(extra));
+  const char *text = !origin_ok   ? "Disallowed CORS origin"
+                     : !method_ok ? "Disallowed CORS method"
+                                  : "OK";
+  mob__reply(gateway, http, origin_ok && method_ok ? 200 : 400, "text/plain; charset=utf-8", text,
+             strlen(text), extra, MOB_LEN(extra));
   mob_buf_free(&methods);
   mob_buf_free(&headers);
 }
@@ -317,8 +357,19 @@ static bool same_secret(const char *given, const char *prefix, const char *key) 
   if (!given || strncmp(given, prefix, skip) != 0) return false;
   size_t given_len = strlen(given + skip);
   unsigned char diff = given_len != len;
-  for (size_t i = 0; i < given_len; i++) diff |= (unsigned char)(given[skip + i] ^ (len ? key[i % len] : 0));
+  for (size_t i = 0; i < given_len; i++)
+    diff |= (unsigned char)(given[skip + i] ^ (len ? key[i % len] : 0));
   return diff == 0;
+}
+
+static const route_t *find_route(const mob_gateway_t *gateway, const char *path, size_t len) {
+  for (size_t i = 0; i < MOB_LEN(routes); i++) {
+    if (routes[i].docs && gateway->options->disable_docs) continue;
+    bool any = routes[i].handle == on_metrics &&
+               strncmp(path, "/metrics", 8) == 0; // any suffix, as the original
+    if (any || (strncmp(routes[i].path, path, len) == 0 && !routes[i].path[len])) return &routes[i];
+  }
+  return NULL;
 }
 
 static void on_request(void *owner, mob_http_request_t *http) {
@@ -334,19 +385,22 @@ static void on_request(void *owner, mob_http_request_t *http) {
   const char *root = gateway->options->root_path;
   size_t root_len = root ? strlen(root) : 0;
   while (root_len > 0 && root[root_len - 1] == '/') root_len--;
-  if (root_len && strncmp(path, root, root_len) == 0 && (path[root_len] == '/' || !path[root_len])) path += root_len;
+  if (root_len && strncmp(path, root, root_len) == 0 && (path[root_len] == '/' || !path[root_len]))
+    path += root_len;
   if (gateway->api_key && !options && strncmp(path, "/v1", 3) == 0 &&
       !same_secret(mob_http_header(http, "authorization"), "Bearer ", gateway->api_key)) {
     reply_text(gateway, http, 401, "application/json", "{\"error\":\"Unauthorized\"}");
     return;
   }
-  const route_t *route = NULL;
-  for (size_t i = 0; i < MOB_LEN(routes) && !route; i++) {
-    if (routes[i].docs && gateway->options->disable_docs) continue;
-    bool prefix = routes[i].handle == on_metrics && strncmp(path, "/metrics", 8) == 0; // any suffix, as the original
-    if (prefix || strcmp(routes[i].path, path) == 0) route = &routes[i];
-  }
+  const route_t *route = find_route(gateway, path, strlen(path));
   if (!route) {
+    size_t len = strlen(path);
+    if (len > 1 && path[len - 1] == '/' &&
+        find_route(gateway, path, len - 1)) { // as Starlette does
+      mob_http_field_t location = {"location", find_route(gateway, path, len - 1)->path};
+      mob__reply(gateway, http, 307, NULL, NULL, 0, &location, 1);
+      return;
+    }
     reply_text(gateway, http, 404, "application/json", "{\"detail\":\"Not Found\"}");
     return;
   }

@@ -54,17 +54,20 @@ static void say(const char *fmt, ...) {
 }
 
 static void note_end(const char *why) {
-  FILE *file = access("/dev/termination-log", W_OK) == 0 ? fopen("/dev/termination-log", "w") : NULL;
+  FILE *file =
+      access("/dev/termination-log", W_OK) == 0 ? fopen("/dev/termination-log", "w") : NULL;
   if (!file) return;
   fprintf(file, "%s\n", why);
   fclose(file);
 }
 
-// ------------------------------------------------------------------------------------------------- end
+// -------------------------------------------------------------------------------------------------
+// end
 
 static void close_handle(uv_handle_t *handle, void *arg) {
   (void)arg;
-  if (!uv_is_closing(handle) && (handle->type == UV_SIGNAL || handle->type == UV_TIMER) && handle->data == arg) {
+  if (!uv_is_closing(handle) && (handle->type == UV_SIGNAL || handle->type == UV_TIMER) &&
+      handle->data == arg) {
     uv_close(handle, NULL);
   }
 }
@@ -82,7 +85,9 @@ static void on_engine_stopped(void *arg) {
   finish(s);
 }
 
-static void on_stop_deadline(uv_timer_t *timer) { finish(timer->data); }
+static void on_stop_deadline(uv_timer_t *timer) {
+  finish(timer->data);
+}
 
 static void stop(serve_t *s, int code) {
   if (s->stopping) return;
@@ -108,13 +113,17 @@ static void on_drained(void *arg) {
   stop(s, 0);
 }
 
-static void on_told_deadline(uv_timer_t *timer) { stop(timer->data, 0); }
+static void on_told_deadline(uv_timer_t *timer) {
+  stop(timer->data, 0);
+}
 
 static void on_drain_deadline(uv_timer_t *timer) {
   serve_t *s = timer->data;
-  MOB_WARN("%zu requests did not end within --shutdown-timeout and are aborted", mob_gateway_under_way(s->gateway));
+  MOB_WARN("%zu requests did not end within --shutdown-timeout and are aborted",
+           mob_gateway_under_way(s->gateway));
   uv_timer_start(&s->deadline, on_told_deadline, TOLD_MS, 0);
-  mob_gateway_end_all(s->gateway, "the server is shutting down"); // the last reply sent ends the drain
+  mob_gateway_end_all(s->gateway,
+                      "the server is shutting down"); // the last reply sent ends the drain
 }
 
 static void on_signal(uv_signal_t *handle, int number) {
@@ -131,17 +140,20 @@ static void on_signal(uv_signal_t *handle, int number) {
   }
   MOB_INFO("Shutting down FastAPI HTTP server.");
   say("Shutting down");
-  uv_timer_start(&s->deadline, on_drain_deadline, (uint64_t)(s->options->shutdown_timeout * 1000), 0);
+  uv_timer_start(&s->deadline, on_drain_deadline, (uint64_t)(s->options->shutdown_timeout * 1000),
+                 0);
   mob_http_drain(s->http, on_drained, s);
 }
 
 // As PID 1 of a container, processes whose parents died become ours.
 static void on_child(uv_signal_t *handle, int number) {
   (void)handle, (void)number;
-  while (waitpid(-1, NULL, WNOHANG) > 0) {}
+  while (waitpid(-1, NULL, WNOHANG) > 0) {
+  }
 }
 
-// ---------------------------------------------------------------------------------------------- engine
+// ----------------------------------------------------------------------------------------------
+// engine
 
 static void on_progress(void *owner, const char *phase, uint64_t bytes, uint64_t total) {
   serve_t *s = owner;
@@ -152,9 +164,10 @@ static void on_progress(void *owner, const char *phase, uint64_t bytes, uint64_t
   uint64_t now = mob_now_ms();
   if (s->progress_ms && now < s->progress_ms + 1000 && bytes < total) return;
   double rate = s->progress_ms && now > s->progress_ms && bytes >= s->progress_bytes
-                    ? (double)(bytes - s->progress_bytes) / (double)(now - s->progress_ms) / 1e6 : 0;
-  MOB_INFO("Loading weights: %.2f of %.2f GB (%.0f%%, %.2f GB/s)", (double)bytes / 1e9, (double)total / 1e9,
-           total ? 100.0 * (double)bytes / (double)total : 100.0, rate);
+                    ? (double)(bytes - s->progress_bytes) / (double)(now - s->progress_ms) / 1e6
+                    : 0;
+  MOB_INFO("Loading weights: %.2f of %.2f GB (%.0f%%, %.2f GB/s)", (double)bytes / 1e9,
+           (double)total / 1e9, total ? 100.0 * (double)bytes / (double)total : 100.0, rate);
   s->progress_ms = now;
   s->progress_bytes = bytes;
 }
@@ -190,8 +203,9 @@ static void on_ready(void *owner, const mob_engine_info_t *info) {
   say("Started server process [%d]", getpid());
   say("Waiting for application startup.");
   say("Application startup complete.");
-  say("Uvicorn running on %s://%s%s%s:%d (Press CTRL+C to quit)", s->options->ssl_certfile ? "https" : "http",
-      six ? "[" : "", host, six ? "]" : "", mob_http_port(s->http));
+  say("Uvicorn running on %s://%s%s%s:%d (Press CTRL+C to quit)",
+      s->options->ssl_certfile ? "https" : "http", six ? "[" : "", host, six ? "]" : "",
+      mob_http_port(s->http));
   if (!s->options->disable_log_stats) {
     s->stats_ms = mob_now_ms();
     uv_timer_start(&s->stats, on_stats, STATS_MS, STATS_MS);
@@ -226,12 +240,16 @@ static void start_engine(serve_t *s) {
   mob_engine_config_t *e = &s->plan.engine;
   e->cluster = s->cluster;
   e->start_timeout_ms = (uint64_t)(s->options->ready_timeout * 1000);
-  MOB_INFO("Initializing a V0 LLM engine (v%s) with config: model='%s', tokenizer='%s', dtype=%s, max_seq_len=%d, "
-           "load_format=%s, tensor_parallel_size=%d, pipeline_parallel_size=%d, quantization=%s, enforce_eager=%s, "
-           "kv_cache_dtype=%s, device_config=%s, seed=%lld, served_model_name=%s, enable_prefix_caching=%s, "
+  MOB_INFO("Initializing a V0 LLM engine (v%s) with config: model='%s', tokenizer='%s', dtype=%s, "
+           "max_seq_len=%d, "
+           "load_format=%s, tensor_parallel_size=%d, pipeline_parallel_size=%d, quantization=%s, "
+           "enforce_eager=%s, "
+           "kv_cache_dtype=%s, device_config=%s, seed=%lld, served_model_name=%s, "
+           "enable_prefix_caching=%s, "
            "chunked_prefill_enabled=%s, cluster=%s",
-           MOB_VLLM_VERSION, s->options->model, s->options->tokenizer ? s->options->tokenizer : s->options->model,
-           e->dtype, e->max_len, s->options->load_format, e->tp, e->pp,
+           MOB_VLLM_VERSION, s->options->model,
+           s->options->tokenizer ? s->options->tokenizer : s->options->model, e->dtype, e->max_len,
+           s->options->load_format, e->tp, e->pp,
            mob_model_desc(e->model)->quant_block_rows ? "fp8" : "None", e->eager ? "True" : "False",
            e->kv_cache_dtype, e->device, (long long)s->options->seed,
            s->options->served_names.len ? s->options->served_names.at[0] : s->options->model,
@@ -252,10 +270,13 @@ static void on_group(void *arg, mob_status status, const char *why) {
   }
   MOB_ERROR("%s", why);
   note_end(why);
-  stop(s, status == MOB_E_INVALID ? 1 : status == MOB_E_TIMEOUT ? MOB_EXIT_INCOMPLETE : MOB_EXIT_LOST_AT_START);
+  stop(s, status == MOB_E_INVALID   ? 1
+          : status == MOB_E_TIMEOUT ? MOB_EXIT_INCOMPLETE
+                                    : MOB_EXIT_LOST_AT_START);
 }
 
-// ----------------------------------------------------------------------------------------------- start
+// -----------------------------------------------------------------------------------------------
+// start
 
 static void raise_file_limit(void) {
   struct rlimit limit;
@@ -300,7 +321,9 @@ static mob_status bind_api(serve_t *s) {
 static mob_status prepare(serve_t *s) {
   const mob_serve_options_t *o = s->options;
   MOB_TRY(mob__serve_plan(o, &s->plan));
-  mob_gateway_config_t config = {.options = o, .model = s->plan.model, .max_len = s->plan.engine.max_len,
+  mob_gateway_config_t config = {.options = o,
+                                 .model = s->plan.model,
+                                 .max_len = s->plan.engine.max_len,
                                  .prefix_cache = s->plan.engine.prefix_cache};
   MOB_TRY(mob_gateway_open(&s->loop, &config, &s->gateway));
   MOB_TRY(bind_api(s));
@@ -327,7 +350,8 @@ int mob__serve(const mob_serve_options_t *options) {
     start_engine(s);
   }
   if (!s->stopping || s->engine) uv_run(&s->loop, UV_RUN_DEFAULT);
-  // What is still open belongs to worker threads or to an engine that did not stop in time; the process ends anyway.
+  // What is still open belongs to worker threads or to an engine that did not stop in time; the
+  // process ends anyway.
   uint64_t end = mob_now_ms() + 500;
   while (uv_run(&s->loop, UV_RUN_NOWAIT) && mob_now_ms() < end) usleep(1000);
   bool clean = uv_loop_close(&s->loop) == 0;

@@ -17,9 +17,11 @@
 #define MOB_LOG_COMPONENT "vllm"
 #include "runtime/base/log.h"
 
-// --------------------------------------------------------------------------------------------- finding
+// ---------------------------------------------------------------------------------------------
+// finding
 
-// Whether something accepts connections there. Before the loop runs; the address is this machine's own.
+// Whether something accepts connections there. Before the loop runs; the address is this machine's
+// own.
 static bool answers(const char *address, int timeout_ms) {
   const char *colon = strrchr(address, ':');
   if (!colon) return false;
@@ -38,7 +40,8 @@ static bool answers(const char *address, int timeout_ms) {
       struct pollfd p = {.fd = fd, .events = POLLOUT};
       int error = 0;
       socklen_t len = sizeof error;
-      ok = poll(&p, 1, timeout_ms) == 1 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0 && error == 0;
+      ok = poll(&p, 1, timeout_ms) == 1 &&
+           getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0 && error == 0;
     }
     if (fd >= 0) close(fd);
     freeaddrinfo(list);
@@ -69,14 +72,18 @@ mob_status mob__cluster_find(char **out) {
   mob_status result = MOB_OK;
   if (status == MOB_OK) MOB_INFO("no cluster answers at %s any more", address);
   if (group) {
-    result = mob_fail(MOB_E_UNAVAILABLE, "this pod belongs to a group of %s, but no cluster runs here: did ray_init.sh "
-                      "leader fail?", getenv("LWS_GROUP_SIZE"));
+    result =
+        mob_fail(MOB_E_UNAVAILABLE,
+                 "this pod belongs to a group of %s, but no cluster runs here: did ray_init.sh "
+                 "leader fail?",
+                 getenv("LWS_GROUP_SIZE"));
   }
   free(address);
   return result;
 }
 
-// --------------------------------------------------------------------------------------------- judging
+// ---------------------------------------------------------------------------------------------
+// judging
 
 mob_status mob__cluster_judge(const double *gpus, size_t count, size_t wanted, int tp, int pp) {
   double total = 0, most = 0;
@@ -89,31 +96,42 @@ mob_status mob__cluster_judge(const double *gpus, size_t count, size_t wanted, i
   }
   long long need = (long long)tp * pp, have = (long long)total;
   if (count < wanted) {
-    return mob_fail(MOB_E_UNAVAILABLE, "%zu of %zu nodes and %lld GPUs are there", count, wanted, have);
+    return mob_fail(MOB_E_UNAVAILABLE, "%zu of %zu nodes and %lld GPUs are there", count, wanted,
+                    have);
   }
   if (have == 0) return MOB_OK; // every stage runs on its node's CPUs
   bool whole = wanted > 0;
   if (tp > most && need <= have) {
     int fitting = (int)most;
     while (fitting > 1 && need % fitting != 0) fitting--;
-    return mob_fail(MOB_E_INVALID, "tensor parallel size %d does not fit a pod of %d GPUs, and it would cross the "
-                    "network in every layer: use -tp %d -pp %lld", tp, (int)most, fitting, need / fitting);
+    return mob_fail(MOB_E_INVALID,
+                    "tensor parallel size %d does not fit a pod of %d GPUs, and it would cross the "
+                    "network in every layer: use -tp %d -pp %lld",
+                    tp, (int)most, fitting, need / fitting);
   }
   if (need > have || fit < (size_t)pp) {
     if (!whole) {
-      return mob_fail(MOB_E_UNAVAILABLE, "%lld of %lld GPUs are there, on %zu nodes", have, need, count);
+      return mob_fail(MOB_E_UNAVAILABLE, "%lld of %lld GPUs are there, on %zu nodes", have, need,
+                      count);
     }
-    return mob_fail(MOB_E_INVALID, "tensor x pipeline parallel size is %d x %d = %lld GPUs, but the group has %lld on "
-                    "%zu nodes: use -tp %d -pp %zu", tp, pp, need, have, count, (int)most, with);
+    return mob_fail(
+        MOB_E_INVALID,
+        "tensor x pipeline parallel size is %d x %d = %lld GPUs, but the group has %lld on "
+        "%zu nodes: use -tp %d -pp %zu",
+        tp, pp, need, have, count, (int)most, with);
   }
   if (have % need != 0) {
-    return mob_fail(MOB_E_INVALID, "tensor x pipeline parallel size is %d x %d = %lld GPUs, which is no divisor of the "
-                    "group's %lld: use -tp %d -pp %zu", tp, pp, need, have, (int)most, with);
+    return mob_fail(
+        MOB_E_INVALID,
+        "tensor x pipeline parallel size is %d x %d = %lld GPUs, which is no divisor of the "
+        "group's %lld: use -tp %d -pp %zu",
+        tp, pp, need, have, (int)most, with);
   }
   return MOB_OK;
 }
 
-// --------------------------------------------------------------------------------------------- waiting
+// ---------------------------------------------------------------------------------------------
+// waiting
 
 struct mob__cluster_wait {
   uv_loop_t *loop;
@@ -148,8 +166,10 @@ static void release(mob__cluster_wait_t *w) {
   uv_timer_stop(&w->timer);
   mob_cluster_t *cluster = w->cluster;
   w->cluster = NULL;
-  if (cluster) mob_cluster_close(cluster, on_closed, w);
-  else on_closed(w, MOB_OK, NULL);
+  if (cluster)
+    mob_cluster_close(cluster, on_closed, w);
+  else
+    on_closed(w, MOB_OK, NULL);
 }
 
 static void end(mob__cluster_wait_t *w, mob_status status, const char *why) {
@@ -174,7 +194,8 @@ static void note_missing(mob__cluster_wait_t *w, const char *text) {
            (double)(w->deadline > w->told ? w->deadline - w->told : 0) / 1000);
 }
 
-static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes, size_t count) {
+static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes,
+                     size_t count) {
   mob__cluster_wait_t *w = arg;
   w->asking = false;
   if (w->ended) return;
@@ -189,8 +210,10 @@ static void on_nodes(void *arg, mob_status status, const char *why, const mob_no
   }
   mob_status verdict = mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp);
   free(gpus);
-  if (verdict == MOB_E_UNAVAILABLE) note_missing(w, mob_errmsg());
-  else end(w, verdict, verdict == MOB_OK ? NULL : mob_errmsg());
+  if (verdict == MOB_E_UNAVAILABLE)
+    note_missing(w, mob_errmsg());
+  else
+    end(w, verdict, verdict == MOB_OK ? NULL : mob_errmsg());
 }
 
 static void look(mob__cluster_wait_t *w) {
@@ -216,7 +239,9 @@ static const mob_cluster_events_t cluster_events = {.on_node_alive = on_alive, .
 static void on_connected(void *arg, mob_status status, const char *why);
 
 static void try_connect(mob__cluster_wait_t *w) {
-  if (mob_cluster_connect(w->loop, w->address, &cluster_events, w, on_connected, w, &w->cluster) == MOB_OK) return;
+  if (mob_cluster_connect(w->loop, w->address, &cluster_events, w, on_connected, w, &w->cluster) ==
+      MOB_OK)
+    return;
   w->cluster = NULL;
   note_missing(w, mob_errmsg());
 }
@@ -238,21 +263,31 @@ static void on_connected(void *arg, mob_status status, const char *why) {
 static void on_tick(uv_timer_t *timer) {
   mob__cluster_wait_t *w = timer->data;
   if (mob_now_ms() >= w->deadline) {
-    char *text = mob_sprintf("the group is incomplete: %s. Look at the logs of the pods that are missing, or wait "
-                             "longer with --ready-timeout.", w->missing ? w->missing : "the cluster does not answer");
+    char *text = mob_sprintf(
+        "the group is incomplete: %s. Look at the logs of the pods that are missing, or wait "
+        "longer with --ready-timeout.",
+        w->missing ? w->missing : "the cluster does not answer");
     end(w, MOB_E_TIMEOUT, text);
     free(text);
     return;
   }
-  if (!w->cluster) try_connect(w);
-  else look(w);
+  if (!w->cluster)
+    try_connect(w);
+  else
+    look(w);
 }
 
-mob_status mob__cluster_wait(uv_loop_t *loop, const char *address, int tp, int pp, uint64_t timeout_ms,
-                             mob_done_fn done, void *arg, mob__cluster_wait_t **out) {
+mob_status mob__cluster_wait(uv_loop_t *loop, const char *address, int tp, int pp,
+                             uint64_t timeout_ms, mob_done_fn done, void *arg,
+                             mob__cluster_wait_t **out) {
   mob__cluster_wait_t *w = MOB_NEW(mob__cluster_wait_t);
   const char *size = getenv("LWS_GROUP_SIZE");
-  *w = (mob__cluster_wait_t){.loop = loop, .address = mob_strdup(address), .tp = tp, .pp = pp, .done = done, .arg = arg,
+  *w = (mob__cluster_wait_t){.loop = loop,
+                             .address = mob_strdup(address),
+                             .tp = tp,
+                             .pp = pp,
+                             .done = done,
+                             .arg = arg,
                              .wanted = size && atoi(size) > 0 ? (size_t)atoi(size) : 0,
                              .deadline = mob_now_ms() + timeout_ms};
   uv_timer_init(loop, &w->timer);
@@ -272,7 +307,8 @@ void mob__cluster_end_head(const char *address) {
   if (mob_node_records_list(temp, &records) == MOB_OK) {
     for (size_t i = 0; i < records.len; i++) {
       const mob_node_record_t *r = &records.at[i];
-      if (r->head && strcmp(r->address, address) == 0 && mob_process_alive(r->process)) kill(r->process.pid, SIGTERM);
+      if (r->head && strcmp(r->address, address) == 0 && mob_process_alive(r->process))
+        kill(r->process.pid, SIGTERM);
     }
   }
   mob_node_records_free(&records);

@@ -48,11 +48,16 @@ static size_t family_of(const char *entry) {
 static void set_level(void) {
   const char *level = getenv("VLLM_LOGGING_LEVEL");
   if (!level) return;
-  if (strcasecmp(level, "debug") == 0) mob_log_set_level(MOB_LOG_DEBUG);
-  else if (strcasecmp(level, "info") == 0) mob_log_set_level(MOB_LOG_INFO);
-  else if (strcasecmp(level, "warning") == 0 || strcasecmp(level, "warn") == 0) mob_log_set_level(MOB_LOG_WARNING);
-  else if (strcasecmp(level, "error") == 0 || strcasecmp(level, "critical") == 0) mob_log_set_level(MOB_LOG_ERROR);
-  else MOB_WARN("VLLM_LOGGING_LEVEL=%s is not one of debug, info, warning, error, critical", level);
+  if (strcasecmp(level, "debug") == 0)
+    mob_log_set_level(MOB_LOG_DEBUG);
+  else if (strcasecmp(level, "info") == 0)
+    mob_log_set_level(MOB_LOG_INFO);
+  else if (strcasecmp(level, "warning") == 0 || strcasecmp(level, "warn") == 0)
+    mob_log_set_level(MOB_LOG_WARNING);
+  else if (strcasecmp(level, "error") == 0 || strcasecmp(level, "critical") == 0)
+    mob_log_set_level(MOB_LOG_ERROR);
+  else
+    MOB_WARN("VLLM_LOGGING_LEVEL=%s is not one of debug, info, warning, error, critical", level);
 }
 
 void mob__env_report(void) {
@@ -76,8 +81,8 @@ void mob__env_report(void) {
 
 bool mob__env_true(const char *name) {
   const char *value = getenv(name);
-  return value && (strcmp(value, "1") == 0 || strcasecmp(value, "true") == 0 || strcasecmp(value, "yes") == 0 ||
-                   strcasecmp(value, "on") == 0);
+  return value && (strcmp(value, "1") == 0 || strcasecmp(value, "true") == 0 ||
+                   strcasecmp(value, "yes") == 0 || strcasecmp(value, "on") == 0);
 }
 
 mob_status mob__env_layer_split(int pp, int layers, int **out) {
@@ -103,6 +108,9 @@ mob_status mob__env_layer_split(int pp, int layers, int **out) {
     at = end + 1;
   }
   free(split);
-  return mob_fail(MOB_E_INVALID, "VLLM_PP_LAYER_PARTITION=%s must name %d positive numbers of layers that add up to "
-                  "the model's %d", text, pp, layers);
+  return mob_fail(
+      MOB_E_INVALID,
+      "VLLM_PP_LAYER_PARTITION=%s must name %d positive numbers of layers that add up to "
+      "the model's %d",
+      text, pp, layers);
 }

@@ -16,10 +16,11 @@ typedef struct mob_serve_options {
   char *ssl_keyfile, *ssl_certfile, *ssl_ca_certs;
   int64_t ssl_cert_reqs;
   char *root_path;
-  bool disable_docs, request_id_headers, disable_log_requests, disable_log_stats, disable_access_log;
+  bool disable_docs, request_id_headers, disable_log_requests, disable_log_stats,
+      disable_access_log;
   int64_t max_log_len; // -1: whole
   bool prompt_tokens_details, tokens_as_ids;
-  int64_t max_body;    // bytes
+  int64_t max_body;                                     // bytes
   double keep_alive, request_timeout, shutdown_timeout; // seconds
   // ---- chat
   mob_strings_t served_names;
@@ -38,7 +39,7 @@ typedef struct mob_serve_options {
   // ---- memory and scheduling
   double memory_share;
   char *kv_cache_dtype;
-  int prefix_cache, chunked_prefill; // -1: default
+  int prefix_cache, chunked_prefill;    // -1: default
   int64_t max_batched_tokens, max_seqs; // 0: default
   int64_t blocks_override;
   int64_t block_size;
@@ -53,8 +54,9 @@ typedef struct mob_serve_options {
 extern const mob_option_t mob__serve_table[];
 extern const size_t mob__serve_table_len;
 
-// Parses `argv` (behind "serve"), with --config's file between the defaults and the command line. On MOB_OK either
-// *help is true or the options passed mob__serve_check(). Prints warnings for options without effect.
+// Parses `argv` (behind "serve"), with --config's file between the defaults and the command line.
+// On MOB_OK either *help is true or the options passed mob__serve_check(). Prints warnings for
+// options without effect.
 mob_status mob__serve_parse(int argc, char **argv, mob_serve_options_t *out, bool *help);
 void mob__serve_clear(mob_serve_options_t *options);
 // What can be checked without the model: TP and PP, shares, combinations of flags.

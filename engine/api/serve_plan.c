@@ -19,36 +19,43 @@ static mob_status join_overrides(const mob_serve_options_t *o, char **out) {
     json_decref(all);
     return mob_fail(MOB_E_INVALID, "--hf-overrides must be a JSON object");
   }
-  if (o->rope_scaling) json_object_set_new(all, "rope_scaling", json_loads(o->rope_scaling, JSON_DECODE_ANY, NULL));
+  if (o->rope_scaling)
+    json_object_set_new(all, "rope_scaling", json_loads(o->rope_scaling, JSON_DECODE_ANY, NULL));
   if (o->rope_theta != 0) json_object_set_new(all, "rope_theta", json_real(o->rope_theta));
   *out = json_dumps(all, JSON_COMPACT);
   json_decref(all);
   return MOB_OK;
 }
 
-static mob_status derive_length(const mob_serve_options_t *o, const mob_model_desc_t *desc, int *out) {
+static mob_status derive_length(const mob_serve_options_t *o, const mob_model_desc_t *desc,
+                                int *out) {
   *out = o->max_model_len > 0 ? (int)o->max_model_len : desc->max_position;
   if (*out <= desc->max_position) return MOB_OK;
   if (mob__env_true("VLLM_ALLOW_LONG_MAX_MODEL_LEN")) {
-    MOB_WARN("max_model_len %d is greater than the %d positions of the model's config.json: outputs may be wrong",
+    MOB_WARN("max_model_len %d is greater than the %d positions of the model's config.json: "
+             "outputs may be wrong",
              *out, desc->max_position);
     return MOB_OK;
   }
   return mob_fail(MOB_E_INVALID,
                   "User-specified max_model_len (%d) is greater than the derived max_model_len "
-                  "(max_position_embeddings=%d in model's config.json). This may lead to incorrect model outputs. To "
+                  "(max_position_embeddings=%d in model's config.json). This may lead to incorrect "
+                  "model outputs. To "
                   "allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1",
                   *out, desc->max_position);
 }
 
 static mob_status check_parallel(const mob_serve_options_t *o, const mob_model_desc_t *desc) {
   if (desc->n_heads % o->tp != 0) {
-    return mob_fail(MOB_E_INVALID, "Total number of attention heads (%d) must be divisible by tensor parallel size "
-                    "(%lld).", desc->n_heads, (long long)o->tp);
+    return mob_fail(
+        MOB_E_INVALID,
+        "Total number of attention heads (%d) must be divisible by tensor parallel size "
+        "(%lld).",
+        desc->n_heads, (long long)o->tp);
   }
   if (o->pp > desc->n_layers) {
-    return mob_fail(MOB_E_INVALID, "--pipeline-parallel-size %lld: the model has only %d layers", (long long)o->pp,
-                    desc->n_layers);
+    return mob_fail(MOB_E_INVALID, "--pipeline-parallel-size %lld: the model has only %d layers",
+                    (long long)o->pp, desc->n_layers);
   }
   return MOB_OK;
 }
@@ -58,11 +65,16 @@ static mob_status check_quantization(const mob_serve_options_t *o, const mob_mod
   bool fp8 = desc->quant_block_rows > 0;
   if (fp8 && strcmp(o->quantization, "fp8") == 0) return MOB_OK;
   if (fp8) {
-    return mob_fail(MOB_E_INVALID, "Quantization method specified in the model config (fp8) does not match the "
-                    "quantization method specified in the `quantization` argument (%s).", o->quantization);
+    return mob_fail(MOB_E_INVALID,
+                    "Quantization method specified in the model config (fp8) does not match the "
+                    "quantization method specified in the `quantization` argument (%s).",
+                    o->quantization);
   }
-  return mob_fail(MOB_E_UNSUPPORTED, "--quantization %s: the checkpoint is not quantized, and weights are not quantized "
-                  "while loading", o->quantization);
+  return mob_fail(
+      MOB_E_UNSUPPORTED,
+      "--quantization %s: the checkpoint is not quantized, and weights are not quantized "
+      "while loading",
+      o->quantization);
 }
 
 static mob_status plan_batch(const mob_serve_options_t *o, mob_engine_config_t *e) {
@@ -74,8 +86,10 @@ static mob_status plan_batch(const mob_serve_options_t *o, mob_engine_config_t *
   if (!o->max_batched_tokens && batched < e->max_seqs) batched = e->max_seqs;
   if (!e->chunked_prefill && batched < e->max_len) {
     return mob_fail(MOB_E_INVALID,
-                    "max_num_batched_tokens (%lld) is smaller than max_model_len (%d). This effectively limits the "
-                    "maximum sequence length to max_num_batched_tokens and makes vLLM reject longer sequences. Please "
+                    "max_num_batched_tokens (%lld) is smaller than max_model_len (%d). This "
+                    "effectively limits the "
+                    "maximum sequence length to max_num_batched_tokens and makes vLLM reject "
+                    "longer sequences. Please "
                     "increase max_num_batched_tokens or decrease max_model_len.",
                     (long long)batched, e->max_len);
   }
@@ -85,11 +99,14 @@ static mob_status plan_batch(const mob_serve_options_t *o, mob_engine_config_t *
 
 static mob_status open_model(const mob_serve_options_t *o, mob_serve_plan_t *plan) {
   if (!mob_is_dir(o->model)) {
-    return mob_fail(MOB_E_NOT_FOUND, "%s is not a directory. Models are served from local directories in the Hugging "
-                    "Face layout (config.json, *.safetensors, tokenizer.json); nothing is fetched from a hub.",
-                    o->model);
+    return mob_fail(
+        MOB_E_NOT_FOUND,
+        "%s is not a directory. Models are served from local directories in the Hugging "
+        "Face layout (config.json, *.safetensors, tokenizer.json); nothing is fetched from a hub.",
+        o->model);
   }
-  mob_model_options_t options = {.dummy = strcmp(o->load_format, "dummy") == 0, .trust_lookup = true,
+  mob_model_options_t options = {.dummy = strcmp(o->load_format, "dummy") == 0,
+                                 .trust_lookup = true,
                                  .overrides = plan->overrides};
   MOB_TRY(mob_model_open(o->model, &options, &plan->model));
   size_t len = strlen(o->model);
@@ -122,7 +139,9 @@ mob_status mob__serve_plan(const mob_serve_options_t *o, mob_serve_plan_t *plan)
   e->pp = (int)o->pp;
   e->expert_parallel = o->expert_parallel;
   e->layer_split = plan->layer_split;
-  e->dtype = strcmp(o->dtype, "half") == 0 ? "float16" : strcmp(o->dtype, "float") == 0 ? "float32" : o->dtype;
+  e->dtype = strcmp(o->dtype, "half") == 0    ? "float16"
+             : strcmp(o->dtype, "float") == 0 ? "float32"
+                                              : o->dtype;
   e->kv_cache_dtype = o->kv_cache_dtype;
   e->memory_share = o->memory_share;
   e->pages = o->blocks_override;

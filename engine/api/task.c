@@ -7,18 +7,23 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/hex.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/utf8.h"
 #define MOB_LOG_COMPONENT "api"
 #include "runtime/base/log.h"
 
 enum { UNSENT_MAX = 64 << 20 }; // a client that reads this far behind its stream is cut off
 
-static bool generates(mob_api_kind_t kind) { return kind == MOB_API_CHAT || kind == MOB_API_COMPLETION; }
+static bool generates(mob_api_kind_t kind) {
+  return kind == MOB_API_CHAT || kind == MOB_API_COMPLETION;
+}
 
 static void free_task(mob__task_t *task) {
   mob_gateway_t *gateway = task->gateway;
   if (task->next) task->next->prev = task->prev;
-  if (task->prev) task->prev->next = task->next;
-  else gateway->tasks = task->next;
+  if (task->prev)
+    task->prev->next = task->next;
+  else
+    gateway->tasks = task->next;
   gateway->task_count--;
   for (size_t i = 0; i < task->seq_count; i++) {
     mob__seq_t *seq = &task->seqs[i];
@@ -47,7 +52,8 @@ static mob_http_request_t *take_http(mob__task_t *task) {
   return http;
 }
 
-// ------------------------------------------------------------------------------------- worker thread
+// ------------------------------------------------------------------------------------- worker
+// thread
 
 static mob_status encode_prompt(mob__task_t *task, const mob_prompt_t *prompt) {
   const mob_prompter_t *prompter = &task->gateway->prompter;
@@ -55,18 +61,24 @@ static mob_status encode_prompt(mob__task_t *task, const mob_prompt_t *prompt) {
   if (prompt->text) {
     mob_buf_puts(&input->text, prompt->text);
     input->has_text = true;
-    return mob__prompt_encode(prompter, &task->request, prompt->text, strlen(prompt->text), &input->ids);
+    return mob__prompt_encode(prompter, &task->request, prompt->text, strlen(prompt->text),
+                              &input->ids);
   }
   int64_t keep = task->request.truncate_prompt_tokens;
-  size_t skip = keep != MOB_UNSET && (int64_t)prompt->ids.len > keep ? prompt->ids.len - (size_t)keep : 0;
+  size_t skip =
+      keep != MOB_UNSET && (int64_t)prompt->ids.len > keep ? prompt->ids.len - (size_t)keep : 0;
   for (size_t i = skip; i < prompt->ids.len; i++) *mob_vec_push(&input->ids) = prompt->ids.at[i];
   if (task->kind == MOB_API_DETOKENIZE && !prompter->tokenizer) {
     return mob_fail(MOB_E_INVALID, "This model has no tokenizer.");
   }
-  if (!prompter->tokenizer || !(task->request.echo || task->kind == MOB_API_DETOKENIZE)) return MOB_OK;
+  if (!prompter->tokenizer || !(task->request.echo || task->kind == MOB_API_DETOKENIZE))
+    return MOB_OK;
   input->has_text = true;
-  mob_status status = mob_tokenizer_decode(prompter->tokenizer, input->ids.at, input->ids.len, false, &input->text);
-  return status == MOB_OK ? MOB_OK : mob_fail(MOB_E_INVALID, "Token id is out of vocabulary: %s", mob_errmsg());
+  mob_status status =
+      mob_tokenizer_decode(prompter->tokenizer, input->ids.at, input->ids.len, false, &input->text);
+  return status == MOB_OK
+             ? MOB_OK
+             : mob_fail(MOB_E_INVALID, "Token id is out of vocabulary: %s", mob_errmsg());
 }
 
 static mob_status build_prompts(mob__task_t *task) {
@@ -74,7 +86,8 @@ static mob_status build_prompts(mob__task_t *task) {
   if (r->messages) {
     mob__input_t *input = mob_vec_push(&task->inputs);
     input->has_text = true;
-    MOB_TRY(mob__prompt_render(&task->gateway->prompter, r, task->gateway->options->content_format, &input->text));
+    MOB_TRY(mob__prompt_render(&task->gateway->prompter, r, task->gateway->options->content_format,
+                               &input->text));
     const char *text = mob_buf_cstr(&input->text);
     return mob__prompt_encode(&task->gateway->prompter, r, text, input->text.len, &input->ids);
   }
@@ -85,13 +98,14 @@ static mob_status build_prompts(mob__task_t *task) {
 
 static void on_work(uv_work_t *work) {
   mob__task_t *task = work->data;
-  mob_status status = mob__request_parse(task->kind, task->content_type, (char *)task->body.data, task->body.len,
-                                         &task->request, &task->error);
+  mob_status status = mob__request_parse(task->kind, task->content_type, (char *)task->body.data,
+                                         task->body.len, &task->request, &task->error);
   mob_buf_free(&task->body);
   if (status == MOB_OK && build_prompts(task) != MOB_OK) task->error = mob_strdup(mob_errmsg());
 }
 
-// ----------------------------------------------------------------------------------------- refusals
+// -----------------------------------------------------------------------------------------
+// refusals
 
 static void refuse(mob__task_t *task, int code, const char *type, const char *message) {
   mob__reply_error(task->gateway, take_http(task), code, type, message);
@@ -113,21 +127,24 @@ static bool refused(mob__task_t *task) {
     refuse(task, 400, "BadRequestError", task->error);
     return true;
   }
-  if (r->unknown) MOB_WARN("The following fields were present in the request but ignored: {%s}", r->unknown);
+  if (r->unknown)
+    MOB_WARN("The following fields were present in the request but ignored: {%s}", r->unknown);
   if (!knows_model(gateway, r->model)) {
-    char *message = mob_sprintf("The model `%.200s` does not exist.", r->model);
+    char *message = mob_sprintf("The model `%s` does not exist.", r->model);
     refuse(task, 404, "NotFoundError", message);
     free(message);
     return true;
   }
   if (r->tools_auto && !gateway->options->enable_auto_tools) {
-    refuse(task, 400, "BadRequestError",
-           "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set");
+    refuse(
+        task, 400, "BadRequestError",
+        "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set");
     return true;
   }
   if (r->tool_named) {
-    refuse(task, 400, "BadRequestError",
-           "tool_choice with a named function is not supported: this server has no guided decoding");
+    refuse(
+        task, 400, "BadRequestError",
+        "tool_choice with a named function is not supported: this server has no guided decoding");
     return true;
   }
   if (task->error) {
@@ -137,7 +154,8 @@ static bool refused(mob__task_t *task) {
   return false;
 }
 
-// ----------------------------------------------------------------------------------- tokenize replies
+// ----------------------------------------------------------------------------------- tokenize
+// replies
 
 static void reply_tokens(mob__task_t *task) {
   mob_buf_t out = {0};
@@ -159,7 +177,8 @@ static void reply_tokens(mob__task_t *task) {
   mob_buf_free(&out);
 }
 
-// -------------------------------------------------------------------------------------------- replies
+// --------------------------------------------------------------------------------------------
+// replies
 
 void mob__sse_event(mob__task_t *task, const mob_buf_t *json) {
   if (!task->http) return;
@@ -184,12 +203,14 @@ static void end_stream(mob__task_t *task) {
 }
 
 static bool streams(const mob__task_t *task) {
-  return task->request.stream && task->inputs.at[0].sampling.best_of == task->inputs.at[0].sampling.n;
+  return task->request.stream &&
+         task->inputs.at[0].sampling.best_of == task->inputs.at[0].sampling.n;
 }
 
 static int by_logprob(const void *a, const void *b) {
   const mob__seq_t *x = *(mob__seq_t *const *)a, *y = *(mob__seq_t *const *)b;
-  if (x->choice.logprob_sum != y->choice.logprob_sum) return x->choice.logprob_sum < y->choice.logprob_sum ? 1 : -1;
+  if (x->choice.logprob_sum != y->choice.logprob_sum)
+    return x->choice.logprob_sum < y->choice.logprob_sum ? 1 : -1;
   return x->index < y->index ? -1 : 1;
 }
 
@@ -204,7 +225,8 @@ void mob__chosen(const mob__task_t *task, size_t input, mob__seq_t **out) {
 
 static void observe_end(mob__task_t *task) {
   mob_metrics_t *m = &task->gateway->metrics;
-  double now = (double)mob_now_ns(), arrived = (double)task->arrived_ns, submitted = (double)task->submitted_ns;
+  double now = (double)mob_now_ns(), arrived = (double)task->arrived_ns,
+         submitted = (double)task->submitted_ns;
   size_t longest = 0;
   mob__metrics_observe(m, MOB_HIST_E2E, (now - arrived) / 1e9);
   mob__metrics_observe(m, MOB_HIST_QUEUE, (submitted - arrived) / 1e9);
@@ -224,11 +246,15 @@ static void observe_end(mob__task_t *task) {
     if (tokens > longest) longest = tokens;
     mob__metrics_observe(m, MOB_HIST_GENERATION, (double)tokens);
     if (tokens > 1 && seq->last_ns > task->first_ns) {
-      mob__metrics_observe(m, MOB_HIST_TPOT, (double)(seq->last_ns - task->first_ns) / 1e9 / (double)(tokens - 1));
+      mob__metrics_observe(m, MOB_HIST_TPOT,
+                           (double)(seq->last_ns - task->first_ns) / 1e9 / (double)(tokens - 1));
     }
-    if (seq->choice.finish == MOB_FINISH_STOP) m->finished_stop++;
-    else if (seq->choice.finish == MOB_FINISH_LENGTH) m->finished_length++;
-    else m->finished_abort++;
+    if (seq->choice.finish == MOB_FINISH_STOP)
+      m->finished_stop++;
+    else if (seq->choice.finish == MOB_FINISH_LENGTH)
+      m->finished_length++;
+    else
+      m->finished_abort++;
   }
   mob__metrics_observe(m, MOB_HIST_MAX_GENERATION, (double)longest);
 }
@@ -238,7 +264,8 @@ static void complete(mob__task_t *task) {
   if (!task->gateway->options->disable_log_requests) MOB_INFO("Finished request %s.", task->id);
   bool chat = task->kind == MOB_API_CHAT;
   if (streams(task)) {
-    if (task->request.include_usage) (chat ? mob__chat_usage_event : mob__completion_usage_event)(task);
+    if (task->request.include_usage)
+      (chat ? mob__chat_usage_event : mob__completion_usage_event)(task);
     end_stream(task);
   } else {
     mob_buf_t out = {0};
@@ -263,15 +290,18 @@ static void abort_all(mob__task_t *task) {
   task->running = 0;
 }
 
-// Ends the reply with an error; what the engine still holds of the request is aborted unless the engine is lost.
+// Ends the reply with an error; what the engine still holds of the request is aborted unless the
+// engine is lost.
 static void fail_reply(mob__task_t *task, int code, const char *type, const char *message) {
   if (task->failed) return;
   task->failed = true;
   task->gateway->metrics.finished_abort += task->seq_count;
   if (!task->http) return;
   if (!task->begun) { // nothing was sent yet, so that a status can tell
-    if (task->gateway->lost_why) mob__reply_lost(task->gateway, take_http(task));
-    else refuse(task, code, type, message);
+    if (task->gateway->lost_why)
+      mob__reply_lost(task->gateway, take_http(task));
+    else
+      refuse(task, code, type, message);
     return;
   }
   mob_buf_t event = {0};
@@ -281,9 +311,11 @@ static void fail_reply(mob__task_t *task, int code, const char *type, const char
   end_stream(task);
 }
 
-// --------------------------------------------------------------------------------- the engine's events
+// --------------------------------------------------------------------------------- the engine's
+// events
 
-static void on_prompt_logprobs(void *owner, mob_gen_t *gen, const mob_prompt_logprob_t *items, uint32_t count) {
+static void on_prompt_logprobs(void *owner, mob_gen_t *gen, const mob_prompt_logprob_t *items,
+                               uint32_t count) {
   mob__seq_t *seq = owner;
   (void)gen;
   for (uint32_t i = 0; i < count; i++) {
@@ -302,13 +334,16 @@ static void note_times(mob__task_t *task, mob__seq_t *seq, mob_gen_t *gen) {
   if (!task->first_ns) {
     task->first_ns = now;
     task->cached_tokens = mob_gen_cached_tokens(gen);
-    mob__metrics_observe(&task->gateway->metrics, MOB_HIST_TTFT, (double)(now - task->arrived_ns) / 1e9);
+    mob__metrics_observe(&task->gateway->metrics, MOB_HIST_TTFT,
+                         (double)(now - task->arrived_ns) / 1e9);
   }
-  if (seq->last_ns) mob__metrics_observe(&task->gateway->metrics, MOB_HIST_ITL, (double)(now - seq->last_ns) / 1e9);
+  if (seq->last_ns)
+    mob__metrics_observe(&task->gateway->metrics, MOB_HIST_ITL, (double)(now - seq->last_ns) / 1e9);
   seq->last_ns = now;
 }
 
-static void on_token(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mob_finish_t finish, const char *why) {
+static void on_token(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mob_finish_t finish,
+                     const char *why) {
   mob__seq_t *seq = owner;
   mob__task_t *task = seq->task;
   if (finish != MOB_FINISH_NONE) {
@@ -317,7 +352,8 @@ static void on_token(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mo
   }
   if (finish == MOB_FINISH_LOST) {
     mob_gateway_t *gateway = task->gateway;
-    if (!gateway->lost_why) gateway->lost_why = mob_strdup(why && *why ? why : "the group was lost");
+    if (!gateway->lost_why)
+      gateway->lost_why = mob_strdup(why && *why ? why : "the group was lost");
     fail_reply(task, 503, "group_lost", gateway->lost_why);
   }
   if (!task->failed) {
@@ -330,8 +366,10 @@ static void on_token(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mo
       mob_gen_abort(gen);
     }
     if (streams(task) && task->http) {
-      if (task->kind == MOB_API_CHAT) mob__chat_event(task, seq);
-      else mob__completion_event(task, seq);
+      if (task->kind == MOB_API_CHAT)
+        mob__chat_event(task, seq);
+      else
+        mob__completion_event(task, seq);
       if (mob_http_unsent(task->http) > UNSENT_MAX) {
         fail_reply(task, 500, "InternalServerError", "the client does not read its stream");
         abort_all(task);
@@ -339,13 +377,16 @@ static void on_token(void *owner, mob_gen_t *gen, const mob_sampled_t *token, mo
     }
   }
   if (task->running > 0) return;
-  if (task->failed) free_task(task);
-  else complete(task);
+  if (task->failed)
+    free_task(task);
+  else
+    complete(task);
 }
 
 static const mob_gen_events_t gen_events = {on_prompt_logprobs, on_token};
 
-// --------------------------------------------------------------------------------------------- submit
+// ---------------------------------------------------------------------------------------------
+// submit
 
 static uint64_t mix(uint64_t seed, uint64_t index) { // splitmix64
   uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15u;
@@ -365,9 +406,12 @@ static void log_request(const mob__task_t *task) {
     mob_buf_t text = {0}, ids = {0};
     size_t len = input->text.len < (size_t)most ? input->text.len : (size_t)most;
     while (len > 0 && len < input->text.len && (input->text.data[len] & 0xc0) == 0x80) len--;
-    if (input->has_text) mob_py_repr_text(&text, (char *)input->text.data, len);
-    else mob_buf_puts(&text, "None");
-    if (task->kind == MOB_API_CHAT) mob_buf_puts(&ids, "None");
+    if (input->has_text)
+      mob_py_repr_text(&text, (char *)input->text.data, len);
+    else
+      mob_buf_puts(&text, "None");
+    if (task->kind == MOB_API_CHAT)
+      mob_buf_puts(&ids, "None");
     else {
       mob_buf_putc(&ids, '[');
       for (size_t k = 0; k < input->ids.len && (int64_t)k < most; k++) {
@@ -377,14 +421,17 @@ static void log_request(const mob__task_t *task) {
     }
     char item[24] = "";
     if (task->kind == MOB_API_COMPLETION) snprintf(item, sizeof item, "-%zu", i);
-    MOB_INFO("Received request %s%s: prompt: %s, params: SamplingParams(n=%u, presence_penalty=%g, "
-             "frequency_penalty=%g, repetition_penalty=%g, temperature=%g, top_p=%g, top_k=%d, min_p=%g, "
-             "seed=%s%llu, max_tokens=%u, min_tokens=%u), prompt_token_ids: %s, lora_request: None, "
-             "prompt_adapter_request: None.",
-             task->id, item, mob_buf_cstr(&text), input->sampling.n, (double)s->presence_penalty,
-             (double)s->frequency_penalty, (double)s->repetition_penalty, (double)s->temperature, (double)s->top_p,
-             s->top_k, (double)s->min_p, input->sampling.has_seed ? "" : "None, drawn ", (unsigned long long)s->seed,
-             input->sampling.max_tokens, s->min_tokens, mob_buf_cstr(&ids));
+    MOB_INFO(
+        "Received request %s%s: prompt: %s, params: SamplingParams(n=%u, presence_penalty=%g, "
+        "frequency_penalty=%g, repetition_penalty=%g, temperature=%g, top_p=%g, top_k=%d, "
+        "min_p=%g, "
+        "seed=%s%llu, max_tokens=%u, min_tokens=%u), prompt_token_ids: %s, lora_request: None, "
+        "prompt_adapter_request: None.",
+        task->id, item, mob_buf_cstr(&text), input->sampling.n, (double)s->presence_penalty,
+        (double)s->frequency_penalty, (double)s->repetition_penalty, (double)s->temperature,
+        (double)s->top_p, s->top_k, (double)s->min_p,
+        input->sampling.has_seed ? "" : "None, drawn ", (unsigned long long)s->seed,
+        input->sampling.max_tokens, s->min_tokens, mob_buf_cstr(&ids));
     mob_buf_free(&text);
     mob_buf_free(&ids);
   }
@@ -394,8 +441,8 @@ static bool prepare_inputs(mob__task_t *task) {
   mob_gateway_t *gateway = task->gateway;
   for (size_t i = 0; i < task->inputs.len; i++) {
     mob__input_t *input = &task->inputs.at[i];
-    if (mob__request_sampling(&task->request, &gateway->limits, input->ids.at, input->ids.len, &input->sampling) !=
-        MOB_OK) {
+    if (mob__request_sampling(&task->request, &gateway->limits, input->ids.at, input->ids.len,
+                              &input->sampling) != MOB_OK) {
       refuse(task, 400, "BadRequestError", mob_errmsg());
       return false;
     }
@@ -419,7 +466,8 @@ static mob_status submit_seq(mob__task_t *task, mob__seq_t *seq) {
   };
   if (seq->index > 0) {
     request.sampling.seed = mix(request.sampling.seed, seq->index); // one seed, n different answers
-    if (!(r->stream && r->echo)) request.sampling.prompt_logprobs = -1; // the first one's are enough
+    if (!(r->stream && r->echo))
+      request.sampling.prompt_logprobs = -1; // the first one's are enough
   }
   return mob_engine_generate(task->gateway->engine, &request, &gen_events, seq, &seq->gen);
 }
@@ -433,9 +481,12 @@ static void submit(mob__task_t *task) {
     free_task(task);
     return;
   }
-  task->rules = (mob_choice_rules_t){.tokenizer = task->gateway->prompter.tokenizer, .stop = &r->stop,
-                                     .eos = task->gateway->eos, .ignore_eos = r->ignore_eos,
-                                     .include_stop = r->include_stop, .skip_special = r->skip_special,
+  task->rules = (mob_choice_rules_t){.tokenizer = task->gateway->prompter.tokenizer,
+                                     .stop = &r->stop,
+                                     .eos = task->gateway->eos,
+                                     .ignore_eos = r->ignore_eos,
+                                     .include_stop = r->include_stop,
+                                     .skip_special = r->skip_special,
                                      .min_tokens = r->min_tokens};
   task->seq_count = task->inputs.len * each;
   task->seqs = MOB_NEW_ARRAY(mob__seq_t, task->seq_count);
@@ -459,19 +510,25 @@ static void submit(mob__task_t *task) {
   bool unavailable = status == MOB_E_UNAVAILABLE;
   abort_all(task);
   refuse(task, status == MOB_E_INVALID ? 400 : 503,
-         status == MOB_E_INVALID ? "BadRequestError" : unavailable ? "group_lost" : "ServiceUnavailableError", message);
+         status == MOB_E_INVALID ? "BadRequestError"
+         : unavailable           ? "group_lost"
+                                 : "ServiceUnavailableError",
+         message);
   free(message);
   free_task(task);
 }
 
 static void set_id(mob__task_t *task) {
   const char *given = mob_http_header(task->http, "x-request-id");
-  if (!given) given = task->request.request_id;
+  if (!given || mob_utf8_valid_prefix(given, strlen(given)) < strlen(given))
+    given = task->request.request_id;
   uint8_t random[16];
   char hex[33];
   mob_random(random, sizeof random);
-  snprintf(task->id, sizeof task->id, "%s-%.120s", task->kind == MOB_API_CHAT ? "chatcmpl" : "cmpl",
+  snprintf(task->id, sizeof task->id, "%s-%s", task->kind == MOB_API_CHAT ? "chatcmpl" : "cmpl",
            given ? given : mob_hex(random, sizeof random, hex));
+  task->id[mob_utf8_valid_prefix(task->id, strlen(task->id))] =
+      '\0'; // a long one may be cut inside a character
 }
 
 static void after_work(uv_work_t *work, int status) {
@@ -524,7 +581,8 @@ void mob__task_start(mob_gateway_t *gateway, mob_http_request_t *http, mob_api_k
   gateway->task_count++;
   size_t len;
   const char *body = mob_http_body(http, &len);
-  mob_buf_append(&task->body, body, len); // the client, and its bytes with it, may leave while a worker reads
+  mob_buf_append(&task->body, body,
+                 len); // the client, and its bytes with it, may leave while a worker reads
   const char *type = mob_http_header(http, "content-type");
   task->content_type = type ? mob_strdup(type) : NULL;
   mob_http_set_data(http, task);

@@ -1,8 +1,8 @@
 // One connection: bytes in, one request at a time to the handler, replies out in the same order.
 //
-// Reading goes on while a reply is under way, so that a client that leaves is noticed at once; what it sends
-// meanwhile waits in `pending`. Everything to send is gathered during a turn of the loop and goes out with one
-// system call from the server's idle handle (mob__conn_service).
+// Reading goes on while a reply is under way, so that a client that leaves is noticed at once; what
+// it sends meanwhile waits in `pending`. Everything to send is gathered during a turn of the loop
+// and goes out with one system call from the server's idle handle (mob__conn_service).
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -16,7 +16,9 @@
 
 static void advance(mob__conn_t *conn);
 
-static mob__conn_t *conn_of(void *handle) { return ((uv_handle_t *)handle)->data; }
+static mob__conn_t *conn_of(void *handle) {
+  return ((uv_handle_t *)handle)->data;
+}
 
 void mob__conn_mark(mob__conn_t *conn) {
   if (conn->dirty || conn->closing) return;
@@ -26,7 +28,8 @@ void mob__conn_mark(mob__conn_t *conn) {
   mob__server_wake(conn->server);
 }
 
-// ------------------------------------------------------------------------------------------ closing
+// ------------------------------------------------------------------------------------------
+// closing
 
 static void on_handle_closed(uv_handle_t *handle) {
   mob__conn_t *conn = handle->data;
@@ -58,8 +61,10 @@ void mob__conn_close(mob__conn_t *conn) {
   mob_http_server_t *server = conn->server;
   forget_dirty(conn);
   if (conn->next) conn->next->prev = conn->prev;
-  if (conn->prev) conn->prev->next = conn->next;
-  else server->conns = conn->next;
+  if (conn->prev)
+    conn->prev->next = conn->next;
+  else
+    server->conns = conn->next;
   server->conn_count--;
   uv_close((uv_handle_t *)&conn->tcp, on_handle_closed);
   uv_close((uv_handle_t *)&conn->timer, on_handle_closed);
@@ -75,18 +80,23 @@ void mob__conn_close(mob__conn_t *conn) {
 static void on_timeout(uv_timer_t *timer);
 
 static void set_timer(mob__conn_t *conn, uint64_t ms) {
-  if (ms) uv_timer_start(&conn->timer, on_timeout, ms, 0);
-  else uv_timer_stop(&conn->timer);
+  if (ms)
+    uv_timer_start(&conn->timer, on_timeout, ms, 0);
+  else
+    uv_timer_stop(&conn->timer);
 }
 
-// A reply that the connection itself gives: malformed, too large, too slow. The client may still be sending.
+// A reply that the connection itself gives: malformed, too large, too slow. The client may still be
+// sending.
 static void refuse(mob__conn_t *conn, int status) {
-  const char *text = status == 400 ? "Invalid HTTP request received." : mob_http_status_text(status);
+  const char *text =
+      status == 400 ? "Invalid HTTP request received." : mob_http_status_text(status);
   char reply[512];
-  int n = snprintf(reply, sizeof reply,
-                   "HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %zu\r\n"
-                   "connection: close\r\n\r\n%s",
-                   status, mob_http_status_text(status), strlen(text), text);
+  int n = snprintf(
+      reply, sizeof reply,
+      "HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %zu\r\n"
+      "connection: close\r\n\r\n%s",
+      status, mob_http_status_text(status), strlen(text), text);
   mob__conn_send(conn, reply, (size_t)n);
   conn->last = conn->unread = true;
   set_timer(conn, MOB__LINGER_MS);
@@ -94,11 +104,14 @@ static void refuse(mob__conn_t *conn, int status) {
 
 static void on_timeout(uv_timer_t *timer) {
   mob__conn_t *conn = conn_of(timer);
-  if (conn->last || conn->finishing || mob__parser_idle(conn->parser)) mob__conn_close(conn);
-  else refuse(conn, 408);
+  if (conn->last || conn->finishing || mob__parser_idle(conn->parser))
+    mob__conn_close(conn);
+  else
+    refuse(conn, 408);
 }
 
-// ------------------------------------------------------------------------------------------ sending
+// ------------------------------------------------------------------------------------------
+// sending
 
 void mob__conn_send(mob__conn_t *conn, const void *data, size_t len) {
   if (conn->closing || len == 0) return;
@@ -129,8 +142,9 @@ static void on_shut(uv_shutdown_t *shut, int rc) {
   if (!conn->closing && !conn->unread) mob__conn_close(conn);
 }
 
-// Everything is sent and nothing follows. Closing while the client still sends would reset the connection
-// and take our last reply with it, so in that case its bytes are read and dropped for a moment.
+// Everything is sent and nothing follows. Closing while the client still sends would reset the
+// connection and take our last reply with it, so in that case its bytes are read and dropped for a
+// moment.
 static void finish(mob__conn_t *conn) {
   conn->finishing = true;
   conn->shutdown.data = conn;
@@ -149,7 +163,8 @@ void mob__conn_service(mob__conn_t *conn) {
     mob__tls_write(conn->tls, conn->plain.data, conn->plain.len, &conn->out);
     conn->plain.len = 0;
   }
-  if (conn->last && !conn->req && !conn->finishing && conn->tls) mob__tls_bye(conn->tls, &conn->out);
+  if (conn->last && !conn->req && !conn->finishing && conn->tls)
+    mob__tls_bye(conn->tls, &conn->out);
   if (conn->out.len == 0) {
     if (conn->last && !conn->req && !conn->finishing) finish(conn);
     return;
@@ -166,7 +181,8 @@ void mob__conn_service(mob__conn_t *conn) {
   }
 }
 
-// ------------------------------------------------------------------------------------------ reading
+// ------------------------------------------------------------------------------------------
+// reading
 
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf) {
   (void)suggested;
@@ -183,7 +199,8 @@ static void deliver(mob__conn_t *conn) {
   server->handler.on_request(server->owner, req);
 }
 
-// Feeds bytes as long as no request is under way. Returns how many were taken; the connection may be closing after.
+// Feeds bytes as long as no request is under way. Returns how many were taken; the connection may
+// be closing after.
 static size_t feed(mob__conn_t *conn, const char *data, size_t len) {
   size_t taken = 0;
   while (taken < len && !conn->closing && !conn->last && !conn->req &&
@@ -191,7 +208,8 @@ static size_t feed(mob__conn_t *conn, const char *data, size_t len) {
     bool was_idle = mob__parser_idle(conn->parser);
     size_t used = 0;
     int status = 400;
-    mob__parsed_t parsed = mob__parser_feed(conn->parser, data + taken, len - taken, &used, &status);
+    mob__parsed_t parsed =
+        mob__parser_feed(conn->parser, data + taken, len - taken, &used, &status);
     taken += used;
     if (parsed == MOB__PARSE_WHOLE) {
       deliver(conn);
@@ -218,12 +236,14 @@ static void advance(mob__conn_t *conn) {
   if (conn->pending_at == conn->pending.len) {
     conn->pending.len = conn->pending_at = 0;
     if (conn->pending.cap > 64 * 1024) mob_buf_free(&conn->pending);
-  } else if (conn->pending_at > conn->pending.len / 2) { // rarely, so that moving costs less than parsing did
+  } else if (conn->pending_at >
+             conn->pending.len / 2) { // rarely, so that moving costs less than parsing did
     mob_buf_consume(&conn->pending, conn->pending_at);
     conn->pending_at = 0;
   }
   if (conn->pending.len - conn->pending_at < MOB__PENDING_MAX) start_reading(conn);
-  if (!conn->req && !conn->last && mob__parser_idle(conn->parser) && !uv_is_active((uv_handle_t *)&conn->timer)) {
+  if (!conn->req && !conn->last && mob__parser_idle(conn->parser) &&
+      !uv_is_active((uv_handle_t *)&conn->timer)) {
     set_timer(conn, conn->server->config.keep_alive_ms);
   }
 }
@@ -245,21 +265,26 @@ static void take_bytes(mob__conn_t *conn, const char *data, size_t len) {
   mob__conn_mark(conn);
 }
 
+// The client sends no more. One that shut its sending side after the request still gets the reply that is ready;
+// one for whom the reply is under way counts as gone.
+static void sending_ended(mob__conn_t *conn) {
+  if (conn->req || conn->finishing || mob__conn_unsent(conn) == 0) {
+    mob__conn_close(conn);
+    return;
+  }
+  uv_read_stop((uv_stream_t *)&conn->tcp);
+  conn->last = true;
+  conn->unread = false;
+  set_timer(conn, MOB__LINGER_MS);
+  mob__conn_mark(conn);
+}
+
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
   mob__conn_t *conn = conn_of(stream);
   if (conn->closing || n == 0) return;
   if (n < 0) {
-    // A client that shuts its sending side after the request still gets the reply that is ready; one for whom the
-    // reply is under way counts as gone.
-    if (n == UV_EOF && !conn->req && !conn->finishing && mob__conn_unsent(conn) > 0) {
-      uv_read_stop(stream);
-      conn->last = true;
-      conn->unread = false;
-      set_timer(conn, MOB__LINGER_MS);
-      mob__conn_mark(conn);
-    } else {
-      mob__conn_close(conn);
-    }
+    if (n == UV_EOF) sending_ended(conn);
+    else mob__conn_close(conn);
     return;
   }
   if (!conn->tls) {
@@ -271,9 +296,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
   bool alive = mob__tls_read(conn->tls, buf->base, (size_t)n, plain, &conn->out);
   if (plain->len) take_bytes(conn, (const char *)plain->data, plain->len);
   else mob__conn_mark(conn);
-  if (alive || conn->closing) return;
-  if (conn->out.len) uv_try_write(stream, &(uv_buf_t){.base = (char *)conn->out.data, .len = conn->out.len}, 1);
-  mob__conn_close(conn);
+  if (!alive && !conn->closing) sending_ended(conn); // its goodbye, or no TLS at all: then `out` holds the alert
 }
 
 static void start_reading(mob__conn_t *conn) {
@@ -303,7 +326,8 @@ void mob__conn_drain(mob__conn_t *conn) {
   mob__conn_mark(conn);
 }
 
-// --------------------------------------------------------------------------------------- connecting
+// ---------------------------------------------------------------------------------------
+// connecting
 
 static void note_peer(mob__conn_t *conn) {
   struct sockaddr_storage addr;
@@ -324,7 +348,9 @@ static void note_peer(mob__conn_t *conn) {
   snprintf(conn->peer, sizeof conn->peer, "%s:%d", ip, port);
 }
 
-static void on_continue(void *arg) { mob__conn_send(arg, "HTTP/1.1 100 Continue\r\n\r\n", 25); }
+static void on_continue(void *arg) {
+  mob__conn_send(arg, "HTTP/1.1 100 Continue\r\n\r\n", 25);
+}
 
 void mob__conn_accept(mob_http_server_t *server) {
   mob__conn_t *conn = MOB_NEW(mob__conn_t);
@@ -338,7 +364,8 @@ void mob__conn_accept(mob_http_server_t *server) {
   if (conn->next) conn->next->prev = conn;
   server->conns = conn;
   server->conn_count++;
-  conn->parser = mob__parser_new(server->config.max_header, server->config.max_body, on_continue, conn);
+  conn->parser =
+      mob__parser_new(server->config.max_header, server->config.max_body, on_continue, conn);
   if (server->tls) conn->tls = mob__tls_new(server->tls);
   if (uv_accept((uv_stream_t *)&server->listener, (uv_stream_t *)&conn->tcp) != 0) {
     mob__conn_close(conn);

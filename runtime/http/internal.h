@@ -39,14 +39,17 @@ struct mob_http_request {
 // ---- parser.c
 typedef enum mob__parsed {
   MOB__PARSE_MORE,  // everything was consumed, the request is not whole yet
-  MOB__PARSE_WHOLE, // a request ended; take it with mob__parser_take(); bytes behind it were not consumed
+  MOB__PARSE_WHOLE, // a request ended; take it with mob__parser_take(); bytes behind it were not
+                    // consumed
   MOB__PARSE_BAD,   // *status is the reply to give before the connection closes
 } mob__parsed_t;
 
 // `on_continue` runs when a client waits for "100 Continue".
-mob__parser_t *mob__parser_new(size_t max_header, size_t max_body, void (*on_continue)(void *arg), void *arg);
+mob__parser_t *mob__parser_new(size_t max_header, size_t max_body, void (*on_continue)(void *arg),
+                               void *arg);
 void mob__parser_free(mob__parser_t *parser);
-mob__parsed_t mob__parser_feed(mob__parser_t *parser, const char *data, size_t len, size_t *used, int *status);
+mob__parsed_t mob__parser_feed(mob__parser_t *parser, const char *data, size_t len, size_t *used,
+                               int *status);
 bool mob__parser_idle(const mob__parser_t *parser); // no byte of a next request was seen
 mob_http_request_t *mob__parser_take(mob__parser_t *parser);
 void mob__request_free(mob_http_request_t *req);
@@ -56,8 +59,10 @@ mob_status mob__tls_ctx_new(const mob_http_config_t *config, mob__tls_ctx_t **ou
 void mob__tls_ctx_free(mob__tls_ctx_t *ctx);
 mob__tls_t *mob__tls_new(mob__tls_ctx_t *ctx);
 void mob__tls_free(mob__tls_t *tls);
-// Bytes from the wire become plain bytes; what TLS itself has to say goes to `wire`. False: the session is over.
-bool mob__tls_read(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *plain, mob_buf_t *wire);
+// Bytes from the wire become plain bytes; what TLS itself has to say goes to `wire`. False: the
+// session is over.
+bool mob__tls_read(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *plain,
+                   mob_buf_t *wire);
 bool mob__tls_write(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *wire);
 void mob__tls_bye(mob__tls_t *tls, mob_buf_t *wire);
 
@@ -77,15 +82,15 @@ struct mob__conn {
   mob_http_request_t *req; // under way: given to the handler, reply not ended
   mob_buf_t pending;       // received, not parsed
   size_t pending_at;
-  mob_buf_t plain;         // to send, before TLS (which wants big pieces)
-  mob_buf_t out;           // to send, bytes of the wire
-  mob_buf_t inflight;      // being sent
+  mob_buf_t plain;    // to send, before TLS (which wants big pieces)
+  mob_buf_t out;      // to send, bytes of the wire
+  mob_buf_t inflight; // being sent
   bool writing;
   bool reading;
-  bool advancing;  // mob__conn_advance() is on the stack
-  bool last;       // no further request: close once everything is sent
-  bool unread;     // the client may still be sending: take its bytes for a while before closing
-  bool finishing;  // the sending side was shut
+  bool advancing; // mob__conn_advance() is on the stack
+  bool last;      // no further request: close once everything is sent
+  bool unread;    // the client may still be sending: take its bytes for a while before closing
+  bool finishing; // the sending side was shut
   bool closing;
   char peer[64];
 };
@@ -117,12 +122,13 @@ struct mob_http_server {
   mob__conn_t *dirty;
   void (*drained)(void *arg);
   void *drained_arg;
-  char *read_buffer;    // libuv reads into it and hands it over at once
-  mob_buf_t plain;      // decrypted bytes of one read
+  char *read_buffer; // libuv reads into it and hands it over at once
+  mob_buf_t plain;   // decrypted bytes of one read
 };
 
 void mob__server_conn_closed(mob_http_server_t *server); // after a connection left the list
-void mob__server_wake(mob_http_server_t *server); // marked connections are served in this turn of the loop
-void mob__server_release(mob_http_server_t *server);     // one handle closed
+void mob__server_wake(
+    mob_http_server_t *server); // marked connections are served in this turn of the loop
+void mob__server_release(mob_http_server_t *server); // one handle closed
 
 #endif

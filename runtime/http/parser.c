@@ -46,7 +46,8 @@ static int on_url(http_parser *hp, const char *at, size_t len) {
   return count_header(p, len);
 }
 
-// Names and values arrive in pieces. Every text in `head` ends with a NUL as soon as the next one begins.
+// Names and values arrive in pieces. Every text in `head` ends with a NUL as soon as the next one
+// begins.
 static int on_field(http_parser *hp, const char *at, size_t len) {
   mob__parser_t *p = hp->data;
   mob_http_request_t *req = p->req;
@@ -116,8 +117,10 @@ static bool split_target(mob__parser_t *p) {
   if (!decode_path(req->path)) return false;
   if (url.field_set & (1u << UF_QUERY)) {
     size_t off = req->head.len; // a copy that ends with a NUL, behind everything else
-    mob_buf_reserve(&req->head, (size_t)url.field_data[UF_QUERY].len + 1); // `target` is stale from here
-    mob_buf_append(&req->head, req->head.data + url.field_data[UF_QUERY].off, url.field_data[UF_QUERY].len);
+    mob_buf_reserve(&req->head,
+                    (size_t)url.field_data[UF_QUERY].len + 1); // `target` is stale from here
+    mob_buf_append(&req->head, req->head.data + url.field_data[UF_QUERY].off,
+                   url.field_data[UF_QUERY].len);
     mob_buf_putc(&req->head, '\0');
     req->query = (const char *)req->head.data + off;
   }
@@ -159,7 +162,8 @@ static int on_complete(http_parser *hp) {
   return 0;
 }
 
-mob__parser_t *mob__parser_new(size_t max_header, size_t max_body, void (*on_continue)(void *arg), void *arg) {
+mob__parser_t *mob__parser_new(size_t max_header, size_t max_body, void (*on_continue)(void *arg),
+                               void *arg) {
   mob__parser_t *p = MOB_NEW(mob__parser_t);
   http_parser_settings_init(&p->settings);
   p->settings.on_message_begin = on_begin;
@@ -173,8 +177,8 @@ mob__parser_t *mob__parser_new(size_t max_header, size_t max_body, void (*on_con
   p->max_body = max_body;
   p->on_continue = on_continue;
   p->arg = arg;
-  // http-parser's own limit is one for the process and counts what never reaches a callback (blanks, line
-  // ends); ours above is exact for each server.
+  // http-parser's own limit is one for the process and counts what never reaches a callback
+  // (blanks, line ends); ours above is exact for each server.
   static uint32_t widest;
   uint32_t wanted = max_header > UINT32_MAX / 2 ? UINT32_MAX : (uint32_t)(2 * max_header + 1024);
   if (wanted > widest) http_parser_set_max_header_size(widest = wanted);
@@ -189,9 +193,12 @@ void mob__parser_free(mob__parser_t *p) {
   free(p);
 }
 
-bool mob__parser_idle(const mob__parser_t *p) { return p->req == NULL; }
+bool mob__parser_idle(const mob__parser_t *p) {
+  return p->req == NULL;
+}
 
-mob__parsed_t mob__parser_feed(mob__parser_t *p, const char *data, size_t len, size_t *used, int *status) {
+mob__parsed_t mob__parser_feed(mob__parser_t *p, const char *data, size_t len, size_t *used,
+                               int *status) {
   *used = http_parser_execute(&p->hp, &p->settings, data, len);
   if (p->whole) return MOB__PARSE_WHOLE;
   enum http_errno err = HTTP_PARSER_ERRNO(&p->hp);
@@ -230,9 +237,11 @@ const char *mob_http_header(const mob_http_request_t *req, const char *name) {
 const char *mob_http_status_text(int status) {
   switch (status) {
 #define XX(num, name, text)                                                                        \
-  case num: return #text;
+  case num:                                                                                        \
+    return #text;
     HTTP_STATUS_MAP(XX)
 #undef XX
-  default: return "Unknown";
+  default:
+    return "Unknown";
   }
 }

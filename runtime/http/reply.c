@@ -6,19 +6,33 @@
 
 #include "runtime/http/internal.h"
 
-const char *mob_http_method(const mob_http_request_t *req) { return req->method; }
-const char *mob_http_path(const mob_http_request_t *req) { return req->path; }
-const char *mob_http_query(const mob_http_request_t *req) { return req->query; }
-const char *mob_http_peer(const mob_http_request_t *req) { return req->conn->peer; }
-void mob_http_set_data(mob_http_request_t *req, void *data) { req->data = data; }
-void *mob_http_data(const mob_http_request_t *req) { return req->data; }
+const char *mob_http_method(const mob_http_request_t *req) {
+  return req->method;
+}
+const char *mob_http_path(const mob_http_request_t *req) {
+  return req->path;
+}
+const char *mob_http_query(const mob_http_request_t *req) {
+  return req->query;
+}
+const char *mob_http_peer(const mob_http_request_t *req) {
+  return req->conn->peer;
+}
+void mob_http_set_data(mob_http_request_t *req, void *data) {
+  req->data = data;
+}
+void *mob_http_data(const mob_http_request_t *req) {
+  return req->data;
+}
 
 const char *mob_http_body(const mob_http_request_t *req, size_t *len) {
   *len = req->body.len;
   return (const char *)req->body.data;
 }
 
-static bool is_head(const mob_http_request_t *req) { return strcmp(req->method, "HEAD") == 0; }
+static bool is_head(const mob_http_request_t *req) {
+  return strcmp(req->method, "HEAD") == 0;
+}
 
 static const char *http_date(void) {
   static time_t made;
@@ -35,8 +49,8 @@ static const char *http_date(void) {
 
 static void put_head(mob_buf_t *buf, mob_http_request_t *req, int status, const char *content_type,
                      const mob_http_field_t *extra, size_t extra_count) {
-  mob_buf_printf(buf, "HTTP/1.1 %d %s\r\ndate: %s\r\nserver: mobula\r\n", status, mob_http_status_text(status),
-                 http_date());
+  mob_buf_printf(buf, "HTTP/1.1 %d %s\r\ndate: %s\r\nserver: mobula\r\n", status,
+                 mob_http_status_text(status), http_date());
   if (content_type) mob_buf_printf(buf, "content-type: %s\r\n", content_type);
   for (size_t i = 0; i < extra_count; i++) {
     mob_buf_printf(buf, "%s: %s\r\n", extra[i].name, extra[i].value);
@@ -49,8 +63,8 @@ static void put_head(mob_buf_t *buf, mob_http_request_t *req, int status, const 
   }
 }
 
-void mob_http_reply(mob_http_request_t *req, int status, const char *content_type, const void *body, size_t len,
-                    const mob_http_field_t *extra, size_t extra_count) {
+void mob_http_reply(mob_http_request_t *req, int status, const char *content_type, const void *body,
+                    size_t len, const mob_http_field_t *extra, size_t extra_count) {
   MOB_ASSERT(!req->begun);
   mob_buf_t head = {0};
   put_head(&head, req, status, content_type, extra, extra_count);
@@ -63,12 +77,14 @@ void mob_http_reply(mob_http_request_t *req, int status, const char *content_typ
   mob__conn_reply_ended(req->conn);
 }
 
-void mob_http_begin(mob_http_request_t *req, int status, const char *content_type, const mob_http_field_t *extra,
-                    size_t extra_count) {
+void mob_http_begin(mob_http_request_t *req, int status, const char *content_type,
+                    const mob_http_field_t *extra, size_t extra_count) {
   MOB_ASSERT(!req->begun);
   req->begun = true;
-  if (req->http10) req->keep_alive = false; // its end is the connection's
-  else req->chunked = true;
+  if (req->http10)
+    req->keep_alive = false; // its end is the connection's
+  else
+    req->chunked = true;
   mob_buf_t head = {0};
   put_head(&head, req, status, content_type, extra, extra_count);
   mob_buf_puts(&head, req->chunked ? "transfer-encoding: chunked\r\n\r\n" : "\r\n");

@@ -12,7 +12,8 @@
 
 static void on_idle(uv_idle_t *idle) {
   mob_http_server_t *server = idle->data;
-  // A connection may be marked again meanwhile; it ends because each mark stands for work that was done.
+  // A connection may be marked again meanwhile; it ends because each mark stands for work that was
+  // done.
   while (server->dirty) {
     mob__conn_t *conn = server->dirty;
     server->dirty = conn->dirty_next;
@@ -26,9 +27,10 @@ void mob__server_wake(mob_http_server_t *server) {
   if (!uv_is_active((uv_handle_t *)&server->idle)) uv_idle_start(&server->idle, on_idle);
 }
 
-// Without SO_REUSEADDR first: two sockets that both have it may share a port as long as neither listens, and then
-// a clash would show only when the model has loaded. Connections of a former process in TIME_WAIT make that bind
-// fail, so the second try has it. The listening socket gets it in any case, for the next process's sake.
+// Without SO_REUSEADDR first: two sockets that both have it may share a port as long as neither
+// listens, and then a clash would show only when the model has loaded. Connections of a former
+// process in TIME_WAIT make that bind fail, so the second try has it. The listening socket gets it
+// in any case, for the next process's sake.
 static int bind_socket(const struct sockaddr *addr, socklen_t len, int *out) {
   for (int reuse = 0; reuse <= 1; reuse++) {
     int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -61,7 +63,8 @@ static mob_status resolve(uv_loop_t *loop, const char *host, int port, struct so
   char service[16];
   snprintf(service, sizeof service, "%d", port);
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-  int rc = uv_getaddrinfo(loop, &look_up, NULL, host, service, &hints); // no callback: it blocks, before the loop runs
+  int rc = uv_getaddrinfo(loop, &look_up, NULL, host, service,
+                          &hints); // no callback: it blocks, before the loop runs
   if (rc != 0) return mob_fail(MOB_E_INVALID, "host %s: %s", host, uv_strerror(rc));
   memcpy(out, look_up.addrinfo->ai_addr, look_up.addrinfo->ai_addrlen);
   *len = look_up.addrinfo->ai_addrlen;
@@ -69,8 +72,8 @@ static mob_status resolve(uv_loop_t *loop, const char *host, int port, struct so
   return MOB_OK;
 }
 
-mob_status mob_http_bind(uv_loop_t *loop, const mob_http_config_t *config, const mob_http_handler_t *handler,
-                         void *owner, mob_http_server_t **out) {
+mob_status mob_http_bind(uv_loop_t *loop, const mob_http_config_t *config,
+                         const mob_http_handler_t *handler, void *owner, mob_http_server_t **out) {
   *out = NULL;
   if (config->port < 0 || config->port > 65535) {
     return mob_fail(MOB_E_INVALID, "port %d is not between 0 and 65535", config->port);
@@ -84,9 +87,10 @@ mob_status mob_http_bind(uv_loop_t *loop, const mob_http_config_t *config, const
   int err = bind_socket((struct sockaddr *)&addr, len, &fd);
   if (err) {
     mob__tls_ctx_free(tls);
-    return mob_fail(err == EADDRINUSE ? MOB_E_NO_RESOURCES : MOB_E_IO, "cannot bind %s port %d: %s%s",
-                    config->host ? config->host : "0.0.0.0", config->port, strerror(err),
-                    err == EADDRINUSE ? " (another process listens there; choose another port)" : "");
+    return mob_fail(
+        err == EADDRINUSE ? MOB_E_NO_RESOURCES : MOB_E_IO, "cannot bind %s port %d: %s%s",
+        config->host ? config->host : "0.0.0.0", config->port, strerror(err),
+        err == EADDRINUSE ? " (another process listens there; choose another port)" : "");
   }
   len = sizeof addr;
   getsockname(fd, (struct sockaddr *)&addr, &len);
@@ -126,11 +130,17 @@ mob_status mob_http_listen(mob_http_server_t *server) {
   return MOB_OK;
 }
 
-int mob_http_port(const mob_http_server_t *server) { return server->port; }
+int mob_http_port(const mob_http_server_t *server) {
+  return server->port;
+}
 
-size_t mob_http_connections(const mob_http_server_t *server) { return server->conn_count; }
+size_t mob_http_connections(const mob_http_server_t *server) {
+  return server->conn_count;
+}
 
-static void on_handle_closed(uv_handle_t *handle) { mob__server_release(handle->data); }
+static void on_handle_closed(uv_handle_t *handle) {
+  mob__server_release(handle->data);
+}
 
 static void close_listener(mob_http_server_t *server) {
   if (!uv_is_closing((uv_handle_t *)&server->listener)) {
@@ -147,7 +157,9 @@ static void check_drained(mob_http_server_t *server) {
   done(server->drained_arg);
 }
 
-void mob__server_conn_closed(mob_http_server_t *server) { check_drained(server); }
+void mob__server_conn_closed(mob_http_server_t *server) {
+  check_drained(server);
+}
 
 void mob__server_release(mob_http_server_t *server) {
   if (--server->open_handles > 0) return;

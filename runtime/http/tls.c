@@ -24,12 +24,12 @@ static mob_status fail_ssl(const char *what, const char *file) {
   return mob_fail(MOB_E_INVALID, "%s %s: %s", what, file, why);
 }
 
-static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, const unsigned char *in,
-                       unsigned in_len, void *arg) {
+static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len,
+                       const unsigned char *in, unsigned in_len, void *arg) {
   (void)ssl, (void)arg;
   static const unsigned char http11[] = "\x08http/1.1";
-  if (SSL_select_next_proto((unsigned char **)out, out_len, http11, sizeof http11 - 1, in, in_len) !=
-      OPENSSL_NPN_NEGOTIATED) {
+  if (SSL_select_next_proto((unsigned char **)out, out_len, http11, sizeof http11 - 1, in,
+                            in_len) != OPENSSL_NPN_NEGOTIATED) {
     return SSL_TLSEXT_ERR_NOACK;
   }
   return SSL_TLSEXT_ERR_OK;
@@ -38,7 +38,8 @@ static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_l
 mob_status mob__tls_ctx_new(const mob_http_config_t *config, mob__tls_ctx_t **out) {
   *out = NULL;
   if (!config->tls_key) {
-    return mob_fail(MOB_E_INVALID, "TLS needs both the certificate and its key; the key file is missing");
+    return mob_fail(MOB_E_INVALID,
+                    "TLS needs both the certificate and its key; the key file is missing");
   }
   mob_status status = MOB_OK;
   SSL_CTX *ssl = SSL_CTX_new(TLS_server_method());
@@ -62,7 +63,8 @@ mob_status mob__tls_ctx_new(const mob_http_config_t *config, mob__tls_ctx_t **ou
   }
   if (config->tls_cert_reqs > 0) {
     SSL_CTX_set_verify(
-        ssl, SSL_VERIFY_PEER | (config->tls_cert_reqs > 1 ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0), NULL);
+        ssl, SSL_VERIFY_PEER | (config->tls_cert_reqs > 1 ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0),
+        NULL);
     SSL_CTX_set_session_id_context(ssl, (const unsigned char *)"mobula", 6);
   }
   *out = MOB_NEW(mob__tls_ctx_t);
@@ -103,7 +105,8 @@ static void take_wire(mob__tls_t *tls, mob_buf_t *wire) {
   (void)BIO_reset(tls->out);
 }
 
-bool mob__tls_read(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *plain, mob_buf_t *wire) {
+bool mob__tls_read(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *plain,
+                   mob_buf_t *wire) {
   ERR_clear_error();
   if (BIO_write(tls->in, data, (int)len) != (int)len) return false;
   bool alive = true;
@@ -118,7 +121,8 @@ bool mob__tls_read(mob__tls_t *tls, const void *data, size_t len, mob_buf_t *pla
       plain->len += (size_t)n;
       continue;
     }
-    if (SSL_get_error(tls->ssl, n) != SSL_ERROR_WANT_READ) alive = false; // the peer's goodbye, or garbage
+    if (SSL_get_error(tls->ssl, n) != SSL_ERROR_WANT_READ)
+      alive = false; // the peer's goodbye, or garbage
     break;
   }
   take_wire(tls, wire);

@@ -354,6 +354,8 @@ def test_unknown_things(client, http):
     assert "The model `gpt` does not exist." in str(e.value)
     r = http.get("/nowhere")
     assert r.status_code == 404 and r.json() == {"detail": "Not Found"}
+    r = http.get("/v1/models/")
+    assert r.status_code == 307 and r.headers["location"] == "/v1/models"
     r = http.get("/v1/chat/completions")
     assert r.status_code == 405 and r.json() == {"detail": "Method Not Allowed"} and r.headers["allow"] == "POST"
     r = http.post("/v1/embeddings", json={"model": "ds", "input": "x"})

@@ -4,7 +4,9 @@
 
 #include "runtime/http/internal.h"
 
-static void on_continue(void *arg) { (void)arg; }
+static void on_continue(void *arg) {
+  (void)arg;
+}
 
 // Feeds everything in pieces of `step`; a hash of what came out.
 static uint64_t feed(const char *data, size_t size, size_t step) {

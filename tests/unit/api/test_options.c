@@ -37,8 +37,10 @@ static void refuses(const char *line, mob_status code, const char *part) {
 
 static void test_the_pod_command(void **state) {
   (void)state;
-  accepts("/models/DeepSeek-R1/ --port 8000 --trust-remote-code --served-model-name ds --max-model-len 2048 "
-          "--gpu-memory-utilization 0.95 --tensor-parallel-size 8 --pipeline-parallel-size 2 --enforce-eager");
+  accepts("/models/DeepSeek-R1/ --port 8000 --trust-remote-code --served-model-name ds "
+          "--max-model-len 2048 "
+          "--gpu-memory-utilization 0.95 --tensor-parallel-size 8 --pipeline-parallel-size 2 "
+          "--enforce-eager");
   assert_string_equal(o.model, "/models/DeepSeek-R1/");
   assert_int_equal(o.port, 8000);
   assert_int_equal(o.served_names.len, 1);
@@ -93,7 +95,8 @@ static void test_spellings(void **state) {
   accepts("m --max-model-len auto --host None");
   assert_int_equal(o.max_model_len, -1);
   assert_null(o.host);
-  accepts("m --allowed-origins [\"http://a\"] --disable-log-requests --swap-space 4 --enable-lora --nnodes 2");
+  accepts("m --allowed-origins [\"http://a\"] --disable-log-requests --swap-space 4 --enable-lora "
+          "--nnodes 2");
 }
 
 static void test_usage_errors(void **state) {
@@ -101,7 +104,8 @@ static void test_usage_errors(void **state) {
   refuses("", MOB_E_INVALID, "the following arguments are required: model_tag");
   refuses("m --prot 1", MOB_E_INVALID, "unrecognized arguments: --prot (did you mean --port?)");
   refuses("m --tensor_paralel_size 1", MOB_E_INVALID, "did you mean --tensor-parallel-size?");
-  refuses("m --qqqqqqqqqqqqqqqqqqq", MOB_E_INVALID, "unrecognized arguments: --qqqqqqqqqqqqqqqqqqq");
+  refuses("m --qqqqqqqqqqqqqqqqqqq", MOB_E_INVALID,
+          "unrecognized arguments: --qqqqqqqqqqqqqqqqqqq");
   refuses("m --port", MOB_E_INVALID, "argument --port: expected one argument");
   refuses("m --port x", MOB_E_INVALID, "argument --port: invalid int value: 'x'");
   refuses("m --port 99999999999999999999", MOB_E_INVALID, "invalid int value");
@@ -121,7 +125,8 @@ static void test_semantic_errors(void **state) {
   refuses("--model m", MOB_E_UNSUPPORTED, "provide the model as a positional argument");
   refuses("m --enable-auto-tool-choice", MOB_E_UNSUPPORTED, "requires --tool-call-parser");
   refuses("m --enable-reasoning", MOB_E_UNSUPPORTED, "requires --reasoning-parser");
-  refuses("m --enable-reasoning --reasoning-parser x", MOB_E_UNSUPPORTED, "invalid reasoning parser: x");
+  refuses("m --enable-reasoning --reasoning-parser x", MOB_E_UNSUPPORTED,
+          "invalid reasoning parser: x");
   refuses("m --gpu-memory-utilization 1.5", MOB_E_UNSUPPORTED, "at most 1.0");
   refuses("m --max-num-batched-tokens 10", MOB_E_UNSUPPORTED, "max_num_seqs (256)");
   refuses("m -tp 0", MOB_E_UNSUPPORTED, "at least 1");
@@ -136,8 +141,9 @@ static void test_config_file(void **state) {
   char path[] = "/tmp/mobula-config-XXXXXX.yaml";
   int fd = mkstemps(path, 5);
   assert_true(fd >= 0);
-  const char *text = "port: 12323\ntensor_parallel_size: 4\nenforce-eager: true\ntrust-remote-code: false\n"
-                     "served-model-name: [a, b]\nchat-template: '{{ x }}'\nenable-chunked-prefill: false\n";
+  const char *text =
+      "port: 12323\ntensor_parallel_size: 4\nenforce-eager: true\ntrust-remote-code: false\n"
+      "served-model-name: [a, b]\nchat-template: '{{ x }}'\nenable-chunked-prefill: false\n";
   assert_int_equal(write(fd, text, strlen(text)), strlen(text));
   close(fd);
   char line[256];
@@ -170,9 +176,11 @@ static void test_help_names_every_option(void **state) {
   fclose(out);
   for (size_t i = 0; i < mob__serve_table_len; i++) {
     assert_non_null(strstr(text, mob__serve_table[i].name));
-    for (size_t j = 0; j < i; j++) assert_string_not_equal(mob__serve_table[i].name, mob__serve_table[j].name);
+    for (size_t j = 0; j < i; j++)
+      assert_string_not_equal(mob__serve_table[i].name, mob__serve_table[j].name);
   }
-  for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) assert_true(strlen(line) <= 110);
+  for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
+    assert_true(strlen(line) <= 110);
   free(text);
 }
 
@@ -184,9 +192,12 @@ static int clear(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_the_pod_command), cmocka_unit_test(test_defaults),
-      cmocka_unit_test(test_spellings),       cmocka_unit_test(test_usage_errors),
-      cmocka_unit_test(test_semantic_errors), cmocka_unit_test(test_config_file),
+      cmocka_unit_test(test_the_pod_command),
+      cmocka_unit_test(test_defaults),
+      cmocka_unit_test(test_spellings),
+      cmocka_unit_test(test_usage_errors),
+      cmocka_unit_test(test_semantic_errors),
+      cmocka_unit_test(test_config_file),
       cmocka_unit_test(test_help_names_every_option),
   };
   return cmocka_run_group_tests_name("options", tests, NULL, clear);

@@ -1,4 +1,5 @@
-// The pieces between tokens and text: JSON out, stop strings, reasoning, metrics, the verdict on a group.
+// The pieces between tokens and text: JSON out, stop strings, reasoning, metrics, the verdict on a
+// group.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +42,8 @@ static void test_json_commas_and_escapes(void **state) {
   mob_json_close(&b, ']');
   mob_json_put_null(&b, "c");
   mob_json_close(&b, '}');
-  expect_text(&b, "{\"a\":\"\\\"\\\\\\n\\t\\u0001\x7f 你\",\"b\":[-9223372036854775808,true,null,{},[],\"\",null],\"c\":null}");
+  expect_text(&b, "{\"a\":\"\\\"\\\\\\n\\t\\u0001\x7f "
+                  "你\",\"b\":[-9223372036854775808,true,null,{},[],\"\",null],\"c\":null}");
 }
 
 static void test_floats_as_python_prints_them(void **state) {
@@ -49,10 +51,23 @@ static void test_floats_as_python_prints_them(void **state) {
   static const struct {
     double value;
     const char *text;
-  } cases[] = {{0, "0.0"}, {-0.0, "-0.0"}, {1, "1.0"}, {-9999, "-9999.0"}, {0.1, "0.1"}, {1e-4, "0.0001"}, {1e-5, "1e-05"},
-               {1.5e-7, "1.5e-07"}, {1e15, "1000000000000000.0"}, {1e16, "1e+16"}, {1.2345e22, "1.2345e+22"},
-               {3.141592653589793, "3.141592653589793"}, {(double)-0.1f, "-0.10000000149011612"}, {5e-324, "5e-324"},
-               {1.7976931348623157e308, "1.7976931348623157e+308"}, {123456.75, "123456.75"}, {100, "100.0"}};
+  } cases[] = {{0, "0.0"},
+               {-0.0, "-0.0"},
+               {1, "1.0"},
+               {-9999, "-9999.0"},
+               {0.1, "0.1"},
+               {1e-4, "0.0001"},
+               {1e-5, "1e-05"},
+               {1.5e-7, "1.5e-07"},
+               {1e15, "1000000000000000.0"},
+               {1e16, "1e+16"},
+               {1.2345e22, "1.2345e+22"},
+               {3.141592653589793, "3.141592653589793"},
+               {(double)-0.1f, "-0.10000000149011612"},
+               {5e-324, "5e-324"},
+               {1.7976931348623157e308, "1.7976931348623157e+308"},
+               {123456.75, "123456.75"},
+               {100, "100.0"}};
   for (size_t i = 0; i < MOB_LEN(cases); i++) {
     mob_buf_t b = {0};
     mob_json_float(&b, cases[i].value);
@@ -71,7 +86,8 @@ static void test_ascii_and_repr(void **state) {
   json_decref(json);
 }
 
-// ------------------------------------------------------------------------------------------- choices
+// -------------------------------------------------------------------------------------------
+// choices
 
 static mob_strings_t stops;
 
@@ -84,42 +100,53 @@ static void set_stops(const char *a, const char *b) {
 // Tokens of the built-in tokenizer below are single letters: id 0 is "a".
 static mob_tokenizer_t *letters(void) {
   mob_buf_t json = {0};
-  mob_buf_puts(&json, "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":26,\"content\":\"<eos>\",\"special\":true,\"single_word\":false,"
-                      "\"lstrip\":false,\"rstrip\":false,\"normalized\":false}],\"normalizer\":null,\"pre_tokenizer\":{\"type\":"
-                      "\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,"
-                      "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,"
-                      "\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,"
+  mob_buf_puts(&json, "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":26,\"content\":\"<eos>\","
+                      "\"special\":true,\"single_word\":false,"
+                      "\"lstrip\":false,\"rstrip\":false,\"normalized\":false}],\"normalizer\":"
+                      "null,\"pre_tokenizer\":{\"type\":"
+                      "\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_"
+                      "regex\":true},\"post_processor\":null,"
+                      "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\","
+                      "\"dropout\":null,\"unk_token\":null,"
+                      "\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":"
+                      "false,\"byte_fallback\":false,"
                       "\"vocab\":{");
   for (int i = 0; i < 26; i++) mob_buf_printf(&json, "%s\"%c\":%d", i ? "," : "", 'a' + i, i);
   mob_buf_puts(&json, "},\"merges\":[]}}");
   mob_tokenizer_t *tok = NULL;
-  if (mob_tokenizer_parse((char *)json.data, json.len, NULL, 0, &tok) != MOB_OK) fail_msg("%s", mob_errmsg());
+  if (mob_tokenizer_parse((char *)json.data, json.len, NULL, 0, &tok) != MOB_OK)
+    fail_msg("%s", mob_errmsg());
   mob_buf_free(&json);
   return tok;
 }
 
-// Feeds letters until the sequence ends; returns what streaming gives out, piece by piece in brackets.
-static char *stream(const mob_choice_rules_t *rules, const char *text, mob_finish_t last, mob_choice_t *c) {
+// Feeds letters until the sequence ends; returns what streaming gives out, piece by piece in
+// brackets.
+static char *stream(const mob_choice_rules_t *rules, const char *text, mob_finish_t last,
+                    mob_choice_t *c) {
   mob_buf_t out = {0};
   mob__choice_init(c, rules);
   for (size_t i = 0; text[i] && c->finish == MOB_FINISH_NONE; i++) {
     mob_sampled_t token = {.token = text[i] == '$' ? 26 : text[i] - 'a'};
     mob__choice_push(c, rules, &token, text[i + 1] ? MOB_FINISH_NONE : last, false);
     size_t ready = mob__choice_ready(c, rules);
-    if (ready > c->sent) mob_buf_printf(&out, "[%.*s]", (int)(ready - c->sent), (char *)c->text.data + c->sent);
+    if (ready > c->sent)
+      mob_buf_printf(&out, "[%.*s]", (int)(ready - c->sent), (char *)c->text.data + c->sent);
     c->sent = ready;
   }
   return mob_buf_steal(&out);
 }
 
-static void check_stream(mob_choice_rules_t *rules, const char *text, mob_finish_t last, const char *pieces, const char *stop,
-                         mob_finish_t finish) {
+static void check_stream(mob_choice_rules_t *rules, const char *text, mob_finish_t last,
+                         const char *pieces, const char *stop, mob_finish_t finish) {
   mob_choice_t c;
   char *got = stream(rules, text, last, &c);
   assert_string_equal(got, pieces);
   assert_int_equal(c.finish, finish);
-  if (stop) assert_string_equal(c.stop_text, stop);
-  else assert_null(c.stop_text);
+  if (stop)
+    assert_string_equal(c.stop_text, stop);
+  else
+    assert_null(c.stop_text);
   free(got);
   mob__choice_clear(&c);
 }
@@ -134,9 +161,11 @@ static void test_stop_strings_and_hold_back(void **state) {
   set_stops("cd", NULL);
   check_stream(&rules, "abcdef", MOB_FINISH_LENGTH, "[a][b]", "cd", MOB_FINISH_STOP);
   check_stream(&rules, "abcxcd", MOB_FINISH_LENGTH, "[a][b][cx]", "cd", MOB_FINISH_STOP);
-  check_stream(&rules, "abc", MOB_FINISH_LENGTH, "[a][b][c]", NULL, MOB_FINISH_LENGTH); // the end gives back what was held
+  check_stream(&rules, "abc", MOB_FINISH_LENGTH, "[a][b][c]", NULL,
+               MOB_FINISH_LENGTH); // the end gives back what was held
   set_stops("aab", "zz");
-  check_stream(&rules, "aaab", MOB_FINISH_LENGTH, "[a]", "aab", MOB_FINISH_STOP); // a prefix inside a prefix
+  check_stream(&rules, "aaab", MOB_FINISH_LENGTH, "[a]", "aab",
+               MOB_FINISH_STOP); // a prefix inside a prefix
   check_stream(&rules, "yzz", MOB_FINISH_LENGTH, "[y]", "zz", MOB_FINISH_STOP);
   set_stops("bcd", "cd"); // the first in the request's order wins
   check_stream(&rules, "abcd", MOB_FINISH_LENGTH, "[a]", "bcd", MOB_FINISH_STOP);
@@ -169,9 +198,11 @@ static void test_stop_ids(void **state) {
   mob__choice_clear(&c);
 }
 
-// ------------------------------------------------------------------------------------------ reasoning
+// ------------------------------------------------------------------------------------------
+// reasoning
 
-static void check_reasoning(const char *prompt, const char *text, const char *reasoning, const char *content) {
+static void check_reasoning(const char *prompt, const char *text, const char *reasoning,
+                            const char *content) {
   for (size_t step = 1; step <= strlen(text); step++) { // however it is cut, the result is the same
     mob_reasoning_t r;
     mob_buf_t a = {0}, b = {0};
@@ -200,7 +231,8 @@ static void test_reasoning(void **state) {
   check_reasoning("<think>", "a</b></think></think>c", "a</b>", "</think>c");
 }
 
-// --------------------------------------------------------------------------------------- metrics, group
+// --------------------------------------------------------------------------------------- metrics,
+// group
 
 static void test_histograms(void **state) {
   (void)state;
@@ -212,16 +244,21 @@ static void test_histograms(void **state) {
   mob_buf_t out = {0};
   mob__metrics_write(&m, "a\"b\\c\nd", NULL, 0.9, true, &out);
   const char *text = mob_buf_cstr(&out);
-  assert_non_null(strstr(text, "vllm:request_params_n_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"1.0\"} 1.0\n"));
+  assert_non_null(strstr(
+      text, "vllm:request_params_n_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"1.0\"} 1.0\n"));
   assert_non_null(strstr(text, "le=\"5.0\"} 2.0\n"));
-  assert_non_null(strstr(text, "vllm:request_params_n_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"+Inf\"} 3.0\n"));
-  assert_non_null(strstr(text, "vllm:request_params_n_sum{model_name=\"a\\\"b\\\\c\\nd\"} 1004.0\n"));
-  assert_non_null(strstr(text, "vllm:request_prompt_tokens_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"2000.0\"}"));
+  assert_non_null(strstr(
+      text, "vllm:request_params_n_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"+Inf\"} 3.0\n"));
+  assert_non_null(
+      strstr(text, "vllm:request_params_n_sum{model_name=\"a\\\"b\\\\c\\nd\"} 1004.0\n"));
+  assert_non_null(strstr(
+      text, "vllm:request_prompt_tokens_bucket{model_name=\"a\\\"b\\\\c\\nd\",le=\"2000.0\"}"));
   assert_null(strstr(text, "le=\"5000.0\""));
   mob_buf_free(&out);
 }
 
-static void judge(mob_status want, const char *part, size_t wanted, int tp, int pp, size_t count, const double *gpus) {
+static void judge(mob_status want, const char *part, size_t wanted, int tp, int pp, size_t count,
+                  const double *gpus) {
   mob_status got = mob__cluster_judge(gpus, count, wanted, tp, pp);
   if (got != want) fail_msg("tp %d pp %d: %s %s", tp, pp, mob_status_name(got), mob_errmsg());
   if (part && !strstr(mob_errmsg(), part)) fail_msg("no \"%s\" in \"%s\"", part, mob_errmsg());
@@ -254,7 +291,8 @@ static void test_layer_partition(void **state) {
   assert_int_equal(split[0], 1);
   assert_int_equal(split[1], 3);
   free(split);
-  static const char *const bad[] = {"1,2", "4", "1,2,1", "a,b", "0,4", "-1,5", "1,3,", "2,99999999999999"};
+  static const char *const bad[] = {"1,2", "4",    "1,2,1", "a,b",
+                                    "0,4", "-1,5", "1,3,",  "2,99999999999999"};
   for (size_t i = 0; i < MOB_LEN(bad); i++) {
     setenv("VLLM_PP_LAYER_PARTITION", bad[i], 1);
     assert_int_equal(mob__env_layer_split(2, 4, &split), MOB_E_INVALID);
@@ -264,10 +302,14 @@ static void test_layer_partition(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_json_commas_and_escapes), cmocka_unit_test(test_floats_as_python_prints_them),
-      cmocka_unit_test(test_ascii_and_repr),          cmocka_unit_test(test_stop_strings_and_hold_back),
-      cmocka_unit_test(test_stop_ids),                cmocka_unit_test(test_reasoning),
-      cmocka_unit_test(test_histograms),              cmocka_unit_test(test_group_verdicts),
+      cmocka_unit_test(test_json_commas_and_escapes),
+      cmocka_unit_test(test_floats_as_python_prints_them),
+      cmocka_unit_test(test_ascii_and_repr),
+      cmocka_unit_test(test_stop_strings_and_hold_back),
+      cmocka_unit_test(test_stop_ids),
+      cmocka_unit_test(test_reasoning),
+      cmocka_unit_test(test_histograms),
+      cmocka_unit_test(test_group_verdicts),
       cmocka_unit_test(test_layer_partition),
   };
   return cmocka_run_group_tests_name("text", tests, NULL, NULL);

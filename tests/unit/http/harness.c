@@ -45,7 +45,8 @@ static void on_request(void *owner, mob_http_request_t *req) {
     mob_http_field_t extra = {"x-token", token ? token : "none"};
     mob_buf_printf(&out, "%s %s ?%s %zu ", mob_http_method(req), path, mob_http_query(req), len);
     if (len < 100) mob_buf_append(&out, body, len);
-    mob_http_reply(req, strcmp(path, "/empty") == 0 ? 204 : 200, "text/plain", out.data, out.len, &extra, 1);
+    mob_http_reply(req, strcmp(path, "/empty") == 0 ? 204 : 200, "text/plain", out.data, out.len,
+                   &extra, 1);
     mob_buf_free(&out);
   }
 }
@@ -56,7 +57,9 @@ static void on_gone(void *owner, mob_http_request_t *req) {
   atomic_fetch_add(&h->gone, 1);
 }
 
-static void on_drained(void *arg) { atomic_store(&((harness_t *)arg)->drained, 1); }
+static void on_drained(void *arg) {
+  atomic_store(&((harness_t *)arg)->drained, 1);
+}
 
 static void on_control(uv_async_t *async) {
   harness_t *h = async->data;
@@ -91,7 +94,8 @@ void harness_start(harness_t *h, const mob_http_config_t *config) {
   memset(h, 0, sizeof *h);
   uv_loop_init(&h->loop);
   static const mob_http_handler_t handler = {on_request, on_gone};
-  if (mob_http_bind(&h->loop, config, &handler, h, &h->server) != MOB_OK) fail_msg("%s", mob_errmsg());
+  if (mob_http_bind(&h->loop, config, &handler, h, &h->server) != MOB_OK)
+    fail_msg("%s", mob_errmsg());
   assert_int_equal(mob_http_listen(h->server), MOB_OK);
   h->port = mob_http_port(h->server);
   h->control.data = h;
@@ -117,7 +121,8 @@ int client_connect(int port) {
   struct timeval limit = {.tv_sec = 20};
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  if (connect(fd, (struct sockaddr *)&addr, sizeof addr) != 0) fail_msg("connect: %s", strerror(errno));
+  if (connect(fd, (struct sockaddr *)&addr, sizeof addr) != 0)
+    fail_msg("connect: %s", strerror(errno));
   return fd;
 }
 
@@ -131,7 +136,9 @@ void client_send(int fd, const void *data, size_t len) {
   }
 }
 
-void client_sends(int fd, const char *text) { client_send(fd, text, strlen(text)); }
+void client_sends(int fd, const char *text) {
+  client_send(fd, text, strlen(text));
+}
 
 static bool more(int fd, mob_buf_t *in) {
   char block[4096];
@@ -142,7 +149,8 @@ static bool more(int fd, mob_buf_t *in) {
   return true;
 }
 
-// Bytes one by one would be slow for big bodies, so the rest of what was read is kept for each descriptor.
+// Bytes one by one would be slow for big bodies, so the rest of what was read is kept for each
+// descriptor.
 static mob_buf_t rest[4096];
 
 int client_reply(int fd, mob_buf_t *head, mob_buf_t *body) {
@@ -171,7 +179,8 @@ int client_reply(int fd, mob_buf_t *head, mob_buf_t *body) {
   } else if (strcasestr(text, "\ntransfer-encoding: chunked")) {
     for (;;) {
       const char *line;
-      while (!(line = in->len ? memmem(in->data, in->len, "\r\n", 2) : NULL)) assert_true(more(fd, in));
+      while (!(line = in->len ? memmem(in->data, in->len, "\r\n", 2) : NULL))
+        assert_true(more(fd, in));
       size_t size = strtoul((const char *)in->data, NULL, 16);
       mob_buf_consume(in, (size_t)(line - (const char *)in->data) + 2);
       while (in->len < size + 2) assert_true(more(fd, in));
@@ -185,7 +194,8 @@ int client_reply(int fd, mob_buf_t *head, mob_buf_t *body) {
     mob_buf_append(body, in->data, size);
     mob_buf_consume(in, size);
   } else {
-    while (more(fd, in)) {}
+    while (more(fd, in)) {
+    }
     mob_buf_append(body, in->data, in->len);
     in->len = 0;
   }

@@ -14,7 +14,7 @@ typedef struct harness {
   uv_async_t control;
   mob_http_server_t *server;
   int port;
-  atomic_int todo;          // DRAIN, CLOSE, GO
+  atomic_int todo; // DRAIN, CLOSE, GO
   atomic_int requests, gone, waiting, drained;
   atomic_size_t unsent;
   mob_http_request_t *held; // of /hold
@@ -30,7 +30,8 @@ void harness_stop(harness_t *h);
 int client_connect(int port);
 void client_send(int fd, const void *data, size_t len);
 void client_sends(int fd, const char *text);
-// Reads one reply whole (by content-length, chunks or end of the connection); its status, head and decoded body.
+// Reads one reply whole (by content-length, chunks or end of the connection); its status, head and
+// decoded body.
 int client_reply(int fd, mob_buf_t *head, mob_buf_t *body);
 int client_ask(int fd, const char *request, mob_buf_t *body); // send and read, the head dropped
 void client_expect_end(int fd);

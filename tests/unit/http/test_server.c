@@ -37,24 +37,28 @@ static void test_parts_of_a_request(void **state) {
   (void)state;
   int fd = client_connect(h.port);
   mob_buf_t head = {0}, body = {0};
-  client_sends(fd, "POST /a%20b?x=%31 HTTP/1.1\r\nHost: y\r\nx-TOKEN: t 1\r\nContent-Length: 3\r\n\r\nabc");
+  client_sends(
+      fd, "POST /a%20b?x=%31 HTTP/1.1\r\nHost: y\r\nx-TOKEN: t 1\r\nContent-Length: 3\r\n\r\nabc");
   assert_int_equal(client_reply(fd, &head, &body), 200);
   expect_body(&body, "POST /a b ?x=%31 3 abc");
   assert_non_null(strstr(mob_buf_cstr(&head), "\r\nx-token: t 1\r\n"));
   assert_non_null(strstr(mob_buf_cstr(&head), "\r\ncontent-type: text/plain\r\n"));
   assert_null(strstr(mob_buf_cstr(&head), "connection:"));
   mob_buf_free(&head);
-  assert_int_equal(client_ask(fd, "GET /again HTTP/1.1\r\nHost: y\r\n\r\n", &body), 200); // kept alive
+  assert_int_equal(client_ask(fd, "GET /again HTTP/1.1\r\nHost: y\r\n\r\n", &body),
+                   200); // kept alive
   expect_body(&body, "GET /again ? 0 ");
   assert_int_equal(client_ask(fd, "GET /empty HTTP/1.1\r\nHost: y\r\n\r\n", &body), 204);
-  assert_int_equal(client_ask(fd, "GET /x HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n", NULL), 200);
+  assert_int_equal(client_ask(fd, "GET /x HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n", NULL),
+                   200);
   client_expect_end(fd);
 }
 
 static void test_bytes_one_by_one(void **state) {
   (void)state;
   int fd = client_connect(h.port);
-  const char *request = "POST /p?q HTTP/1.1\r\nHost: y\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+  const char *request = "POST /p?q HTTP/1.1\r\nHost: y\r\nTransfer-Encoding: "
+                        "chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
   for (const char *at = request; *at; at++) client_send(fd, at, 1);
   mob_buf_t body = {0};
   assert_int_equal(client_reply(fd, NULL, &body), 200);
@@ -94,9 +98,11 @@ static void test_a_pipeliner_that_does_not_read_is_held_back(void **state) {
   char target[4096];
   memset(target, 'a', sizeof target);
   enum { N = 10000 };
-  for (int i = 0; i < N; i++) mob_buf_printf(&all, "GET /%.*s HTTP/1.1\r\nHost: y\r\n\r\n", 4000, target);
+  for (int i = 0; i < N; i++)
+    mob_buf_printf(&all, "GET /%.*s HTTP/1.1\r\nHost: y\r\n\r\n", 4000, target);
   size_t sent = 0;
-  for (ssize_t n; sent < all.len && (n = send(fd, all.data + sent, all.len - sent, MSG_NOSIGNAL)) > 0;) {
+  for (ssize_t n;
+       sent < all.len && (n = send(fd, all.data + sent, all.len - sent, MSG_NOSIGNAL)) > 0;) {
     sent += (size_t)n;
   }
   assert_true(sent < all.len); // 40 MB did not fit: the server stopped reading
@@ -116,7 +122,9 @@ static void test_streaming(void **state) {
   assert_int_equal(client_ask(fd, "GET /stream HTTP/1.1\r\nHost: y\r\n\r\n", &body), 200);
   expect_body(&body, "piece piece piece ");
   mob_buf_t head = {0};
-  client_sends(fd, "GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"); // its end is the connection's end
+  client_sends(
+      fd,
+      "GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"); // its end is the connection's end
   assert_int_equal(client_reply(fd, &head, &body), 200);
   assert_null(strstr(mob_buf_cstr(&head), "chunked"));
   assert_non_null(strstr(mob_buf_cstr(&head), "connection: close"));
@@ -150,7 +158,8 @@ static void test_expect_continue(void **state) {
   (void)state;
   int fd = client_connect(h.port);
   mob_buf_t body = {0};
-  client_sends(fd, "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
+  client_sends(fd,
+               "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
   assert_int_equal(client_reply(fd, NULL, &body), 100);
   client_sends(fd, "ok");
   assert_int_equal(client_reply(fd, NULL, &body), 200);
@@ -158,17 +167,25 @@ static void test_expect_continue(void **state) {
   close(fd);
   fd = client_connect(h.port); // too large: no "continue" before the refusal
   assert_int_equal(
-      client_ask(fd, "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2000000\r\nExpect: 100-continue\r\n\r\n", NULL), 413);
+      client_ask(
+          fd,
+          "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2000000\r\nExpect: 100-continue\r\n\r\n",
+          NULL),
+      413);
   client_expect_end(fd);
   fd = client_connect(h.port);
-  assert_int_equal(client_ask(fd, "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2\r\nExpect: tea\r\n\r\n", NULL), 417);
+  assert_int_equal(
+      client_ask(fd, "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 2\r\nExpect: tea\r\n\r\n",
+                 NULL),
+      417);
   client_expect_end(fd);
 }
 
 static void test_limits(void **state) {
   (void)state;
   mob_buf_t all = {0};
-  int fd = client_connect(h.port); // a body that comes although it was refused: the reply must survive
+  int fd =
+      client_connect(h.port); // a body that comes although it was refused: the reply must survive
   mob_buf_puts(&all, "POST /e HTTP/1.1\r\nHost: y\r\nContent-Length: 4000000\r\n\r\n");
   char *block = calloc(1, 4000000);
   mob_buf_append(&all, block, 4000000);
@@ -189,7 +206,8 @@ static void test_limits(void **state) {
   close(fd);
   memset(block, 'a', 20000);
   block[20000] = 0;
-  static const char *const big[] = {"GET /%s HTTP/1.1\r\nHost: y\r\n\r\n", "GET / HTTP/1.1\r\nHost: y\r\nX: %s\r\n\r\n",
+  static const char *const big[] = {"GET /%s HTTP/1.1\r\nHost: y\r\n\r\n",
+                                    "GET / HTTP/1.1\r\nHost: y\r\nX: %s\r\n\r\n",
                                     "GET / HTTP/1.1\r\nHost: y\r\n%s: x\r\n\r\n"};
   for (size_t i = 0; i < MOB_LEN(big); i++) {
     all.len = 0;
@@ -221,9 +239,10 @@ static void test_garbage(void **state) {
   static const char *const bad[] = {
       "hello\r\n\r\n",
       "GET\r\n\r\n",
-      "GET / HTTP/1.1\r\n\r\n",                                                       // no Host
+      "GET / HTTP/1.1\r\n\r\n", // no Host
       "GET / HTTP/1.1\r\nHost: y\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-      "POST / HTTP/1.1\r\nHost: y\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+      "POST / HTTP/1.1\r\nHost: y\r\nContent-Length: 3\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n0\r\n\r\n",
       "POST / HTTP/1.1\r\nHost: y\r\nContent-Length: -1\r\n\r\n",
       "POST / HTTP/1.1\r\nHost: y\r\nContent-Length: 99999999999999999999999\r\n\r\n",
       "POST / HTTP/1.1\r\nHost: y\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -243,7 +262,10 @@ static void test_garbage(void **state) {
   }
   assert_int_equal(atomic_load(&h.requests), 0);
   int fd = client_connect(h.port); // an offer to upgrade is not an error
-  assert_int_equal(client_ask(fd, "GET / HTTP/1.1\r\nHost: y\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", NULL), 200);
+  assert_int_equal(
+      client_ask(fd, "GET / HTTP/1.1\r\nHost: y\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+                 NULL),
+      200);
   close(fd);
 }
 
@@ -371,7 +393,8 @@ static void test_port_is_free_again_after_connections(void **state) {
   harness_start(&one, &config);
   config.port = one.port;
   int fd = client_connect(one.port);
-  assert_int_equal(client_ask(fd, "GET / HTTP/1.0\r\n\r\n", NULL), 200); // the server closes: TIME_WAIT is here
+  assert_int_equal(client_ask(fd, "GET / HTTP/1.0\r\n\r\n", NULL),
+                   200); // the server closes: TIME_WAIT is here
   client_expect_end(fd);
   harness_stop(&one);
   harness_start(&one, &config);

@@ -30,7 +30,8 @@ static int make_files(void **state) {
   X509_gmtime_adj(X509_getm_notAfter(cert), 3600);
   X509_set_pubkey(cert, key);
   X509_NAME *name = X509_get_subject_name(cert);
-  X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"localhost", -1, -1, 0);
+  X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"localhost", -1, -1,
+                             0);
   X509_set_issuer_name(cert, name);
   assert_true(X509_sign(cert, key, EVP_sha256()) > 0);
   FILE *f = fopen(cert_path, "w");
@@ -109,7 +110,8 @@ static void test_requests_over_tls(void **state) {
   fd = client_connect(h.port); // plain HTTP on a TLS port
   client_sends(fd, "GET / HTTP/1.1\r\nHost: y\r\n\r\n");
   char alert[64];
-  while (read(fd, alert, sizeof alert) > 0) {}
+  while (read(fd, alert, sizeof alert) > 0) {
+  }
   close(fd);
   SSL_CTX_free(ctx);
   harness_stop(&h);
