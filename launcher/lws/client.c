@@ -170,15 +170,10 @@ int mob__lws_fault(int argc, char **argv) {
       "  netem      tc-netem(8) on both ends of its link, such as: netem delay 20ms loss 5%",
       options,
       MOB_LEN(options),
-      true};
+      false};
   int code = mob__options_parse(&usage, argc, argv, &words);
-  // Options may stand behind the action, too, but netem's words may look like any.
-  mob_lws_words_t rest = {0};
   if (code < 0 && words.len > 2 && strcmp(words.at[1], "netem") != 0) {
-    code =
-        mob__options_parse(&usage, (int)words.len - 1, (char **)(uintptr_t)(words.at + 1), &rest);
-    if (code < 0 && rest.len)
-      code = mob__usage_error("fault", "does not know \"%s\" here", rest.at[0]);
+    code = mob__usage_error("fault", "does not know \"%s\" here", words.at[2]);
   }
   if (code < 0 && words.len < 2)
     code = mob__usage_error("fault", "needs a pod and what to do to it");
@@ -194,7 +189,6 @@ int mob__lws_fault(int argc, char **argv) {
   for (size_t i = 2; i < words.len; i++) json_array_append_new(args, json_string(words.at[i]));
   json_object_set_new(request, "args", args);
   mob_vec_free(&words);
-  mob_vec_free(&rest);
   if (code >= 0) {
     json_decref(request);
     return code;
