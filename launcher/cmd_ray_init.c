@@ -14,6 +14,7 @@
 #include "runtime/node/init_options.h"
 #include "runtime/node/node.h"
 #include "runtime/node/say.h"
+#include "runtime/node/session.h"
 #include "runtime/rpc/message.h"
 
 #define REPEAT_MS 5000 // how often the wait says that it waits
@@ -166,6 +167,19 @@ static int wait_for_nodes(const char *address, int wanted, uint64_t timeout_ms) 
   return leader.code;
 }
 
+// The address of the head that holds our port: as it told this machine, else the loopback's.
+static char *running_head(const mob_start_options_t *options) {
+  char *temp_dir = mob_temp_dir(options->temp_dir), *address = NULL, *host = NULL;
+  int port = -1;
+  bool known = mob_current_cluster_read(temp_dir, &address) == MOB_OK &&
+               mob_split_address(address, &host, &port) == MOB_OK && port == options->port;
+  free(host);
+  free(temp_dir);
+  if (known) return address;
+  free(address);
+  return mob_sprintf("%s:%d", options->node_ip_address ? options->node_ip_address : "127.0.0.1", options->port);
+}
+
 static int run_leader(const mob_init_options_t *init, const mob_start_options_t *options, int argc, char **argv) {
   uint64_t begin = mob_now_ms(), timeout_ms = (uint64_t)init->timeout_s * 1000;
   mob_daemon_t daemon;
@@ -177,8 +191,7 @@ static int run_leader(const mob_init_options_t *init, const mob_start_options_t 
   } else if (status == MOB_E_EXISTS) {
     // The container was started again in a pod whose head lives: that one serves.
     fprintf(stderr, "%s\n", mob_errmsg());
-    address = options->node_ip_address ? mob_sprintf("%s:%d", options->node_ip_address, options->port)
-                                       : mob_sprintf("127.0.0.1:%d", options->port);
+    address = running_head(options);
   } else {
     fprintf(stderr, "Error: the head did not start: %s\n", mob_errmsg());
     mob_daemon_free(&daemon);

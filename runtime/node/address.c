@@ -131,6 +131,8 @@ mob_status mob_node_ip(const char *option, const char *towards, char **ip) {
   if (option && *option && strcmp(option, "localhost") != 0) {
     return checked("--node-ip-address", option, ip);
   }
+  const char *pod = getenv("MOBULA_BIND_ADDRESS");
+  if (pod && *pod) return checked("MOBULA_BIND_ADDRESS", pod, ip);
   const char *host_ip = getenv("VLLM_HOST_IP");
   if (host_ip && *host_ip) return checked("VLLM_HOST_IP", host_ip, ip);
   const char *selector = getenv("NCCL_SOCKET_IFNAME");

@@ -6,7 +6,7 @@
 
 #include "runtime/base/status.h"
 
-// In this order: `option` (--node-ip-address); VLLM_HOST_IP; the interface that NCCL_SOCKET_IFNAME
+// In this order: `option` (--node-ip-address); MOBULA_BIND_ADDRESS (a pod without a network of its own); VLLM_HOST_IP; the interface that NCCL_SOCKET_IFNAME
 // names ("eth", "eth0,ib" prefixes, "=eth0" exact, "^lo,docker" all but these); the address from which
 // `towards` ("host" as a literal address, or NULL) is reached; the one of the default route; 127.0.0.1.
 // An address given by name that no interface of this machine has is refused with MOB_E_INVALID; a

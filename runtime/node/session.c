@@ -18,7 +18,8 @@ char *mob_temp_dir(const char *option) {
   const char *base = getenv("RAY_TMPDIR");
   if (!base || !*base) base = getenv("TMPDIR");
   if (!base || !*base) base = "/tmp";
-  return mob_path_join(base, "ray");
+  const char *pod = getenv("MOBULA_BIND_ADDRESS");
+  return pod && *pod ? mob_sprintf("%s/ray/pod_%s", base, pod) : mob_path_join(base, "ray");
 }
 
 char *mob_session_new_name(void) {

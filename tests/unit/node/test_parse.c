@@ -187,6 +187,11 @@ static void own_addresses(void **state) {
   assert_int_equal(mob_node_ip(NULL, NULL, &ip), MOB_OK);
   assert_string_equal(ip, "127.0.0.3");
   free(ip);
+  setenv("MOBULA_BIND_ADDRESS", "127.0.0.4", 1);
+  assert_int_equal(mob_node_ip(NULL, NULL, &ip), MOB_OK);
+  assert_string_equal(ip, "127.0.0.4");
+  free(ip);
+  unsetenv("MOBULA_BIND_ADDRESS");
   unsetenv("VLLM_HOST_IP");
   unsetenv("NCCL_SOCKET_IFNAME");
 }
