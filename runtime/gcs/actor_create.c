@@ -130,6 +130,26 @@ void mob__actor_queue(mob__actor_t *actor, uint64_t delay_ms) {
 
 // ---------------------------------------------------------------------------------------- creating
 
+// The creation failed, and no better cause is to be had.
+static void give_up(mob__actor_t *actor) {
+  Ray__Rpc__ActorDeathCause cause = RAY__RPC__ACTOR_DEATH_CAUSE__INIT;
+  if (actor->constructor_failed) {
+    Ray__Rpc__RayException exception = RAY__RPC__RAY_EXCEPTION__INIT;
+    exception.language = actor->spec->language;
+    exception.formatted_exception_string = actor->lost_why;
+    cause.context_case = RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT;
+    cause.creation_task_failure_context = &exception;
+    mob__actor_die(actor, &cause);
+    return;
+  }
+  char *text = mob_sprintf("The actor died because its worker could not be reached while it was being created: %s",
+                           actor->lost_why);
+  Ray__Rpc__ActorDiedErrorContext context;
+  mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__WORKER_DIED, text);
+  mob__actor_lost(actor, &cause, true);
+  free(text);
+}
+
 static void on_created(void *arg, grpc_status_code code, const char *why, const void *reply) {
   attempt_t *attempt = arg;
   const Ray__Rpc__PushTaskReply *done = reply;
@@ -138,19 +158,14 @@ static void on_created(void *arg, grpc_status_code code, const char *why, const 
     free_attempt(attempt);
     return;
   }
-  if (code != GRPC_STATUS_OK) {
-    // The worker is gone or cannot be reached. Its node reports its end with the cause: wait for that a while.
+  bool failed = code == GRPC_STATUS_OK && done->is_application_error;
+  if (code != GRPC_STATUS_OK || failed) {
     actor->lost_at = mob_now_ms() + REPORT_GRACE_MS;
+    actor->constructor_failed = failed;
     free(actor->lost_why);
-    actor->lost_why = mob_strdup(why);
-  } else if (done->is_application_error) {
-    Ray__Rpc__RayException exception = RAY__RPC__RAY_EXCEPTION__INIT;
-    exception.language = actor->spec->language;
-    exception.formatted_exception_string = done->task_execution_error;
-    Ray__Rpc__ActorDeathCause cause = RAY__RPC__ACTOR_DEATH_CAUSE__INIT;
-    cause.context_case = RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT;
-    cause.creation_task_failure_context = &exception;
-    mob__actor_die(actor, &cause);
+    actor->lost_why = mob_strdup(failed ? done->task_execution_error : why);
+    // An exception of Python or Java comes whole, as an object, with the report of the worker's end.
+    if (failed && actor->spec->language == RAY__RPC__LANGUAGE__CPP) give_up(actor);
   } else {
     actor->phase = MOB__ACTOR_RUNNING;
     mob_rpc_client_close(actor->worker);
@@ -431,14 +446,6 @@ void mob__actors_tick(mob_gcs_t *gcs) {
       actor->not_before = 0;
       mob__gcs_schedule_soon(gcs);
     }
-    if (actor->phase != MOB__ACTOR_CREATING || !actor->lost_at || actor->lost_at > now) continue;
-    char *text = mob_sprintf("The actor died because its worker could not be reached while it was being "
-                             "created: %s",
-                             actor->lost_why);
-    Ray__Rpc__ActorDeathCause cause;
-    Ray__Rpc__ActorDiedErrorContext context;
-    mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__WORKER_DIED, text);
-    mob__actor_lost(actor, &cause, true);
-    free(text);
+    if (actor->phase == MOB__ACTOR_CREATING && actor->lost_at && actor->lost_at <= now) give_up(actor);
   }
 }

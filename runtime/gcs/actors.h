@@ -32,8 +32,11 @@ typedef struct mob__actor {
   bool worker_gone; // its process is known to have ended
   bool kill_gently; // when it dies: let its process end in order
   uint64_t not_before;
-  uint64_t lost_at; // its worker did not answer: when to give up on a report of its end; 0: it did
+  // Its creation failed, but why is better known to its node, which is about to report the worker's end: until
+  // when to wait for that report; 0: it did not fail.
+  uint64_t lost_at;
   char *lost_why;
+  bool constructor_failed; // else the worker could not be reached
   char *reason; // why it waits; owned
   MOB_VEC(mob_rpc_call_t *) waiters; // CreateActor
   struct mob__owner_watch *owner;
