@@ -7,7 +7,16 @@
 #include "runtime/base/mem.h"
 
 int64_t mob_resource_fixed(double value) {
+  if (!(value > -MOB_RESOURCE_MAX)) return isnan(value) ? 0 : (int64_t)-MOB_RESOURCE_MAX * MOB_RESOURCE_UNIT;
+  if (value > MOB_RESOURCE_MAX) value = MOB_RESOURCE_MAX;
   return llround(value * MOB_RESOURCE_UNIT);
+}
+
+// Sums stay at the ends of the range instead of leaving it.
+static int64_t plus(int64_t a, int64_t b) {
+  int64_t sum;
+  if (!__builtin_add_overflow(a, b, &sum)) return sum;
+  return a > 0 ? INT64_MAX : INT64_MIN;
 }
 
 double mob_resource_double(int64_t amount) {
@@ -86,14 +95,14 @@ void mob_resources_write(const mob_resources_t *set, mob_pb_double_t ***entries,
 
 void mob_resources_add(mob_resources_t *to, const mob_resources_t *from) {
   for (size_t i = 0; i < from->len; i++) {
-    mob_resources_set(to, from->at[i].name, mob_resources_get(to, from->at[i].name) + from->at[i].amount);
+    mob_resources_set(to, from->at[i].name, plus(mob_resources_get(to, from->at[i].name), from->at[i].amount));
   }
 }
 
 void mob_resources_sub(mob_resources_t *from, const mob_resources_t *what) {
   for (size_t i = 0; i < what->len; i++) {
-    mob_resources_set(from, what->at[i].name,
-                      mob_resources_get(from, what->at[i].name) - what->at[i].amount);
+    int64_t less = what->at[i].amount == INT64_MIN ? INT64_MAX : -what->at[i].amount;
+    mob_resources_set(from, what->at[i].name, plus(mob_resources_get(from, what->at[i].name), less));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "runtime/rpc/message.h"
 
 #define MOB_RESOURCE_UNIT 10000
+#define MOB_RESOURCE_MAX 1e14 // Ray's own limit
 
 typedef struct mob_amount {
   char *name;     // owned
@@ -25,7 +26,8 @@ typedef struct mob_amount {
 // Sorted by name. All-zero is the empty set.
 typedef MOB_VEC(mob_amount_t) mob_resources_t;
 
-int64_t mob_resource_fixed(double value); // rounded to the nearest 1/10000
+// Rounded to the nearest 1/10000, kept within +-MOB_RESOURCE_MAX; what is no number is 0.
+int64_t mob_resource_fixed(double value);
 double mob_resource_double(int64_t amount);
 
 void mob_resources_free(mob_resources_t *set); // leaves the empty set

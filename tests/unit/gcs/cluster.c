@@ -12,13 +12,17 @@ static void on_tick(uv_timer_t *timer) {
 }
 
 void cluster_open(cluster_t *c) {
+  cluster_open_with(c, NULL);
+}
+
+void cluster_open_with(cluster_t *c, mob_store_t *store) {
   *c = (cluster_t){0};
   uv_loop_init(&c->loop);
   uv_timer_init(&c->loop, &c->tick);
   uv_timer_start(&c->tick, on_tick, 10, 10);
   assert_int_equal(mob_rpc_new(&c->loop, &c->rpc), MOB_OK);
   mob_gcs_config_t config = {.listen_ip = "127.0.0.1", .session_name = "s", .session_dir = "/nowhere",
-                             .python_version = "3.11.7"};
+                             .python_version = "3.11.7", .store = store};
   assert_int_equal(mob_gcs_start(c->rpc, &config, &c->gcs, &c->port), MOB_OK);
   char address[64];
   snprintf(address, sizeof address, "127.0.0.1:%d", c->port);

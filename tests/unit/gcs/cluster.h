@@ -32,6 +32,7 @@ typedef struct cluster {
 } cluster_t;
 
 void cluster_open(cluster_t *c);
+void cluster_open_with(cluster_t *c, mob_store_t *store);
 void cluster_close(cluster_t *c); // and checks that nothing is left on the loop
 // Runs the loop until the condition holds; fails the test after 10 s.
 #define WAIT_FOR(c, condition)                                                                     \

@@ -31,6 +31,14 @@ static void test_fixed_point(void **state) {
   assert_int_equal(mob_resource_fixed(0.0001), 1);
   assert_int_equal(mob_resource_fixed(0.1 + 0.2), 3000);
   assert_int_equal(mob_resource_fixed(1e14), 1000000000000000000);
+  assert_int_equal(mob_resource_fixed(1e300), 1000000000000000000);
+  assert_int_equal(mob_resource_fixed(-1.0 / 0.0), -1000000000000000000);
+  assert_int_equal(mob_resource_fixed(0.0 / 0.0), 0);
+  mob_resources_t huge = {0};
+  mob_resources_set(&huge, "x", INT64_MAX - 1);
+  mob_resources_add(&huge, &huge);
+  assert_int_equal(mob_resources_get(&huge, "x"), INT64_MAX);
+  mob_resources_free(&huge);
   assert_true(mob_resource_double(mob_resource_fixed(7152435609.0)) == 7152435609.0);
   mob_resources_t have = parse("CPU=1"), tenth = parse("CPU=0.1");
   for (int i = 0; i < 10; i++) {
