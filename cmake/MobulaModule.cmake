@@ -20,6 +20,10 @@ elseif(MOB_SANITIZE)
   message(FATAL_ERROR "MOB_SANITIZE is '${MOB_SANITIZE}'; use 'address' or 'thread'")
 endif()
 
+if(MOB_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link) # coverage, which the fuzzer is guided by
+endif()
+
 find_package(PkgConfig REQUIRED)
 foreach(dep libuv jansson libpcre2-8 libutf8proc yaml-0.1 openssl libxxhash hiredis cmocka
             libprotobuf-c grpc)

@@ -1,12 +1,18 @@
+#include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/cpu/ops.h"
 #include "runtime/base/log.h"
 
+static bool has_f16c(void) { // clang 14's builtin does not know the name
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 const mob_cpu_ops_t *mob_cpu_ops_named(const char *name) {
   if (strcmp(name, "scalar") == 0) return &mob_cpu_ops_scalar;
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   // The file is compiled for all that the build's _avx512 flags name, so all of it must be there.
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
