@@ -21,23 +21,23 @@ static const char help[] =
     "  -g, --grace-period SECONDS  wait this long before SIGKILL (16)\n"
     "  --temp-dir DIR              the folder given to `ray start` ($RAY_TMPDIR/ray or /tmp/ray)\n";
 
-static size_t count_alive(const mob_processes_t *processes) {
+static size_t count_alive(const mob_processes_t *processes, size_t to) {
   size_t n = 0;
-  for (size_t i = 0; i < processes->len; i++) n += mob_process_alive(processes->at[i]);
+  for (size_t i = 0; i < to; i++) n += mob_process_alive(processes->at[i]);
   return n;
 }
 
-static size_t wait_for_end(const mob_processes_t *processes, uint64_t timeout_ms) {
-  uint64_t end = mob_now_ms() + timeout_ms;
+// How many of the first `to` are left at `end_ms`, or sooner when it is none.
+static size_t wait_for_end(const mob_processes_t *processes, size_t to, uint64_t end_ms) {
   size_t alive;
-  while ((alive = count_alive(processes)) && mob_now_ms() < end) {
+  while ((alive = count_alive(processes, to)) && mob_now_ms() < end_ms) {
     nanosleep(&(struct timespec){.tv_nsec = 5 * 1000 * 1000}, NULL);
   }
   return alive;
 }
 
-static void send_all(const mob_processes_t *processes, size_t count, int sig) {
-  for (size_t i = 0; i < count; i++) {
+static void send_all(const mob_processes_t *processes, size_t from, size_t to, int sig) {
+  for (size_t i = from; i < to; i++) {
     if (mob_process_alive(processes->at[i])) kill(processes->at[i].pid, sig);
   }
 }
@@ -71,8 +71,9 @@ int mob_ray_stop_main(int argc, char **argv) {
     return 1;
   }
   // Workers before heads, so that they leave in order instead of finding their head gone.
-  size_t daemons = records.len;
+  size_t daemons = records.len, workers = 0;
   for (int head = 0; head < 2; head++) {
+    if (head) workers = processes.len;
     for (size_t i = 0; i < records.len; i++) {
       if (records.at[i].head == head) *mob_vec_push(&processes) = records.at[i].process;
     }
@@ -81,16 +82,20 @@ int mob_ray_stop_main(int argc, char **argv) {
   if (!processes.len) {
     MOB_SAY("Did not find any active Ray processes.");
   } else {
-    send_all(&processes, daemons, force ? SIGKILL : SIGTERM);
-    size_t left = wait_for_end(&processes, force ? 2000 : (uint64_t)(seconds * 1000));
+    int sig = force ? SIGKILL : SIGTERM;
+    uint64_t now = mob_now_ms(), grace_ms = force ? 2000 : (uint64_t)(seconds * 1000);
+    send_all(&processes, 0, workers, sig);
+    wait_for_end(&processes, workers, now + grace_ms / 2);
+    send_all(&processes, workers, daemons, sig);
+    size_t left = wait_for_end(&processes, processes.len, now + grace_ms);
     if (left) {
       MOB_SAY_WARNING("Stopped only %zu out of %zu Ray processes within the grace period %g seconds. "
                       "Remaining processes will be forcefully terminated.",
                       processes.len - left, processes.len, seconds);
       MOB_SAY_WARNING("You can also use `--force` to forcefully terminate processes or set higher "
                       "`--grace-period` to wait longer time for proper termination.");
-      send_all(&processes, processes.len, SIGKILL);
-      left = wait_for_end(&processes, 2000);
+      send_all(&processes, 0, processes.len, SIGKILL);
+      left = wait_for_end(&processes, processes.len, mob_now_ms() + 2000);
     }
     if (left) {
       MOB_SAY_ERROR("%zu processes do not end: they hang in the kernel.", left);

@@ -8,9 +8,12 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "runtime/base/mem.h"
+
+#define REAP_MS 300
 
 struct mob_child {
   mob_children_t *children;
@@ -67,12 +70,19 @@ static void on_closed(uv_handle_t *handle) {
 
 void mob_children_close(mob_children_t *children) {
   for (size_t i = 0; i < children->list.len; i++) {
-    mob_child_t *child = children->list.at[i];
-    kill(-child->pid, SIGKILL);
-    kill(child->pid, SIGKILL);
-    waitpid(child->pid, NULL, 0);
-    free(child);
+    kill(-children->list.at[i]->pid, SIGKILL);
+    kill(children->list.at[i]->pid, SIGKILL);
   }
+  // A process that a driver holds in the kernel may take its time: the daemon's end does not wait for it.
+  for (int ms = 0; children->list.len && ms < REAP_MS; ms++) {
+    for (size_t i = children->list.len; i-- > 0;) {
+      if (waitpid(children->list.at[i]->pid, NULL, WNOHANG) == 0) continue;
+      free(children->list.at[i]);
+      mob_vec_remove(&children->list, i);
+    }
+    if (children->list.len) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+  }
+  for (size_t i = 0; i < children->list.len; i++) free(children->list.at[i]);
   children->list.len = 0;
   uv_close((uv_handle_t *)&children->signal, on_closed);
 }

@@ -15,7 +15,7 @@ typedef struct mob_child mob_child_t;
 
 // Takes over SIGCHLD of the process: no uv_spawn() beside it.
 mob_status mob_children_new(uv_loop_t *loop, mob_children_t **out);
-// Kills what still runs and frees all; callbacks do not run any more.
+// Kills what still runs, waits a moment for it and frees all; callbacks do not run any more.
 void mob_children_close(mob_children_t *children);
 
 // `status` as waitpid() gives it. The child's leftovers have been killed. The child is freed afterwards.

@@ -303,10 +303,13 @@ static void on_resolved(uv_getaddrinfo_t *request, int error, struct addrinfo *l
   serve(node, towards);
 }
 
-// The session is this node's: its log goes there.
-static mob_status use_session(mob_node_t *node) {
-  MOB_TRY(mob_session_set_latest(node->temp_dir, node->session_dir));
-  char *path = mob_sprintf("%s/logs/node-%s.log", node->session_dir, node->id_hex);
+static char *log_path(const mob_node_t *node) {
+  return mob_sprintf("%s/logs/node-%s.log", node->session_dir, node->id_hex);
+}
+
+static mob_status open_session(mob_node_t *node, const char *name) {
+  MOB_TRY(mob_session_open(node->temp_dir, name, &node->session_dir));
+  char *path = log_path(node);
   mob_status status = MOB_OK;
   if (node->options->log_to_stderr) {
     status = mob_log_open_file(path);
@@ -333,8 +336,8 @@ static void on_session(void *arg, mob_status status, const char *why, const void
     return;
   }
   char *name = mob_strndup((const char *)reply->value.data, reply->value.len);
-  status = mob_session_open(node->temp_dir, name, &node->session_dir);
-  if (status == MOB_OK) status = use_session(node);
+  status = open_session(node, name);
+  if (status == MOB_OK) status = mob_session_set_latest(node->temp_dir, node->session_dir);
   free(name);
   if (status != MOB_OK) {
     mob__node_fail(node, mob_errmsg());
@@ -380,7 +383,7 @@ static mob_status start_head(mob_node_t *node) {
   const mob_start_options_t *options = node->options;
   MOB_TRY(mob_node_ip(options->node_ip_address, NULL, &node->ip));
   char *name = mob_session_new_name();
-  mob_status status = mob_session_open(node->temp_dir, name, &node->session_dir);
+  mob_status status = open_session(node, name);
   if (status == MOB_OK) {
     bool loopback = strncmp(node->ip, "127.", 4) == 0 || strcmp(node->ip, "::1") == 0;
     int port = options->port >= 0 ? options->port : MOB_GCS_DEFAULT_PORT;
@@ -396,7 +399,7 @@ static mob_status start_head(mob_node_t *node) {
     if (status == MOB_OK) {
       node->gcs_address = join_address(node->ip, bound);
       node->gcs_host = mob_strdup(node->ip);
-      status = use_session(node);
+      status = mob_session_set_latest(node->temp_dir, node->session_dir);
     } else if (status == MOB_E_NO_RESOURCES) {
       char *address = join_address(node->ip, port);
       status = mob_fail(MOB_E_EXISTS,
@@ -406,7 +409,12 @@ static mob_status start_head(mob_node_t *node) {
       free(address);
     }
   }
-  if (status != MOB_OK && node->session_dir) mob_session_discard(node->session_dir);
+  if (status != MOB_OK && node->session_dir) {
+    char *path = log_path(node);
+    unlink(path);
+    free(path);
+    mob_session_discard(node->session_dir);
+  }
   free(name);
   return status;
 }

@@ -502,6 +502,43 @@ static void an_actor_may_end_itself(void **state) {
   mob_actor_release(echo.actor);
 }
 
+static void an_orderly_kill_lets_the_class_stop(void **state) {
+  (void)state;
+  actor_state_t echo;
+  stream_state_t s = {0};
+  mob_stream_t *stream;
+  outcome_t killed = {0};
+  mob_actor_options_t options = options_for("Echo");
+  create_alive(&echo, &options);
+  int pid = mob_actor_pid(echo.actor);
+  assert_int_equal(mob_actor_stream(echo.actor, "echo", &stream_events, &s, &stream), MOB_OK);
+  mob_actor_kill(echo.actor, false, on_done, &killed);
+  assert_true(run_until(&killed.done, 1, DEADLINE_MS));
+  assert_int_equal(killed.status, MOB_OK);
+  assert_true(run_until(&echo.dead, 1, DEADLINE_MS));
+  assert_true(run_until(&s.closed, 1, DEADLINE_MS));
+  uint64_t end = mob_now_ms() + 3000;
+  while (kill(pid, 0) == 0 && mob_now_ms() < end) usleep(1000);
+  assert_int_equal(kill(pid, 0), -1);
+  mob_actor_kill(echo.actor, true, on_done, &killed); // the dead stay dead
+  assert_true(run_until(&killed.done, 2, DEADLINE_MS));
+  assert_int_equal(killed.status, MOB_OK);
+  mob_actor_release(echo.actor);
+}
+
+static void a_connect_may_be_given_up(void **state) {
+  (void)state;
+  mob_cluster_t *cluster;
+  outcome_t connected = {0}, closed = {0};
+  assert_int_equal(mob_cluster_connect(&world.loop, "127.0.0.1:1", NULL, NULL, on_done, &connected, &cluster), MOB_OK);
+  run_until(&connected.done, 1, 100); // some tries fail meanwhile
+  assert_int_equal(connected.done, 0);
+  mob_cluster_close(cluster, on_done, &closed);
+  assert_true(run_until(&closed.done, 1, DEADLINE_MS));
+  assert_int_equal(connected.done, 1);
+  assert_int_equal(connected.status, MOB_E_ABORTED);
+}
+
 static void restarts(void **state) {
   (void)state;
   actor_state_t echo;
@@ -649,6 +686,41 @@ static void node_death_is_told_at_once(void **state) {
   assert_true(run_until(&world.nodes_alive, 1, DEADLINE_MS));
 }
 
+static int open_files(pid_t pid) {
+  char *command = mob_sprintf("ls /proc/%d/fd | wc -l", pid);
+  char text[32] = "";
+  FILE *pipe = popen(command, "r");
+  assert_non_null(fgets(text, sizeof text, pipe));
+  pclose(pipe);
+  free(command);
+  return atoi(text);
+}
+
+static void many_actors(void **state) {
+  (void)state;
+  enum { N = 16 };
+  actor_state_t actors[N];
+  mob_actor_options_t options = options_for("Echo");
+  int files = 0;
+  for (int round = 0; round < 2; round++) {
+    outcome_t answers = {0};
+    uint64_t begin = mob_now_ns();
+    for (int i = 0; i < N; i++) {
+      create(&actors[i], &options);
+      mob_actor_call(actors[i].actor, "echo", (mob_bytes_t){"x", 1}, 0, on_result, &answers);
+    }
+    assert_true(run_until(&answers.done, N, DEADLINE_MS));
+    assert_int_equal(answers.status, MOB_OK);
+    print_message("%d actors at once: %.1f per second\n", N, N / ((mob_now_ns() - begin) / 1e9));
+    for (int i = 0; i < N; i++) kill_actor(&actors[i]);
+    // What the first round opened for good (connections) the second one may not open again.
+    if (round == 0) files = open_files(world.head.pid);
+  }
+  uint64_t end = mob_now_ms() + 5000;
+  while (open_files(world.head.pid) > files + 2 && mob_now_ms() < end) usleep(10000);
+  assert_true(open_files(world.head.pid) <= files + 2);
+}
+
 static int compare_u64(const void *a, const void *b) {
   uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
   return x < y ? -1 : x > y;
@@ -758,12 +830,15 @@ int main(int argc, char **argv) {
       cmocka_unit_test(death_is_told_at_once),
       cmocka_unit_test(silence_is_told_in_five_seconds),
       cmocka_unit_test(an_actor_may_end_itself),
+      cmocka_unit_test(an_orderly_kill_lets_the_class_stop),
+      cmocka_unit_test(a_connect_may_be_given_up),
       cmocka_unit_test(restarts),
       cmocka_unit_test(names),
       cmocka_unit_test(placement),
       cmocka_unit_test(a_group_that_does_not_fit),
       cmocka_unit_test(job_end_removes_its_actors),
       cmocka_unit_test(node_death_is_told_at_once),
+      cmocka_unit_test(many_actors),
       cmocka_unit_test(speed),
       cmocka_unit_test(head_death_is_told_at_once),
   };
