@@ -106,6 +106,10 @@ __device__ __forceinline__ float block_sum(float v, float *scratch) {
   return s;
 }
 
+// For measurements (MOB_CUDA_PROFILE): called before and after every launch. `launch_label` names what is launched next.
+extern void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
+extern thread_local const char *launch_label;
+
 // Launch that may begin while the kernel before it drains; every kernel calls depend_wait() before it reads or writes
 // anything that an earlier kernel touches.
 template <class... A, class... B>
@@ -120,7 +124,10 @@ inline cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, size_t sm
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, A(args)...);
+  if (launch_hook) launch_hook((const void *)kernel, stream, true);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, A(args)...);
+  if (launch_hook) launch_hook((const void *)kernel, stream, false);
+  return error;
 }
 
 } // namespace mob

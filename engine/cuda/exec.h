@@ -156,6 +156,8 @@ struct Exec {
   mob_status failed = MOB_OK;
   std::string why;
   std::atomic<bool> aborted{false};
+  bool profile = false;
+  int profile_rows = 0, profile_steps = 0; // rows of the steps that the table is of
   std::thread leader, reporter;
 };
 
@@ -170,6 +172,11 @@ mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
 mob_status forward(Exec *exec, Rank *rank, int rows);
 mob_status head(Exec *exec, Rank *rank, const int *row_list, const int *slot_list, int rows);
 mob_status forward_graph(Exec *exec, Rank *rank, int rows); // layers and head of a pure decode step
+// profile.cu
+bool profile_start();
+void profile_step(cudaStream_t stream);
+void profile_reset();
+void profile_print(int steps);
 // step.cu
 void leader_main(Exec *exec);
 void reporter_main(Exec *exec);

@@ -100,20 +100,24 @@ void attention(Pass *p, int index) {
   Records second = {nullptr, 0, 0}; // for a q_proj of the other kind
   if (q_from_hidden && q.f8 != in.f8) second = records(r->split_records ? r->split_records : r->attn_records, q, p->rows);
   const NormOut out = {hidden, in.m.k, second, q.m.k, false, nullptr, d->quant_ue8m0};
+  launch_label = "attention";
   norm_rows(norm_in(*p, layer.v[MOB_W_ATTN_NORM], d->rms_eps), out, p->rows, p->stream);
   added(p);
   if (p->exec->mla) {
+    launch_label = "a";
     linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
     const Records q_in = records(r->q_records, q, p->rows);
     mla_prepare({r->a, in.m.n, d->q_lora, in.at[1], d->kv_lora, d->qk_rope, layer.a_bias, layer.v[MOB_W_Q_A_NORM],
                  layer.v[MOB_W_KV_A_NORM], d->lora_rms_eps, q_in, q.m.k, d->quant_ue8m0, cache, p->step, p->rope},
                 p->rows, p->stream);
+    launch_label = "q_b";
     linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
     if (p->exec->fast_mla && o.f8) attend_fast(*p, layer, cache, attn);
     else if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
     else attend_any_mla(*p, layer, cache, attn);
   } else {
     const int ld = in.m.n, v_width = r->heads * d->v_head_dim;
+    launch_label = "qkv";
     linear(in.m, hidden, r->q, ld, false, p->rows, 1, r->scratch, p->stream);
     gqa_prepare({r->q, r->q + in.at[1], r->q + in.at[2], ld, ld, ld, r->heads, r->kv_heads, d->head_dim, layer.v[MOB_W_Q_BIAS],
                  layer.v[MOB_W_K_BIAS], layer.v[MOB_W_V_BIAS], layer.v[MOB_W_Q_NORM], layer.v[MOB_W_K_NORM], d->rms_eps, cache,
@@ -124,6 +128,7 @@ void attention(Pass *p, int index) {
                  nullptr, r->attn, p->rows, p->stream);
     pack_rows(r->attn, v_width, v_width, attn, o.m.k, p->rows, d->quant_ue8m0, p->stream);
   }
+  launch_label = "o";
   linear(o.m, attn, r->y, o.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;
   p->add_bias = layer.v[MOB_W_O_BIAS];
@@ -139,8 +144,10 @@ void dense_ffn(Pass *p, const Layer &layer) {
   norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps), {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, d->quant_ue8m0},
             p->rows, p->stream);
   added(p);
+  launch_label = "dense up";
   linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
   activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  launch_label = "dense down";
   linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;
 }
@@ -160,9 +167,11 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const int experts = d->n_experts + d->n_shared, slots = d->top_k + d->n_shared;
   const Records hidden = records(r->hidden_records, up, p->rows);
   const Records split = {few_router ? nullptr : r->split_records, padded_rows(p->rows), 0};
+  launch_label = "ffn";
   norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps),
             {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0}, p->rows, p->stream);
   added(p);
+  launch_label = "router";
   if (few_router) router_logits(r->norm_f32, layer.router, r->router_logits, d->n_experts, d->hidden, p->rows, p->stream);
   else linear(router.m, split, r->router_logits, d->n_experts, true, p->rows, 2, r->scratch, p->stream);
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
@@ -174,20 +183,24 @@ void moe_ffn(Pass *p, const Layer &layer) {
   if (few) {
     const int most = p->rows * d->top_k < d->n_experts ? p->rows * d->top_k : d->n_experts, active = most + d->n_shared;
     moe_plan_few(plan, p->stream);
+    launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
     const size_t stride = records_bytes(true, act.mp, down.m.k);
     activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, nullptr, d->quant_ue8m0},
              active * p->rows, p->stream);
+    launch_label = "expert down";
     linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->scratch, p->stream);
   } else {
     const int capacity = (p->rows * slots + 8 * experts + 7) / 8 * 8;
     moe_plan_many(plan, p->stream);
     const Records gathered = {r->gathered, capacity, up.f8}, act = {r->act_records, capacity, down.f8};
     moe_gather(hidden, r->source, r->segments_up, r->active, gathered, up.m.k, capacity, p->stream);
+    launch_label = "expert up";
     linear_segments(up.m, r->segments_up, r->active, gathered, r->up, plan.tile, r->scratch, p->stream);
     activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, plan.active, r->segments_up, d->quant_ue8m0}, capacity,
              p->stream);
+    launch_label = "expert down";
     linear_segments(down.m, r->segments_down, r->active, act, r->expert_y, plan.tile, r->scratch, p->stream);
   }
   p->experts = true;
@@ -225,6 +238,7 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, 
   in.hidden = d->hidden;
   const Records x = records(r->head_records, g, rows);
   norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
+  launch_label = "head";
   linear(g.m, x, r->logits, d->vocab, true, rows, 1, r->scratch, r->stream);
   sample_greedy(r->logits, d->vocab, d->vocab, r->best, slot_list, r->ids, r->last_token, rows, r->stream);
   CU_TRY(cudaGetLastError());

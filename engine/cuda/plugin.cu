@@ -83,6 +83,8 @@ mob_status open_exec(Exec *exec) {
   r->heads = d->n_heads / s.tp;
   r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
   exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * r->kv_heads * d->head_dim;
+  exec->profile = profile_start();
+  if (exec->profile) exec->spec.eager = true;
   exec->slots.resize((size_t)s.max_seqs);
   set_layout(exec);
   return weights_bind(exec);
@@ -169,6 +171,7 @@ void close_exec(Exec *exec) {
     cudaSetDevice(r->device);
     cudaStreamSynchronize(r->stream);
   }
+  if (exec->profile) profile_print(exec->profile_steps);
   for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
   for (RingSlot &ring : exec->ring) {
     if (ring.begin) cudaEventDestroy(ring.begin);

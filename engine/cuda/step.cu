@@ -381,6 +381,16 @@ mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
     }
   }
   CU_TRY(cudaEventRecord(ring.end, r->stream));
+  if (exec->profile) { // a table for every number of rows, of all steps but the first two
+    if (rows != exec->profile_rows) {
+      profile_print(exec->profile_steps);
+      exec->profile_rows = rows;
+      exec->profile_steps = -2;
+      printf("profile: %d rows\n", rows);
+    }
+    profile_step(r->stream);
+    if (++exec->profile_steps <= 0) profile_reset();
+  }
   return MOB_OK;
 }
 

@@ -152,6 +152,26 @@ static void by_decode(runner_t *r, const int32_t *tokens, uint32_t n, uint32_t p
   }
 }
 
+// Continues tokens[0, from) to n tokens, sampled at temperature 1.
+static void generate(runner_t *r, int32_t *tokens, uint32_t from, uint32_t n, uint64_t seed) {
+  uint32_t pages[256], zero = 0;
+  for (uint32_t i = 0; i < 256; i++) pages[i] = i;
+  mob_seq_open_t open = {.slot = 0, .sampling = greedy(-1, -1), .prompt = tokens, .prompt_count = from};
+  open.sampling.temperature = 1;
+  open.sampling.seed = seed;
+  for (uint32_t at = 0; at < n;) {
+    uint32_t count = at ? 1 : from;
+    mob_seq_step_t seq = {.slot = 0, .start = at, .count = count, .tokens = tokens + at, .pages = pages,
+                          .page_count = (at + count + 63) / 64, .sample = true};
+    mob_step_t step = {.token_count = count, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = at == 0, .close = &zero,
+                       .close_count = at + count >= n};
+    queue(r, &step);
+    wait_for(r, r->step);
+    at += count;
+    if (at < n) tokens[at] = r->tokens[0];
+  }
+}
+
 typedef struct distance {
   double kl, top1, worst, cosine;
   int ties, n;
@@ -195,48 +215,32 @@ static void print_distance(const char *what, distance_t d, bool exact) {
   fflush(stdout);
 }
 
-static int compare_main(const char *dir, uint32_t n) {
+static int compare_main(const char *dir, uint32_t n, bool dummy) {
   mob_model_t *model;
-  mob_model_options_t options = {0};
+  mob_model_options_t options = {.dummy = dummy};
   CHECK(mob_model_open(dir, &options, &model));
   int vocab = mob_model_desc(model)->vocab;
   int32_t *tokens = MOB_NEW_ARRAY(int32_t, n);
   position_t *cpu = MOB_NEW_ARRAY(position_t, n), *gpu = MOB_NEW_ARRAY(position_t, n), *other = MOB_NEW_ARRAY(position_t, n);
   runner_t *c = open_runner("cpu", model, 512, 32, 1024, false, 64);
-  // A text the model itself finds likely: greedy from a random start, with some random ids in between.
+  // A text of the model's own: sampled at temperature 1 after a random start.
   uint32_t seed = (uint32_t)(mob_now_ns() / 1000), start = seed;
-  for (uint32_t i = 0; i < n; i++) tokens[i] = (int32_t)((seed = seed * 1664525u + 1013904223u) >> 8) % vocab;
-  teacher_forced(c, tokens, n, n, 0, cpu);
-  for (uint32_t i = 1; i < n; i++)
-    if (i % 7) tokens[i] = cpu[i].top[0].token;
+  for (uint32_t i = 0; i < 4; i++) tokens[i] = (int32_t)((seed = seed * 1664525u + 1013904223u) >> 8) % vocab;
+  generate(c, tokens, 4, n, start);
   teacher_forced(c, tokens, n, n, 0, cpu);
   close_runner(c);
   printf("%s: %u tokens, seed %u\n", dir, n, start);
+  position_t *eager_decode = MOB_NEW_ARRAY(position_t, n);
   for (int eager = 1; eager >= 0; eager--) {
     runner_t *g = open_runner("cuda", model, 512, 32, 1024, eager, 64);
     teacher_forced(g, tokens, n, n, 0, gpu);
     print_distance(eager ? "cuda / cpu, one prefill" : "the same with graphs", compare(cpu, gpu, n, true), false);
     teacher_forced(g, tokens, n, 37, 20, other);
     print_distance("chunks of 37 / one prefill", compare(gpu, other, n, true), false);
-    by_decode(g, tokens, n, 40, other);
-    print_distance(eager ? "decode / cpu" : "decode by graph / cpu", compare(cpu, other, n, false), false);
-    if (eager) {
-      free(gpu);
-      gpu = other;
-      other = MOB_NEW_ARRAY(position_t, n);
-    } else {
-      print_distance("decode by graph / eager", compare(gpu, other, n, false), false);
-    }
+    by_decode(g, tokens, n, 40, eager ? eager_decode : other);
+    print_distance(eager ? "decode / cpu" : "decode by graph / cpu", compare(cpu, eager ? eager_decode : other, n, false), false);
+    if (!eager) print_distance("graph / eager, bitwise", compare(eager_decode, other, n, true), true);
     close_runner(g);
-    if (eager) { // gpu now holds the eager decode
-      position_t *decode = gpu;
-      gpu = MOB_NEW_ARRAY(position_t, n);
-      runner_t *h = open_runner("cuda", model, 512, 32, 1024, false, 64);
-      by_decode(h, tokens, n, 0, other);
-      print_distance("graph / eager, bitwise", compare(decode, other, n, false), true);
-      close_runner(h);
-      free(decode);
-    }
   }
   mob_model_close(model);
   printf("%s\n", failures ? "FAILED" : "all ok");
@@ -341,7 +345,7 @@ static double decode(runner_t *r, int batch, int steps) {
   return w;
 }
 
-static int bench_main(int dense, int moe, int max_tokens) {
+static int bench_main(int dense, int moe, int max_tokens, int batch_only) {
   char dir[] = "/tmp/r1-shapes-XXXXXX", path[64];
   if (!mkdtemp(dir)) return 1;
   snprintf(path, sizeof path, "%s/config.json", dir);
@@ -353,9 +357,10 @@ static int bench_main(int dense, int moe, int max_tokens) {
   CHECK(mob_model_open(dir, &options, &model));
   printf("DeepSeek-R1 shapes, %d dense + %d MoE layers, dummy weights\n", dense, moe);
   runner_t *r = open_runner("cuda", model, max_tokens, MAX_BATCH, SEQ_PAGES * 64, false, MAX_BATCH * SEQ_PAGES);
-  fill_contexts(r, MAX_BATCH, max_tokens, 129280);
+  fill_contexts(r, batch_only ? (batch_only + 1) / 2 * 2 : MAX_BATCH, max_tokens, 129280);
   static const int batches[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
-  for (size_t i = 0; i < MOB_LEN(batches); i++) decode(r, batches[i], 60);
+  for (size_t i = 0; i < MOB_LEN(batches); i++)
+    if (!batch_only || batch_only >= batches[i]) decode(r, batches[i], batch_only ? 20 : 60);
   close_runner(r);
   mob_model_close(model);
   unlink(path);
@@ -364,9 +369,9 @@ static int bench_main(int dense, int moe, int max_tokens) {
 }
 
 int main(int argc, char **argv) {
-  if (argc >= 3 && strcmp(argv[1], "compare") == 0) return compare_main(argv[2], argc > 3 ? (uint32_t)atoi(argv[3]) : 300);
+  if (argc >= 3 && strcmp(argv[1], "compare") == 0) return compare_main(argv[2], argc > 3 ? (uint32_t)atoi(argv[3]) : 300, argc > 4);
   if (argc >= 4 && strcmp(argv[1], "bench") == 0)
-    return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048);
-  fprintf(stderr, "usage: check_driver compare DIR [tokens] | bench DENSE MOE [max_tokens]\n");
+    return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048, argc > 5 ? atoi(argv[5]) : 0);
+  fprintf(stderr, "usage: check_driver compare DIR [tokens [dummy]] | bench DENSE MOE [max_tokens [batch]]\n");
   return 2;
 }
