@@ -201,5 +201,7 @@ char *mob_fields_unknown(const mob_field_t *fields, size_t count, const json_t *
     while (i < count && strcmp(fields[i].name, key) != 0) i++;
     if (i == count) mob_buf_printf(&names, "%s%.100s", names.len ? ", " : "", key);
   }
-  return names.len ? mob_buf_steal(&names) : NULL;
+  if (names.len) return mob_buf_steal(&names);
+  mob_buf_free(&names); // a field without a name reserved some
+  return NULL;
 }
