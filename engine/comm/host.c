@@ -1,8 +1,9 @@
-// Collectives among threads of one process, through shared memory. Ranks may be many more than CPUs (16 ranks on 2
-// cores), so a waiting rank sleeps on a futex, and spins a moment first only where every rank has a CPU of its own.
-// A barrier is one atomic counter and one wake-up of all. Small all-reduces cross it once: parts are copied to a
-// buffer of the call's parity, and the next barrier proves that everybody has read them. Large ones cross it twice:
-// rank r adds slice r of all ranks and writes the sum to all.
+// Collectives among threads of one process, through shared memory. Ranks may be many more than CPUs
+// (16 ranks on 2 cores), so a waiting rank sleeps on a futex, and spins a moment first only where
+// every rank has a CPU of its own. A barrier is one atomic counter and one wake-up of all. Small
+// all-reduces cross it once: parts are copied to a buffer of the call's parity, and the next
+// barrier proves that everybody has read them. Large ones cross it twice: rank r adds slice r of
+// all ranks and writes the sum to all.
 #include <errno.h>
 #include <linux/futex.h>
 #include <limits.h>
@@ -19,8 +20,8 @@
 enum { SMALL = 16384, SPINS = 1000 }; // floats a rank; pause instructions
 
 typedef struct rank_state {
-  float *small[2];  // [SMALL] each
-  void *published;  // the caller's buffer during a large call
+  float *small[2]; // [SMALL] each
+  void *published; // the caller's buffer during a large call
   const void *part;
   uint32_t parity;
   char pad[64];
@@ -67,7 +68,9 @@ static void host_close(mob_comm_t *comm) {
   free(comm);
 }
 
-static mob_status aborted(void) { return mob_fail(MOB_E_ABORTED, "the group was aborted"); }
+static mob_status aborted(void) {
+  return mob_fail(MOB_E_ABORTED, "the group was aborted");
+}
 
 static mob_status host_barrier(mob_comm_t *comm, int rank) {
   (void)rank;
@@ -79,7 +82,8 @@ static mob_status host_barrier(mob_comm_t *comm, int rank) {
     atomic_fetch_add(&comm->generation, 1);
     futex_wake_all(&comm->generation);
   } else {
-    for (int i = 0; i < comm->spins && atomic_load(&comm->generation) == generation; i++) __builtin_ia32_pause();
+    for (int i = 0; i < comm->spins && atomic_load(&comm->generation) == generation; i++)
+      __builtin_ia32_pause();
     while (atomic_load(&comm->generation) == generation && !atomic_load(&comm->aborted))
       futex_wait(&comm->generation, generation);
   }
@@ -109,17 +113,20 @@ static mob_status host_all_reduce(mob_comm_t *comm, int rank, float *data, size_
   size_t end = begin + slice < n ? begin + slice : n;
   if (end > begin) {
     float *sum = (float *)comm->ranks[0].published + begin;
-    for (int r = 1; r < comm->size; r++) add(sum, (float *)comm->ranks[r].published + begin, end - begin);
+    for (int r = 1; r < comm->size; r++)
+      add(sum, (float *)comm->ranks[r].published + begin, end - begin);
     for (int r = 1; r < comm->size; r++)
       memcpy((float *)comm->ranks[r].published + begin, sum, (end - begin) * sizeof *sum);
   }
   return host_barrier(comm, rank);
 }
 
-static mob_status host_all_gather(mob_comm_t *comm, int rank, const float *part, float *out, size_t n) {
+static mob_status host_all_gather(mob_comm_t *comm, int rank, const float *part, float *out,
+                                  size_t n) {
   comm->ranks[rank].part = part;
   MOB_TRY(host_barrier(comm, rank));
-  for (int r = 0; r < comm->size; r++) memmove(out + (size_t)r * n, comm->ranks[r].part, n * sizeof *out);
+  for (int r = 0; r < comm->size; r++)
+    memmove(out + (size_t)r * n, comm->ranks[r].part, n * sizeof *out);
   return host_barrier(comm, rank);
 }
 
@@ -137,5 +144,6 @@ static void host_abort(mob_comm_t *comm) {
   futex_wake_all(&comm->generation);
 }
 
-const mob_comm_ops_t mob_comm_host = {
-    "host", host_open, host_close, host_all_reduce, host_all_gather, host_broadcast, host_barrier, host_abort};
+const mob_comm_ops_t mob_comm_host = {"host",          host_open,       host_close,
+                                      host_all_reduce, host_all_gather, host_broadcast,
+                                      host_barrier,    host_abort};

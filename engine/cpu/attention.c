@@ -1,10 +1,13 @@
-// Attention of one layer on one rank's heads: projections, cache write, attention over pages, output projection.
+// Attention of one layer on one rank's heads: projections, cache write, attention over pages,
+// output projection.
 //
-// Latent attention (MLA) has two equal forms, chosen for each sequence of a step by what costs less:
-//   absorbed: q_lat = UK^T q_nope; score = (q_lat . c + q_pe . k_pe) scale; out = UV (sum p c)   - few new tokens
-//   expanded: k_nope = UK c, v = UV c for a page of keys, then ordinary attention                - many new tokens
-// Keys are always visited page by page with an online softmax (running maximum and sum), so that a token's result
-// does not depend on how its prompt was cut into chunks.
+// Latent attention (MLA) has two equal forms, chosen for each sequence of a step by what costs
+// less:
+//   absorbed: q_lat = UK^T q_nope; score = (q_lat . c + q_pe . k_pe) scale; out = UV (sum p c)   -
+//   few new tokens expanded: k_nope = UK c, v = UV c for a page of keys, then ordinary attention -
+//   many new tokens
+// Keys are always visited page by page with an online softmax (running maximum and sum), so that a
+// token's result does not depend on how its prompt was cut into chunks.
 #include <math.h>
 #include <string.h>
 
@@ -30,9 +33,10 @@ static uint8_t *cache_row(const attention_t *a, uint32_t page, uint32_t offset) 
 }
 
 // One page of n keys for one query: updates the running softmax and `out` [v_dim].
-static void attend_page(const mob_cpu_ops_t *ops, softmax_t *s, const float *q, const void *keys, const void *values,
-                        mob_dtype_t dtype, int64_t key_stride, int64_t value_stride, int n, int64_t dim, int64_t v_dim,
-                        float scale, float *out) {
+static void attend_page(const mob_cpu_ops_t *ops, softmax_t *s, const float *q, const void *keys,
+                        const void *values, mob_dtype_t dtype, int64_t key_stride,
+                        int64_t value_stride, int n, int64_t dim, int64_t v_dim, float scale,
+                        float *out) {
   float p[PAGE];
   ops->scores(q, keys, dtype, key_stride, n, dim, scale, p);
   float max = ops->max(p, n);
@@ -47,8 +51,9 @@ static void attend_page(const mob_cpu_ops_t *ops, softmax_t *s, const float *q, 
 }
 
 // A query at `position` over the whole cache of its sequence.
-static void attend(const attention_t *a, const mob_seq_step_t *seq, uint32_t position, const float *q, size_t key_at,
-                   size_t value_at, int64_t dim, int64_t v_dim, float *out) {
+static void attend(const attention_t *a, const mob_seq_step_t *seq, uint32_t position,
+                   const float *q, size_t key_at, size_t value_at, int64_t dim, int64_t v_dim,
+                   float *out) {
   const mob_exec_t *exec = a->rank->exec;
   mob_dtype_t dtype = exec->spec.kv_dtype;
   size_t size = mob_dtype_size(dtype);
@@ -57,8 +62,8 @@ static void attend(const attention_t *a, const mob_seq_step_t *seq, uint32_t pos
   for (uint32_t from = 0; from <= position; from += PAGE) {
     const uint8_t *page = cache_row(a, seq->pages[from / PAGE], 0);
     int n = position + 1 - from < PAGE ? (int)(position + 1 - from) : PAGE;
-    attend_page(exec->ops, &s, q, page + key_at * size, page + value_at * size, dtype, exec->kv_width, exec->kv_width,
-                n, dim, v_dim, exec->desc->softmax_scale, out);
+    attend_page(exec->ops, &s, q, page + key_at * size, page + value_at * size, dtype,
+                exec->kv_width, exec->kv_width, n, dim, v_dim, exec->desc->softmax_scale, out);
   }
   for (int64_t i = 0; i < v_dim; i++) out[i] /= s.sum;
 }
@@ -82,9 +87,11 @@ static void project_mla(const attention_t *a) {
   const mob_layer_t *w = a->weights;
   int m = (int)a->job->step.token_count, width = d->kv_lora + d->qk_rope, half = d->rope.dim / 2;
   int64_t q_width = (int64_t)rank->heads * d->head_dim;
-  mob__linear(rank, &w->m[MOB_W_KV_A], w->v[MOB_W_KV_A_BIAS], rank->norm, d->hidden, rank->kv_new, width, m);
+  mob__linear(rank, &w->m[MOB_W_KV_A], w->v[MOB_W_KV_A_BIAS], rank->norm, d->hidden, rank->kv_new,
+              width, m);
   if (d->q_lora) {
-    mob__linear(rank, &w->m[MOB_W_Q_A], w->v[MOB_W_Q_A_BIAS], rank->norm, d->hidden, rank->q_lora, d->q_lora, m);
+    mob__linear(rank, &w->m[MOB_W_Q_A], w->v[MOB_W_Q_A_BIAS], rank->norm, d->hidden, rank->q_lora,
+                d->q_lora, m);
     for (int i = 0; i < m; i++) {
       float *c = rank->q_lora + (int64_t)i * d->q_lora;
       exec->ops->rmsnorm(c, w->v[MOB_W_Q_A_NORM], d->lora_rms_eps, c, d->q_lora);
@@ -100,9 +107,11 @@ static void project_mla(const attention_t *a) {
     uint32_t position = a->job->positions[i];
     exec->ops->rmsnorm(c, w->v[MOB_W_KV_A_NORM], d->lora_rms_eps, c, d->kv_lora);
     mob__rope_apply(&d->rope, angles, c + d->kv_lora);
-    exec->ops->store(c, exec->spec.kv_dtype, cache_row(a, seq->pages[position / PAGE], position % PAGE), width);
+    exec->ops->store(c, exec->spec.kv_dtype,
+                     cache_row(a, seq->pages[position / PAGE], position % PAGE), width);
     for (int h = 0; h < rank->heads; h++)
-      mob__rope_apply(&d->rope, angles, rank->q + i * q_width + (int64_t)h * d->head_dim + d->qk_nope);
+      mob__rope_apply(&d->rope, angles,
+                      rank->q + i * q_width + (int64_t)h * d->head_dim + d->qk_nope);
   }
 }
 
@@ -128,20 +137,24 @@ static void absorbed_batch(const attention_t *a, int head, const int *rows, int 
     for (int i = 0; i < n; i++) exec->ops->axpy(q[i][r], weight, q_lat + i * width, d->kv_lora);
   }
   for (int i = 0; i < n; i++)
-    attend(a, &a->job->step.seqs[a->job->seq_of[rows[i]]], a->job->positions[rows[i]], q_lat + i * width, 0, 0, width,
-           d->kv_lora, (float *)x[i]);
+    attend(a, &a->job->step.seqs[a->job->seq_of[rows[i]]], a->job->positions[rows[i]],
+           q_lat + i * width, 0, 0, width, d->kv_lora, (float *)x[i]);
   exec->ops->gemm(kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, y, n);
 }
 
 // Keys and values of one page for one head: k [n][head_dim], v [n][v_head_dim].
-static void expand_page(const attention_t *a, int head, const uint8_t *page, int n, float *latent, float *k, float *v) {
+static void expand_page(const attention_t *a, int head, const uint8_t *page, int n, float *latent,
+                        float *k, float *v) {
   const mob_exec_t *exec = a->rank->exec;
   const mob_model_desc_t *d = exec->desc;
   const mob_mat_t *kv_b = &a->weights->m[MOB_W_KV_B];
   int64_t width = d->kv_lora + d->qk_rope, first = (int64_t)head * (d->qk_nope + d->v_head_dim);
   const float *x[PAGE];
   float *to_k[PAGE], *to_v[PAGE];
-  mob_mat_t cache = {.dtype = exec->spec.kv_dtype, .rows = n, .cols = width, .data = page,
+  mob_mat_t cache = {.dtype = exec->spec.kv_dtype,
+                     .rows = n,
+                     .cols = width,
+                     .data = page,
                      .stride = (size_t)width * mob_dtype_size(exec->spec.kv_dtype)};
   for (int j = 0; j < n; j++) {
     exec->ops->row(&cache, j, latent + j * width);
@@ -154,7 +167,8 @@ static void expand_page(const attention_t *a, int head, const uint8_t *page, int
   exec->ops->gemm(kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, to_v, n);
 }
 
-static void expanded_head(const attention_t *a, const mob_seq_step_t *seq, int head, float *scratch) {
+static void expanded_head(const attention_t *a, const mob_seq_step_t *seq, int head,
+                          float *scratch) {
   mob_rank_t *rank = a->rank;
   const mob_exec_t *exec = rank->exec;
   const mob_model_desc_t *d = exec->desc;
@@ -174,9 +188,9 @@ static void expanded_head(const attention_t *a, const mob_seq_step_t *seq, int h
       int64_t visible = (int64_t)seq->start + i + 1 - from;
       if (visible <= 0) continue;
       int64_t row = (int64_t)(seq->row + i) * rank->heads + head;
-      attend_page(exec->ops, &states[i], rank->q + row * d->head_dim, k, v, MOB_DT_F32, d->head_dim, d->v_head_dim,
-                  visible < keys ? (int)visible : keys, d->head_dim, d->v_head_dim, d->softmax_scale,
-                  rank->attn + row * d->v_head_dim);
+      attend_page(exec->ops, &states[i], rank->q + row * d->head_dim, k, v, MOB_DT_F32, d->head_dim,
+                  d->v_head_dim, visible < keys ? (int)visible : keys, d->head_dim, d->v_head_dim,
+                  d->softmax_scale, rank->attn + row * d->v_head_dim);
     }
   }
   for (uint32_t i = 0; i < seq->count; i++) {
@@ -216,11 +230,13 @@ static void project_gqa(const attention_t *a) {
   const mob_model_desc_t *d = exec->desc;
   const mob_layer_t *w = a->weights;
   int m = (int)a->job->step.token_count, half = d->rope.dim / 2;
-  int64_t q_width = (int64_t)rank->heads * d->head_dim, kv_width = (int64_t)rank->kv_heads * d->head_dim;
+  int64_t q_width = (int64_t)rank->heads * d->head_dim,
+          kv_width = (int64_t)rank->kv_heads * d->head_dim;
   mob__linear(rank, &w->m[MOB_W_Q], w->v[MOB_W_Q_BIAS], rank->norm, d->hidden, rank->q, q_width, m);
-  mob__linear(rank, &w->m[MOB_W_K], w->v[MOB_W_K_BIAS], rank->norm, d->hidden, rank->kv_new, 2 * kv_width, m);
-  mob__linear(rank, &w->m[MOB_W_V], w->v[MOB_W_V_BIAS], rank->norm, d->hidden, rank->kv_new + kv_width, 2 * kv_width,
-              m);
+  mob__linear(rank, &w->m[MOB_W_K], w->v[MOB_W_K_BIAS], rank->norm, d->hidden, rank->kv_new,
+              2 * kv_width, m);
+  mob__linear(rank, &w->m[MOB_W_V], w->v[MOB_W_V_BIAS], rank->norm, d->hidden,
+              rank->kv_new + kv_width, 2 * kv_width, m);
   for (int i = 0; i < m; i++) {
     const mob_seq_step_t *seq = &a->job->step.seqs[a->job->seq_of[i]];
     const float *angles = rank->cos_sin + (int64_t)i * half * 2;
@@ -228,12 +244,14 @@ static void project_gqa(const attention_t *a) {
     float *k = rank->kv_new + i * 2 * kv_width;
     for (int h = 0; h < rank->heads + rank->kv_heads; h++) {
       bool is_q = h < rank->heads;
-      float *x = is_q ? rank->q + i * q_width + (int64_t)h * d->head_dim : k + (int64_t)(h - rank->heads) * d->head_dim;
+      float *x = is_q ? rank->q + i * q_width + (int64_t)h * d->head_dim
+                      : k + (int64_t)(h - rank->heads) * d->head_dim;
       const float *norm = w->v[is_q ? MOB_W_Q_NORM : MOB_W_K_NORM];
       if (norm) exec->ops->rmsnorm(x, norm, d->rms_eps, x, d->head_dim);
       mob__rope_apply(&d->rope, angles, x);
     }
-    exec->ops->store(k, exec->spec.kv_dtype, cache_row(a, seq->pages[position / PAGE], position % PAGE), 2 * kv_width);
+    exec->ops->store(k, exec->spec.kv_dtype,
+                     cache_row(a, seq->pages[position / PAGE], position % PAGE), 2 * kv_width);
   }
 }
 
@@ -243,12 +261,14 @@ static void gqa_row(void *arg, int64_t unit, int thread) {
   const attention_t *a = arg;
   const mob_rank_t *rank = a->rank;
   const mob_model_desc_t *d = rank->exec->desc;
-  int64_t row = unit / rank->kv_heads, kv_head = unit % rank->kv_heads, group = rank->heads / rank->kv_heads;
-  size_t key_at = (size_t)(kv_head * d->head_dim), value_at = key_at + (size_t)rank->kv_heads * (size_t)d->head_dim;
+  int64_t row = unit / rank->kv_heads, kv_head = unit % rank->kv_heads,
+          group = rank->heads / rank->kv_heads;
+  size_t key_at = (size_t)(kv_head * d->head_dim),
+         value_at = key_at + (size_t)rank->kv_heads * (size_t)d->head_dim;
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
     attend(a, &a->job->step.seqs[a->job->seq_of[row]], a->job->positions[row],
-           rank->q + (row * rank->heads + h) * d->head_dim, key_at, value_at, d->head_dim, d->head_dim,
-           rank->attn + (row * rank->heads + h) * d->head_dim);
+           rank->q + (row * rank->heads + h) * d->head_dim, key_at, value_at, d->head_dim,
+           d->head_dim, rank->attn + (row * rank->heads + h) * d->head_dim);
 }
 
 // ------------------------------------------------------------------------------------------ both
@@ -258,7 +278,8 @@ size_t mob__attention_scratch(const mob_exec_t *exec) {
   if (d->attn != MOB_ATTN_MLA) return 0;
   size_t width = (size_t)(d->kv_lora + d->qk_rope);
   size_t absorb = BATCH * (width + (size_t)d->kv_lora) + (size_t)d->kv_lora;
-  size_t expand = PAGE * (width + (size_t)(d->head_dim + d->v_head_dim)) + 2 * (size_t)exec->spec.max_tokens;
+  size_t expand =
+      PAGE * (width + (size_t)(d->head_dim + d->v_head_dim)) + 2 * (size_t)exec->spec.max_tokens;
   return absorb > expand ? absorb : expand;
 }
 
@@ -288,6 +309,7 @@ mob_status mob__attention(mob_rank_t *rank, const mob_job_t *job, int layer) {
     project_gqa(&a);
     mob_team_run(rank->team, (int64_t)m * rank->kv_heads, attention_cost(&a), gqa_row, &a);
   }
-  mob__linear(rank, &w->m[MOB_W_O], NULL, rank->attn, (int64_t)rank->heads * d->v_head_dim, rank->part, d->hidden, m);
+  mob__linear(rank, &w->m[MOB_W_O], NULL, rank->attn, (int64_t)rank->heads * d->v_head_dim,
+              rank->part, d->hidden, m);
   return mob__add_parts(rank, m, w->v[MOB_W_O_BIAS]);
 }

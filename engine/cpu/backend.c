@@ -27,7 +27,8 @@ static mob_status open_plugin(const mob_backend_t **out) {
     snprintf(reason, sizeof reason, "%s", why ? why : "it exports no mob_backend_cuda");
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA plug-in cannot be used: %s", reason);
   }
-  return mob_fail(MOB_E_UNSUPPORTED, "this build has no CUDA plug-in (libmobula_cuda.so beside the executable)");
+  return mob_fail(MOB_E_UNSUPPORTED,
+                  "this build has no CUDA plug-in (libmobula_cuda.so beside the executable)");
 }
 
 mob_status mob_backend_find(const char *name, const mob_backend_t **out) {

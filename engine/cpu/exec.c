@@ -6,20 +6,25 @@
 
 #include "runtime/base/mem.h"
 
-static int cpu_device_count(void) { return 1; }
+static int cpu_device_count(void) {
+  return 1;
+}
 
 static mob_status check_spec(const mob_exec_spec_t *spec) {
   const mob_model_desc_t *d = mob_model_desc(spec->model);
-  if (spec->first_layer < 0 || spec->last_layer <= spec->first_layer || spec->last_layer > d->n_layers)
-    return mob_fail(MOB_E_INVALID, "layers [%d, %d) are not a stage of a model with %d", spec->first_layer,
-                    spec->last_layer, d->n_layers);
+  if (spec->first_layer < 0 || spec->last_layer <= spec->first_layer ||
+      spec->last_layer > d->n_layers)
+    return mob_fail(MOB_E_INVALID, "layers [%d, %d) are not a stage of a model with %d",
+                    spec->first_layer, spec->last_layer, d->n_layers);
   if (spec->tp < 1 || spec->max_tokens < 1 || spec->max_seqs < 1 || spec->max_len < 1)
     return mob_fail(MOB_E_INVALID, "tp, max_tokens, max_seqs and max_len must be positive");
-  if (spec->kv_dtype != MOB_DT_F32 && spec->kv_dtype != MOB_DT_BF16)
-    return mob_fail(MOB_E_UNSUPPORTED, "the CPU backend keeps keys and values in float32 or bfloat16, not %s",
+  if (spec->kv_dtype == MOB_DT_F8E4M3)
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "the CPU backend keeps keys and values in float32, bfloat16 or float16, not %s",
                     mob_dtype_name(spec->kv_dtype));
   if (spec->expert_parallel && d->n_experts > 0 && d->n_experts % spec->tp != 0)
-    return mob_fail(MOB_E_INVALID, "%d experts do not divide over %d ranks", d->n_experts, spec->tp);
+    return mob_fail(MOB_E_INVALID, "%d experts do not divide over %d ranks", d->n_experts,
+                    spec->tp);
   if ((spec->first_layer > 0 && !spec->prev) || (spec->last_layer < d->n_layers && !spec->next))
     return mob_fail(MOB_E_INVALID, "a stage in the middle needs its links");
   return MOB_OK;
@@ -79,7 +84,8 @@ static void cpu_close(mob_exec_t *exec) {
   exec->closing = true;
   pthread_cond_signal(&exec->wake);
   pthread_mutex_unlock(&exec->lock);
-  if (exec->ranks[0].started) pthread_join(exec->ranks[0].thread, NULL); // works the queue off first
+  if (exec->ranks[0].started)
+    pthread_join(exec->ranks[0].thread, NULL); // works the queue off first
   atomic_store(&exec->active, NULL);
   mob__wake_word(&exec->released);
   for (int r = 1; r < exec->spec.tp; r++)
@@ -113,6 +119,9 @@ static mob_status cpu_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
   MOB_TRY(check_spec(spec));
   mob_exec_t *exec = MOB_NEW(mob_exec_t);
   exec->spec = *spec;
+  // Rounding the cache tips the router's near ties, and its memory is little beside the weights:
+  // auto is fp32.
+  if (spec->kv_dtype == MOB_DT_COUNT) exec->spec.kv_dtype = MOB_DT_F32;
   exec->desc = mob_model_desc(spec->model);
   exec->ops = mob_cpu_ops_pick();
   exec->ranks = MOB_NEW_ARRAY(mob_rank_t, (size_t)spec->tp);
@@ -144,7 +153,8 @@ static mob_status cpu_plan(mob_exec_t *exec, mob_memory_plan_t *out) {
   *out = (mob_memory_plan_t){0};
   out->weights = exec->store.bytes / tp;
   out->workspace = mob__workspace_bytes(exec);
-  out->page_bytes = layers * MOB_PAGE_TOKENS * (uint64_t)exec->kv_width * mob_dtype_size(s->kv_dtype);
+  out->page_bytes =
+      layers * MOB_PAGE_TOKENS * (uint64_t)exec->kv_width * mob_dtype_size(s->kv_dtype);
   out->available = (uint64_t)((double)mob__memory_available() * share) / tp;
   int64_t left = (int64_t)out->available - (int64_t)out->weights - (int64_t)out->workspace;
   // More than every slot at its longest is never used.
@@ -153,15 +163,18 @@ static mob_status cpu_plan(mob_exec_t *exec, mob_memory_plan_t *out) {
   bool all = out->pages >= useful;
   if (all) out->pages = useful;
   snprintf(out->text, sizeof out->text,
-           "memory of each of %d ranks: %.2f GiB (%.0f%% of what is available) - weights %.2f GiB - workspace %.2f GiB "
+           "memory of each of %d ranks: %.2f GiB (%.0f%% of what is available) - weights %.2f GiB "
+           "- workspace %.2f GiB "
            "= %.2f GiB for keys and values; a page of %d tokens takes %.1f KiB: %lld pages%s",
-           s->tp, (double)out->available / gib, share * 100, (double)out->weights / gib, (double)out->workspace / gib,
-           (double)left / gib, MOB_PAGE_TOKENS, (double)out->page_bytes / 1024, (long long)out->pages,
+           s->tp, (double)out->available / gib, share * 100, (double)out->weights / gib,
+           (double)out->workspace / gib, (double)left / gib, MOB_PAGE_TOKENS,
+           (double)out->page_bytes / 1024, (long long)out->pages,
            all ? " (enough for every sequence at its longest)" : "");
   return MOB_OK;
 }
 
-static mob_status cpu_load(mob_exec_t *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
+static mob_status cpu_load(mob_exec_t *exec,
+                           void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
   // More threads than CPUs: they wait for the disk.
   int threads = exec->threads < 4 ? 4 : exec->threads;
   MOB_TRY(mob_weights_read(&exec->store, threads, progress, arg));
@@ -178,7 +191,8 @@ static mob_status cpu_load(mob_exec_t *exec, void (*progress)(void *arg, const m
 
 static mob_status alloc_rank_kv(mob_exec_t *exec, mob_rank_t *rank) {
   size_t bytes = exec->kv_layer_bytes * (size_t)(exec->spec.last_layer - exec->spec.first_layer);
-  void *kv = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *kv =
+      mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (kv == MAP_FAILED)
     return mob_fail(MOB_E_NO_RESOURCES, "no memory for %zu bytes of keys and values", bytes);
   rank->kv = kv;
@@ -187,10 +201,11 @@ static mob_status alloc_rank_kv(mob_exec_t *exec, mob_rank_t *rank) {
 
 static mob_status cpu_alloc_kv(mob_exec_t *exec, int64_t pages) {
   if (pages < 1) return mob_fail(MOB_E_INVALID, "%lld pages for keys and values", (long long)pages);
-  if (!exec->loaded) return mob_fail(MOB_E_INVALID, "weights must be loaded before pages are allocated");
+  if (!exec->loaded)
+    return mob_fail(MOB_E_INVALID, "weights must be loaded before pages are allocated");
   if (exec->pages) return mob_fail(MOB_E_INVALID, "pages are allocated already");
-  exec->kv_layer_bytes =
-      (size_t)pages * MOB_PAGE_TOKENS * (size_t)exec->kv_width * mob_dtype_size(exec->spec.kv_dtype);
+  exec->kv_layer_bytes = (size_t)pages * MOB_PAGE_TOKENS * (size_t)exec->kv_width *
+                         mob_dtype_size(exec->spec.kv_dtype);
   for (int r = 0; r < exec->spec.tp; r++) MOB_TRY(alloc_rank_kv(exec, &exec->ranks[r]));
   MOB_TRY(start_ranks(exec));
   exec->pages = pages;
@@ -214,5 +229,6 @@ static mob_status cpu_step(mob_exec_t *exec, const mob_step_t *step, mob_step_fn
   return MOB_OK;
 }
 
-const mob_backend_t mob_backend_cpu = {"cpu",        cpu_device_count, cpu_open, cpu_plan, cpu_load,
-                                       cpu_alloc_kv, cpu_step,         cpu_abort, cpu_close};
+const mob_backend_t mob_backend_cpu = {"cpu",    cpu_device_count, cpu_open,
+                                       cpu_plan, cpu_load,         cpu_alloc_kv,
+                                       cpu_step, cpu_abort,        cpu_close};

@@ -1,6 +1,7 @@
-// Feed-forward part of a layer: dense, or router, grouped experts and shared expert. Two passes over one list of
-// "tasks" (a network and the rows it works on): gate/up into `act`, then down, where a thread owns a range of
-// hidden columns and adds the tasks in order: no two threads write the same place and the order of adding is fixed.
+// Feed-forward part of a layer: dense, or router, grouped experts and shared expert. Two passes
+// over one list of "tasks" (a network and the rows it works on): gate/up into `act`, then down,
+// where a thread owns a range of hidden columns and adds the tasks in order: no two threads write
+// the same place and the order of adding is fixed.
 #include <math.h>
 #include <string.h>
 
@@ -14,8 +15,8 @@ typedef struct task {
   const int32_t *rows;  // of the step; NULL: row i is i
   const float *weights; // NULL: 1
   int m;
-  float *act;           // [m][net->gate.rows]
-  int64_t first_unit;   // of the first pass
+  float *act;         // [m][net->gate.rows]
+  int64_t first_unit; // of the first pass
 } task_t;
 
 typedef struct ffn {
@@ -32,8 +33,10 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
   int low = 0, high = f->count - 1;
   while (low < high) { // the last task that begins at or before `unit`
     int mid = (low + high + 1) / 2;
-    if (f->tasks[mid].first_unit <= unit) low = mid;
-    else high = mid - 1;
+    if (f->tasks[mid].first_unit <= unit)
+      low = mid;
+    else
+      high = mid - 1;
   }
   const task_t *t = &f->tasks[low];
   int64_t inter = t->net->gate.rows, r0 = (unit - t->first_unit) * TILE_ROWS;
@@ -73,7 +76,8 @@ static void down_tile(void *arg, int64_t unit, int thread) {
       ops->gemm(&t->net->down, r0, r1, x, y, n);
       for (int i = 0; i < n; i++) {
         int64_t row = t->rows ? t->rows[from + i] : from + i;
-        ops->axpy(t->weights ? t->weights[from + i] : 1.0f, y[i], rank->part + row * hidden + r0, r1 - r0);
+        ops->axpy(t->weights ? t->weights[from + i] : 1.0f, y[i], rank->part + row * hidden + r0,
+                  r1 - r0);
       }
     }
   }
@@ -86,7 +90,8 @@ typedef struct router {
   const float *bias;
 } router_t;
 
-// The `count` best groups of experts stay, all others get -inf in `choice`. A group's score is the sum of its two best.
+// The `count` best groups of experts stay, all others get -inf in `choice`. A group's score is the
+// sum of its two best.
 static void keep_groups(const mob_model_desc_t *d, float *choice) {
   int size = d->n_experts / d->n_group;
   float score[d->n_group];
@@ -104,7 +109,8 @@ static void keep_groups(const mob_model_desc_t *d, float *choice) {
   }
   for (int g = 0; g < d->n_group; g++) {
     int better = 0;
-    for (int o = 0; o < d->n_group; o++) better += score[o] > score[g] || (score[o] == score[g] && o < g);
+    for (int o = 0; o < d->n_group; o++)
+      better += score[o] > score[g] || (score[o] == score[g] && o < g);
     if (better >= d->topk_group)
       for (int e = g * size; e < (g + 1) * size; e++) choice[e] = -INFINITY;
   }
@@ -147,7 +153,8 @@ static void route_row(void *arg, int64_t row, int thread) {
 
 static void route(mob_rank_t *rank, const mob_layer_t *w, int m) {
   const mob_model_desc_t *d = rank->exec->desc;
-  mob__linear(rank, &w->m[MOB_W_ROUTER], NULL, rank->norm, d->hidden, rank->router, d->n_experts, m);
+  mob__linear(rank, &w->m[MOB_W_ROUTER], NULL, rank->norm, d->hidden, rank->router, d->n_experts,
+              m);
   router_t r = {rank, w->v[MOB_W_ROUTER_BIAS]};
   mob_team_run(rank->team, m, (double)m * d->n_experts * (d->top_k + 8), route_row, &r);
 }
@@ -168,8 +175,10 @@ static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, f
   }
   for (int e = 0; e < d->n_experts; e++) {
     int rows = begin[e + 1] - begin[e];
-    if (rows == 0 || w->experts[e].gate.rows == 0) continue; // nobody wants it, or another rank has it
-    tasks[count++] = (task_t){&w->experts[e], rank->group_rows + begin[e], rank->group_weights + begin[e], rows, *act, 0};
+    if (rows == 0 || w->experts[e].gate.rows == 0)
+      continue; // nobody wants it, or another rank has it
+    tasks[count++] = (task_t){
+        &w->experts[e], rank->group_rows + begin[e], rank->group_weights + begin[e], rows, *act, 0};
     *act += (int64_t)rows * w->experts[e].gate.rows;
   }
   return count;

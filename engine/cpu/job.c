@@ -36,7 +36,8 @@ static void pack_step(packer_t *p, const mob_step_t *from, mob_step_t *to) {
   mob_seq_open_t *open = (mob_seq_open_t *)pack(p, from->open, from->open_count, sizeof *open);
   mob_seq_step_t *seqs = (mob_seq_step_t *)pack(p, from->seqs, from->seq_count, sizeof *seqs);
   const void *close = pack(p, from->close, from->close_count, sizeof *from->close);
-  for (uint32_t i = 0; i < from->open_count; i++) pack_open(p, &from->open[i], open ? &open[i] : NULL);
+  for (uint32_t i = 0; i < from->open_count; i++)
+    pack_open(p, &from->open[i], open ? &open[i] : NULL);
   for (uint32_t i = 0; i < from->seq_count; i++) {
     const mob_seq_step_t *s = &from->seqs[i];
     const void *tokens = pack(p, s->tokens, s->count, sizeof *s->tokens);
@@ -87,30 +88,33 @@ void mob__job_free(mob_job_t *job) {
   free(job);
 }
 
-static mob_status check_seq(const mob_exec_t *exec, const mob_step_t *step, uint32_t i, uint32_t *row) {
+static mob_status check_seq(const mob_exec_t *exec, const mob_step_t *step, uint32_t i,
+                            uint32_t *row) {
   const mob_seq_step_t *s = &step->seqs[i];
   unsigned long long id = step->id;
   if (s->slot >= (uint32_t)exec->spec.max_seqs)
-    return mob_fail(MOB_E_INVALID, "step %llu: slot %u is not below %d", id, s->slot, exec->spec.max_seqs);
+    return mob_fail(MOB_E_INVALID, "step %llu: slot %u is not below %d", id, s->slot,
+                    exec->spec.max_seqs);
   if (s->count == 0 || s->row != *row)
-    return mob_fail(MOB_E_INVALID, "step %llu: sequence %u has %u tokens at row %u, expected row %u", id, i, s->count,
-                    s->row, *row);
+    return mob_fail(MOB_E_INVALID,
+                    "step %llu: sequence %u has %u tokens at row %u, expected row %u", id, i,
+                    s->count, s->row, *row);
   uint64_t end = (uint64_t)s->start + s->count;
   if (end > (uint64_t)exec->spec.max_len)
-    return mob_fail(MOB_E_INVALID, "step %llu: slot %u grows to %llu tokens, the limit is %d", id, s->slot,
-                    (unsigned long long)end, exec->spec.max_len);
+    return mob_fail(MOB_E_INVALID, "step %llu: slot %u grows to %llu tokens, the limit is %d", id,
+                    s->slot, (unsigned long long)end, exec->spec.max_len);
   if ((uint64_t)s->page_count * MOB_PAGE_TOKENS < end)
-    return mob_fail(MOB_E_INVALID, "step %llu: slot %u: %u pages do not cover %llu tokens", id, s->slot,
-                    s->page_count, (unsigned long long)end);
+    return mob_fail(MOB_E_INVALID, "step %llu: slot %u: %u pages do not cover %llu tokens", id,
+                    s->slot, s->page_count, (unsigned long long)end);
   for (uint32_t p = 0; p < s->page_count; p++)
     if (s->pages[p] >= (uint64_t)exec->pages)
-      return mob_fail(MOB_E_INVALID, "step %llu: slot %u: page %u is not below %lld", id, s->slot, s->pages[p],
-                      (long long)exec->pages);
+      return mob_fail(MOB_E_INVALID, "step %llu: slot %u: page %u is not below %lld", id, s->slot,
+                      s->pages[p], (long long)exec->pages);
   for (uint32_t k = 0; k < s->count; k++) {
     bool previous = s->tokens[k] == MOB_TOKEN_PREVIOUS && s->count == 1;
     if (!previous && (s->tokens[k] < 0 || s->tokens[k] >= exec->desc->vocab))
-      return mob_fail(MOB_E_INVALID, "step %llu: token id %d is not in the vocabulary of %d", id, s->tokens[k],
-                      exec->desc->vocab);
+      return mob_fail(MOB_E_INVALID, "step %llu: token id %d is not in the vocabulary of %d", id,
+                      s->tokens[k], exec->desc->vocab);
   }
   *row += s->count;
   return MOB_OK;
@@ -119,21 +123,21 @@ static mob_status check_seq(const mob_exec_t *exec, const mob_step_t *step, uint
 mob_status mob__job_check(const mob_exec_t *exec, const mob_step_t *step) {
   uint32_t row = 0;
   if (step->token_count > (uint32_t)exec->spec.max_tokens)
-    return mob_fail(MOB_E_INVALID, "step %llu has %u tokens, the limit is %d", (unsigned long long)step->id,
-                    step->token_count, exec->spec.max_tokens);
+    return mob_fail(MOB_E_INVALID, "step %llu has %u tokens, the limit is %d",
+                    (unsigned long long)step->id, step->token_count, exec->spec.max_tokens);
   for (uint32_t i = 0; i < step->open_count; i++) {
     const mob_seq_open_t *o = &step->open[i];
     if (o->slot >= (uint32_t)exec->spec.max_seqs || o->generated > o->prompt_count)
-      return mob_fail(MOB_E_INVALID, "step %llu opens slot %u of %d", (unsigned long long)step->id, o->slot,
-                      exec->spec.max_seqs);
+      return mob_fail(MOB_E_INVALID, "step %llu opens slot %u of %d", (unsigned long long)step->id,
+                      o->slot, exec->spec.max_seqs);
   }
   for (uint32_t i = 0; i < step->close_count; i++)
     if (step->close[i] >= (uint32_t)exec->spec.max_seqs)
-      return mob_fail(MOB_E_INVALID, "step %llu closes slot %u of %d", (unsigned long long)step->id, step->close[i],
-                      exec->spec.max_seqs);
+      return mob_fail(MOB_E_INVALID, "step %llu closes slot %u of %d", (unsigned long long)step->id,
+                      step->close[i], exec->spec.max_seqs);
   for (uint32_t i = 0; i < step->seq_count; i++) MOB_TRY(check_seq(exec, step, i, &row));
   if (row != step->token_count)
-    return mob_fail(MOB_E_INVALID, "step %llu: its sequences have %u tokens, it says %u", (unsigned long long)step->id,
-                    row, step->token_count);
+    return mob_fail(MOB_E_INVALID, "step %llu: its sequences have %u tokens, it says %u",
+                    (unsigned long long)step->id, row, step->token_count);
   return MOB_OK;
 }

@@ -30,10 +30,11 @@ static void run_tile(void *arg, int64_t tile, int thread) {
   }
 }
 
-void mob__linear(mob_rank_t *rank, const mob_mat_t *w, const float *bias, const float *x, int64_t ldx, float *y,
-                 int64_t ldy, int m) {
+void mob__linear(mob_rank_t *rank, const mob_mat_t *w, const float *bias, const float *x,
+                 int64_t ldx, float *y, int64_t ldy, int m) {
   linear_t l = {rank->exec->ops, w, bias, x, y, ldx, ldy, m};
-  mob_team_run(rank->team, (w->rows + TILE_ROWS - 1) / TILE_ROWS, (double)w->rows * (double)w->cols * m, run_tile, &l);
+  mob_team_run(rank->team, (w->rows + TILE_ROWS - 1) / TILE_ROWS,
+               (double)w->rows * (double)w->cols * m, run_tile, &l);
 }
 
 typedef struct norm {

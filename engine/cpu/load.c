@@ -1,5 +1,6 @@
-// Reading weights: several threads fault the mapped files in, chunk by chunk, so that the kernel reads ahead from
-// many places at once, and look for FP8 NaN codes while the bytes are in the cache.
+// Reading weights: several threads fault the mapped files in, chunk by chunk, so that the kernel
+// reads ahead from many places at once, and look for FP8 NaN codes while the bytes are in the
+// cache.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -85,7 +86,8 @@ static void cut(reading_t *r, const mob_region_t *region) {
     step = row >= CHUNK ? row : CHUNK / row * row;
   }
   for (size_t at = 0; at < region->bytes; at += step)
-    *mob_vec_push(&r->chunks) = (chunk_t){region, at, region->bytes - at < step ? region->bytes - at : step};
+    *mob_vec_push(&r->chunks) =
+        (chunk_t){region, at, region->bytes - at < step ? region->bytes - at : step};
 }
 
 mob_status mob_weights_read(mob_weight_store_t *store, int threads,
@@ -107,7 +109,9 @@ mob_status mob_weights_read(mob_weight_store_t *store, int threads,
   mob_vec_free(&r.chunks);
   const char *bad = atomic_load(&r.bad);
   if (bad)
-    return mob_fail(MOB_E_FORMAT, "tensor %s holds the FP8 code 0x7F or 0xFF, which is not a number: the file is damaged",
-                    bad);
+    return mob_fail(
+        MOB_E_FORMAT,
+        "tensor %s holds the FP8 code 0x7F or 0xFF, which is not a number: the file is damaged",
+        bad);
   return MOB_OK;
 }

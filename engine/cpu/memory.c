@@ -31,7 +31,8 @@ int mob__cpu_count(void) {
     quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
     period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
   }
-  if (quota > 0 && period > 0 && (quota + period - 1) / period < count) count = (int)((quota + period - 1) / period);
+  if (quota > 0 && period > 0 && (quota + period - 1) / period < count)
+    count = (int)((quota + period - 1) / period);
   return count < 1 ? 1 : count;
 }
 
@@ -47,9 +48,11 @@ static int64_t read_field(const char *path, const char *name) {
   return value;
 }
 
-// What the cgroup leaves: its limit less what cannot be dropped. Page cache can, and mapped weights are page cache.
+// What the cgroup leaves: its limit less what cannot be dropped. Page cache can, and mapped weights
+// are page cache.
 static int64_t cgroup_left(void) {
-  int64_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
+  int64_t limit = read_number("/sys/fs/cgroup/memory.max"),
+          used = read_number("/sys/fs/cgroup/memory.current");
   int64_t cache = read_field("/sys/fs/cgroup/memory.stat", "file");
   if (limit < 0) {
     limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes");
@@ -68,7 +71,8 @@ uint64_t mob__memory_available(void) {
   return (uint64_t)bytes;
 }
 
-// The arrays of a rank, in one block: the first pass (rank->memory NULL) measures, the second hands out.
+// The arrays of a rank, in one block: the first pass (rank->memory NULL) measures, the second hands
+// out.
 typedef struct arena {
   uint8_t *block;
   size_t used;
@@ -94,11 +98,13 @@ static void lay_out(mob_rank_t *rank, arena_t *a) {
   rank->part = take(a, rows * hidden, f);
   rank->q_lora = take(a, rows * (size_t)d->q_lora, f);
   rank->q = take(a, rows * heads * (size_t)d->head_dim, f);
-  rank->kv_new = take(a, rows * (mla ? (size_t)(d->kv_lora + d->qk_rope) : 2 * kv_heads * (size_t)d->head_dim), f);
+  rank->kv_new = take(
+      a, rows * (mla ? (size_t)(d->kv_lora + d->qk_rope) : 2 * kv_heads * (size_t)d->head_dim), f);
   rank->attn = take(a, rows * heads * (size_t)d->v_head_dim, f);
   size_t dense = rows * (size_t)d->intermediate / tp;
-  size_t moe = rows * (size_t)d->moe_intermediate *
-               ((size_t)d->top_k * tp / (exec->spec.expert_parallel ? 1 : tp) + (size_t)d->n_shared) / tp;
+  size_t moe =
+      rows * (size_t)d->moe_intermediate *
+      ((size_t)d->top_k * tp / (exec->spec.expert_parallel ? 1 : tp) + (size_t)d->n_shared) / tp;
   rank->act = take(a, dense > moe ? dense : moe, f);
   rank->tasks = take(a, mob__ffn_task_bytes(exec), 1);
   rank->expert_ids = take(a, rows * (size_t)d->top_k, sizeof(int32_t));
@@ -119,7 +125,8 @@ uint64_t mob__workspace_bytes(const mob_exec_t *exec) {
   lay_out(&rank, &measure);
   // Logits and the samplers' working memory, shared out.
   uint64_t vocab = (uint64_t)exec->desc->vocab;
-  return measure.used + vocab * 24 * (uint64_t)exec->team + MOB_LOGIT_ROWS * vocab * 4 / (uint64_t)exec->spec.tp;
+  return measure.used + vocab * 24 * (uint64_t)exec->team +
+         MOB_LOGIT_ROWS * vocab * 4 / (uint64_t)exec->spec.tp;
 }
 
 mob_status mob__rank_alloc(mob_rank_t *rank) {
@@ -127,10 +134,11 @@ mob_status mob__rank_alloc(mob_rank_t *rank) {
   arena_t arena = {0};
   lay_out(rank, &arena);
   rank->scratch = MOB_NEW_ARRAY(float *, (size_t)exec->team);
-  void *block = mmap(NULL, arena.used, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *block = mmap(NULL, arena.used, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED)
-    return mob_fail(MOB_E_NO_RESOURCES, "no memory for %zu bytes of activations (%d tokens a step)", arena.used,
-                    exec->spec.max_tokens);
+    return mob_fail(MOB_E_NO_RESOURCES, "no memory for %zu bytes of activations (%d tokens a step)",
+                    arena.used, exec->spec.max_tokens);
   rank->memory = block;
   exec->memory_bytes = arena.used;
   arena = (arena_t){block, 0};
@@ -143,5 +151,7 @@ void mob__rank_free(mob_rank_t *rank) {
   free(rank->scratch);
   for (int t = 0; rank->samplers && t < rank->exec->team; t++) mob_sampler_free(rank->samplers[t]);
   free(rank->samplers);
-  if (rank->kv) munmap(rank->kv, rank->exec->kv_layer_bytes * (size_t)(rank->exec->spec.last_layer - rank->exec->spec.first_layer));
+  if (rank->kv)
+    munmap(rank->kv, rank->exec->kv_layer_bytes *
+                         (size_t)(rank->exec->spec.last_layer - rank->exec->spec.first_layer));
 }

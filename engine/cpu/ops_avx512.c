@@ -10,27 +10,51 @@
 
 typedef __m512 vf;
 
-static inline vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void v_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
-static inline vf v_zero(void) { return _mm512_setzero_ps(); }
-static inline vf v_set1(float x) { return _mm512_set1_ps(x); }
-static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-static inline vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-static inline vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-static inline vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-static inline vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline float v_sum(vf v) { return _mm512_reduce_add_ps(v); }
-static inline float v_top(vf v) { return _mm512_reduce_max_ps(v); }
+static inline vf v_load(const float *p) {
+  return _mm512_loadu_ps(p);
+}
+static inline void v_store(float *p, vf v) {
+  _mm512_storeu_ps(p, v);
+}
+static inline vf v_zero(void) {
+  return _mm512_setzero_ps();
+}
+static inline vf v_set1(float x) {
+  return _mm512_set1_ps(x);
+}
+static inline vf v_fma(vf a, vf b, vf c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf v_add(vf a, vf b) {
+  return _mm512_add_ps(a, b);
+}
+static inline vf v_mul(vf a, vf b) {
+  return _mm512_mul_ps(a, b);
+}
+static inline vf v_div(vf a, vf b) {
+  return _mm512_div_ps(a, b);
+}
+static inline vf v_max(vf a, vf b) {
+  return _mm512_max_ps(a, b);
+}
+static inline float v_sum(vf v) {
+  return _mm512_reduce_add_ps(v);
+}
+static inline float v_top(vf v) {
+  return _mm512_reduce_max_ps(v);
+}
 
 static inline vf v_bf16(const uint8_t *p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-static inline vf v_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vf v_f16(const uint8_t *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 
-// The code in the upper byte of 16 bits, shifted down by one keeping the sign, is the FP16 of value * 2^-8; bit 14, the
-// sign's copy, goes. Subnormals come out right as well.
+// The code in the upper byte of 16 bits, shifted down by one keeping the sign, is the FP16 of value
+// * 2^-8; bit 14, the sign's copy, goes. Subnormals come out right as well.
 static inline vf v_e4m3(const uint8_t *p) {
   __m256i wide = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)), 8);
   __m256i half = _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xBFFF));
@@ -72,6 +96,10 @@ static inline void v_store_bf16(uint16_t *p, vf v) {
   __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+static inline void v_store_f16(uint16_t *p, vf v) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #include "engine/cpu/ops_vec.h"

@@ -1,8 +1,10 @@
-// The scalar operations: what every other table must compute. Formulas: reference of each function in ops.h.
+// The scalar operations: what every other table must compute. Formulas: reference of each function
+// in ops.h.
 #include <math.h>
 #include <string.h>
 
 #include "engine/cpu/ops.h"
+#include "engine/model/half.h"
 
 static float from_bits(uint32_t bits) {
   float value;
@@ -29,10 +31,17 @@ static float element(mob_dtype_t dtype, const uint8_t *row, int64_t c) {
   uint16_t half;
   float value;
   switch (dtype) {
-  case MOB_DT_F32: memcpy(&value, row + 4 * c, 4); return value;
-  case MOB_DT_BF16: memcpy(&half, row + 2 * c, 2); return mob_bf16_to_f32(half);
-  case MOB_DT_F16: memcpy(&half, row + 2 * c, 2); return mob_f16_to_f32(half);
-  default: return mob_e4m3_to_f32(row[c]);
+  case MOB_DT_F32:
+    memcpy(&value, row + 4 * c, 4);
+    return value;
+  case MOB_DT_BF16:
+    memcpy(&half, row + 2 * c, 2);
+    return mob_bf16_to_f32(half);
+  case MOB_DT_F16:
+    memcpy(&half, row + 2 * c, 2);
+    return mob_f16_to_f32(half);
+  default:
+    return mob_e4m3_to_f32(row[c]);
   }
 }
 
@@ -48,7 +57,8 @@ static float block_scale(const mob_mat_t *w, int64_t r, int64_t c) {
   return w->scales[(w->row0 + r) / w->block_rows * w->scale_stride + (w->col0 + c) / w->block_cols];
 }
 
-static void scalar_gemm(const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x, float *const *y, int m) {
+static void scalar_gemm(const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x,
+                        float *const *y, int m) {
   for (int64_t r = r0; r < r1; r++) {
     const uint8_t *row = w->data + (size_t)r * w->stride;
     for (int i = 0; i < m; i++) {
@@ -84,8 +94,8 @@ static void scalar_silu_mul(const float *gate, const float *up, float *out, int6
   for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
-static void scalar_scores(const float *q, const void *keys, mob_dtype_t dtype, int64_t stride, int n, int64_t dim,
-                          float scale, float *scores) {
+static void scalar_scores(const float *q, const void *keys, mob_dtype_t dtype, int64_t stride,
+                          int n, int64_t dim, float scale, float *scores) {
   for (int j = 0; j < n; j++) {
     const uint8_t *key = (const uint8_t *)keys + (size_t)(j * stride) * mob_dtype_size(dtype);
     float sum = 0;
@@ -94,8 +104,8 @@ static void scalar_scores(const float *q, const void *keys, mob_dtype_t dtype, i
   }
 }
 
-static void scalar_mix(const float *p, const void *values, mob_dtype_t dtype, int64_t stride, int n, int64_t dim,
-                       float *out) {
+static void scalar_mix(const float *p, const void *values, mob_dtype_t dtype, int64_t stride, int n,
+                       int64_t dim, float *out) {
   for (int j = 0; j < n; j++) {
     const uint8_t *value = (const uint8_t *)values + (size_t)(j * stride) * mob_dtype_size(dtype);
     for (int64_t d = 0; d < dim; d++) out[d] += p[j] * element(dtype, value, d);
@@ -114,7 +124,8 @@ static void scalar_store(const float *x, mob_dtype_t dtype, void *out, int64_t n
     return;
   }
   uint16_t *half = out;
-  for (int64_t i = 0; i < n; i++) half[i] = mob_f32_to_bf16(x[i]);
+  for (int64_t i = 0; i < n; i++)
+    half[i] = dtype == MOB_DT_BF16 ? mob_f32_to_bf16(x[i]) : mob_f32_to_f16(x[i]);
 }
 
 static float scalar_max(const float *x, int64_t n) {
@@ -123,6 +134,6 @@ static float scalar_max(const float *x, int64_t n) {
   return max;
 }
 
-const mob_cpu_ops_t mob_cpu_ops_scalar = {"scalar",        scalar_gemm,   scalar_row,   scalar_axpy,
-                                          scalar_rmsnorm,  scalar_silu_mul, scalar_scores, scalar_mix,
-                                          scalar_exp_sum,  scalar_store,  scalar_max};
+const mob_cpu_ops_t mob_cpu_ops_scalar = {
+    "scalar",      scalar_gemm, scalar_row,     scalar_axpy,  scalar_rmsnorm, scalar_silu_mul,
+    scalar_scores, scalar_mix,  scalar_exp_sum, scalar_store, scalar_max};

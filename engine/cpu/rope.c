@@ -2,7 +2,8 @@
 
 #include "engine/cpu/exec.h"
 
-void mob__rope_table(const mob_model_desc_t *desc, const uint32_t *positions, int m, float *cos_sin) {
+void mob__rope_table(const mob_model_desc_t *desc, const uint32_t *positions, int m,
+                     float *cos_sin) {
   int half = desc->rope.dim / 2;
   for (int i = 0; i < m; i++) {
     for (int k = 0; k < half; k++) {

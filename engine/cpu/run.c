@@ -20,7 +20,8 @@ void mob__wake_word(_Atomic uint32_t *word) {
   syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-// ------------------------------------------------------------------------------------------ one step
+// ------------------------------------------------------------------------------------------ one
+// step
 
 static void embed(mob_rank_t *rank, const mob_job_t *job) {
   const mob_exec_t *exec = rank->exec;
@@ -33,8 +34,10 @@ static mob_status run_layers(mob_rank_t *rank, mob_job_t *job) {
   mob_exec_t *exec = rank->exec;
   size_t rows = job->step.token_count;
   if (rows == 0) return MOB_OK;
-  if (exec->spec.first_layer == 0) embed(rank, job);
-  else memcpy(rank->x, exec->input, rows * (size_t)exec->desc->hidden * sizeof *rank->x);
+  if (exec->spec.first_layer == 0)
+    embed(rank, job);
+  else
+    memcpy(rank->x, exec->input, rows * (size_t)exec->desc->hidden * sizeof *rank->x);
   mob__rope_table(exec->desc, job->positions, (int)rows, rank->cos_sin);
   for (int layer = 0; layer < exec->spec.last_layer - exec->spec.first_layer; layer++) {
     if (atomic_load(&exec->aborted)) return mob_fail(MOB_E_ABORTED, "the executor was aborted");
@@ -48,16 +51,19 @@ static mob_status run_layers(mob_rank_t *rank, mob_job_t *job) {
 // Opens slots and lists the rows whose logits are wanted.
 static void prepare(mob_exec_t *exec, mob_job_t *job) {
   const mob_step_t *step = &job->step;
-  for (uint32_t i = 0; i < step->open_count; i++) mob__slot_open(&exec->slots[step->open[i].slot], &step->open[i]);
+  for (uint32_t i = 0; i < step->open_count; i++)
+    mob__slot_open(&exec->slots[step->open[i].slot], &step->open[i]);
   if (exec->spec.last_layer < exec->desc->n_layers) return;
   for (uint32_t i = 0; i < step->seq_count; i++) {
     const mob_seq_step_t *seq = &step->seqs[i];
     const mob_slot_state_t *slot = &exec->slots[seq->slot];
     for (uint32_t k = 0; slot->sampling.prompt_logprobs >= 0 && k < seq->count; k++)
       if (seq->start + k + 1 < slot->prompt_count)
-        *mob_vec_push(&job->logits) = (mob_logit_row_t){seq->row + k, seq->slot, false, seq->start + k + 1};
+        *mob_vec_push(&job->logits) =
+            (mob_logit_row_t){seq->row + k, seq->slot, false, seq->start + k + 1};
     if (seq->sample)
-      *mob_vec_push(&job->logits) = (mob_logit_row_t){seq->row + seq->count - 1, seq->slot, true, 0};
+      *mob_vec_push(&job->logits) =
+          (mob_logit_row_t){seq->row + seq->count - 1, seq->slot, true, 0};
   }
   job->outputs = MOB_NEW_ARRAY(mob_sample_output_t, job->logits.len + 1);
 }
@@ -65,8 +71,8 @@ static void prepare(mob_exec_t *exec, mob_job_t *job) {
 static mob_status check_slots(const mob_exec_t *exec, const mob_job_t *job) {
   for (uint32_t i = 0; i < job->step.seq_count; i++)
     if (!exec->slots[job->step.seqs[i].slot].open)
-      return mob_fail(MOB_E_INVALID, "step %llu uses slot %u, which no step opened", (unsigned long long)job->step.id,
-                      job->step.seqs[i].slot);
+      return mob_fail(MOB_E_INVALID, "step %llu uses slot %u, which no step opened",
+                      (unsigned long long)job->step.id, job->step.seqs[i].slot);
   return MOB_OK;
 }
 
@@ -75,12 +81,14 @@ static void report(mob_exec_t *exec, mob_job_t *job, uint64_t compute_ns) {
   const mob_step_t *step = &job->step;
   mob_sampled_t *sampled = MOB_NEW_ARRAY(mob_sampled_t, job->logits.len + 1);
   mob_prompt_logprob_t *prompt = MOB_NEW_ARRAY(mob_prompt_logprob_t, job->logits.len + 1);
-  mob_step_result_t result = {.id = step->id, .sampled = sampled, .prompt = prompt, .compute_ns = compute_ns};
+  mob_step_result_t result = {
+      .id = step->id, .sampled = sampled, .prompt = prompt, .compute_ns = compute_ns};
   for (size_t i = 0; i < job->logits.len; i++) {
     const mob_logit_row_t *row = &job->logits.at[i];
     const mob_sample_output_t *out = &job->outputs[i];
     if (row->sample) {
-      sampled[result.sampled_count++] = (mob_sampled_t){row->slot, out->token, out->chosen, out->top, out->top_count};
+      sampled[result.sampled_count++] =
+          (mob_sampled_t){row->slot, out->token, out->chosen, out->top, out->top_count};
       mob__slot_append(&exec->slots[row->slot], out->token);
     } else {
       prompt[result.prompt_count++] =
@@ -110,7 +118,8 @@ static mob_status run_step(mob_rank_t *rank, mob_job_t *job) {
   return MOB_OK;
 }
 
-// ------------------------------------------------------------------------------------------ threads
+// ------------------------------------------------------------------------------------------
+// threads
 
 // The first failure is kept, and everything that waits is woken.
 static void fail_exec(mob_exec_t *exec, mob_status status) {
@@ -145,9 +154,11 @@ static void leader(mob_rank_t *rank) {
       mob__job_free(job);
       continue;
     }
-    failed = atomic_load(&exec->aborted) ? mob_fail(MOB_E_ABORTED, "the executor was aborted") : run_step(rank, job);
+    failed = atomic_load(&exec->aborted) ? mob_fail(MOB_E_ABORTED, "the executor was aborted")
+                                         : run_step(rank, job);
     if (failed == MOB_OK) {
-      // Followers may still look at this job, but not at the one before: they have met rank 0 in this one.
+      // Followers may still look at this job, but not at the one before: they have met rank 0 in
+      // this one.
       mob__job_free(previous);
     } else {
       job->next = previous; // nobody knows where the followers are: both stay until the end
@@ -179,7 +190,9 @@ static void follower(mob_rank_t *rank) {
 
 void *mob__rank_main(void *arg) {
   mob_rank_t *rank = arg;
-  if (rank->index == 0) leader(rank);
-  else follower(rank);
+  if (rank->index == 0)
+    leader(rank);
+  else
+    follower(rank);
   return NULL;
 }

@@ -13,10 +13,11 @@ typedef struct candidate {
 
 struct mob_sampler {
   int vocab;
-  uint32_t *counts;     // [vocab], all zero between calls: bit 31 = in the prompt, below = times in the output
-  candidate_t *items;   // [vocab]
-  double *weights;      // [vocab]
-  uint8_t *allowed;     // [vocab], all zero between calls
+  uint32_t *counts; // [vocab], all zero between calls: bit 31 = in the prompt, below = times in the
+                    // output
+  candidate_t *items; // [vocab]
+  double *weights;    // [vocab]
+  uint8_t *allowed;   // [vocab], all zero between calls
 };
 
 mob_sampler_t *mob_sampler_new(int vocab) {
@@ -43,7 +44,8 @@ double mob_philox_uniform(uint64_t seed, uint64_t index) {
   uint32_t k[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
   for (int round = 0; round < 10; round++) {
     uint64_t a = 0xD2511F53u * (uint64_t)c[0], b = 0xCD9E8D57u * (uint64_t)c[2];
-    uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k[0], (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ k[1], (uint32_t)a};
+    uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k[0], (uint32_t)b,
+                        (uint32_t)(a >> 32) ^ c[3] ^ k[1], (uint32_t)a};
     memcpy(c, next, sizeof c);
     k[0] += 0x9E3779B9u;
     k[1] += 0xBB67AE85u;
@@ -75,9 +77,12 @@ static void select_best(candidate_t *items, int n, int k) {
       items[i++] = items[j];
       items[j--] = t;
     }
-    if (k - 1 <= j) high = j;
-    else if (k - 1 >= i) low = i;
-    else return;
+    if (k - 1 <= j)
+      high = j;
+    else if (k - 1 >= i)
+      low = i;
+    else
+      return;
   }
 }
 
@@ -93,7 +98,8 @@ static int32_t argmax(const float *logits, int vocab) {
   return best;
 }
 
-void mob_sampler_logprobs(mob_sampler_t *s, const float *logits, int32_t token, int top, mob_sample_output_t *out) {
+void mob_sampler_logprobs(mob_sampler_t *s, const float *logits, int32_t token, int top,
+                          mob_sample_output_t *out) {
   float max = -INFINITY;
   for (int i = 0; i < s->vocab; i++) max = logits[i] > max ? logits[i] : max;
   double sum = 0;
@@ -117,7 +123,9 @@ void mob_sampler_logprobs(mob_sampler_t *s, const float *logits, int32_t token, 
   }
 }
 
-static bool in_vocab(const mob_sampler_t *s, int32_t token) { return token >= 0 && token < s->vocab; }
+static bool in_vocab(const mob_sampler_t *s, int32_t token) {
+  return token >= 0 && token < s->vocab;
+}
 
 // Bias, allowed ids, the min_tokens mask.
 static void apply_masks(mob_sampler_t *s, float *logits, const mob_sample_input_t *in) {
@@ -154,16 +162,17 @@ static void apply_penalties(mob_sampler_t *s, float *logits, const mob_sample_in
       if (!in_vocab(s, ids[i]) || s->counts[ids[i]] == 0) continue;
       float *logit = &logits[ids[i]];
       uint32_t times = s->counts[ids[i]] & ~in_prompt;
-      if (repetition) *logit = *logit > 0 ? *logit / p->repetition_penalty : *logit * p->repetition_penalty;
+      if (repetition)
+        *logit = *logit > 0 ? *logit / p->repetition_penalty : *logit * p->repetition_penalty;
       if (times) *logit -= p->frequency_penalty * (float)times + p->presence_penalty;
       s->counts[ids[i]] = 0; // done: each token once
     }
   }
 }
 
-// Draws from items[0, n), whose logits are divided by the temperature already and whose best is `max`.
-// top_p keeps the smallest set of best tokens whose probability reaches it, min_p those not below that share of the
-// best; both need the order, so only as many as carry the mass are sorted.
+// Draws from items[0, n), whose logits are divided by the temperature already and whose best is
+// `max`. top_p keeps the smallest set of best tokens whose probability reaches it, min_p those not
+// below that share of the best; both need the order, so only as many as carry the mass are sorted.
 static int32_t draw(mob_sampler_t *s, int n, float max, const mob_sampling_t *p, double uniform) {
   candidate_t *items = s->items;
   double total = 0;
@@ -203,7 +212,8 @@ static int32_t draw(mob_sampler_t *s, int n, float max, const mob_sampling_t *p,
   return items[last].token;
 }
 
-void mob_sampler_run(mob_sampler_t *s, float *logits, const mob_sample_input_t *in, mob_sample_output_t *out) {
+void mob_sampler_run(mob_sampler_t *s, float *logits, const mob_sample_input_t *in,
+                     mob_sample_output_t *out) {
   const mob_sampling_t *p = in->params;
   float *raw = NULL;
   if (p->logprobs >= 0) { // the chosen token is known only at the end

@@ -1,4 +1,5 @@
-// From one row of logits to a token. Pure: the same row, parameters, history and index give the same token.
+// From one row of logits to a token. Pure: the same row, parameters, history and index give the
+// same token.
 #ifndef MOB_CPU_SAMPLER_H
 #define MOB_CPU_SAMPLER_H
 
@@ -6,7 +7,7 @@
 
 typedef struct mob_sample_input {
   const mob_sampling_t *params;
-  const int32_t *prompt, *output; // history, for the penalties
+  const int32_t *prompt, *output;      // history, for the penalties
   uint32_t prompt_count, output_count; // output_count is also the index of the token to draw
 } mob_sample_input_t;
 
@@ -22,8 +23,10 @@ typedef struct mob_sampler mob_sampler_t; // working memory for one thread
 mob_sampler_t *mob_sampler_new(int vocab);
 void mob_sampler_free(mob_sampler_t *sampler);
 
-// `logits` [vocab] are changed. Log probabilities are of the raw logits, taken before anything else.
-void mob_sampler_run(mob_sampler_t *sampler, float *logits, const mob_sample_input_t *in, mob_sample_output_t *out);
+// `logits` [vocab] are changed. Log probabilities are of the raw logits, taken before anything
+// else.
+void mob_sampler_run(mob_sampler_t *sampler, float *logits, const mob_sample_input_t *in,
+                     mob_sample_output_t *out);
 // Log probability and rank of `token`, and the `top` best, of raw logits.
 void mob_sampler_logprobs(mob_sampler_t *sampler, const float *logits, int32_t token, int top,
                           mob_sample_output_t *out);

@@ -22,7 +22,8 @@ void mob__slot_open(mob_slot_state_t *slot, const mob_seq_open_t *open) {
   s->allowed = copy_array(s->allowed, s->allowed_count, sizeof *s->allowed);
   slot->cap = open->prompt_count + 256;
   slot->history = mob_malloc(slot->cap * sizeof *slot->history);
-  if (open->prompt_count) memcpy(slot->history, open->prompt, open->prompt_count * sizeof *slot->history);
+  if (open->prompt_count)
+    memcpy(slot->history, open->prompt, open->prompt_count * sizeof *slot->history);
   slot->count = open->prompt_count;
   slot->prompt_count = open->prompt_count - open->generated;
   slot->last = -1;

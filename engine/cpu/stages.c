@@ -1,7 +1,8 @@
-// What a stage exchanges with its neighbours, by rank 0's thread. Messages begin with a header, so that a stage that
-// lost count is noticed at once:
-//   activations  rows = tokens of the step, then rows * hidden fp32: the exact bits, so that PP does not change results
-//   ids          rows = sampled sequences of the step, then one int32 each, in order of their rows
+// What a stage exchanges with its neighbours, by rank 0's thread. Messages begin with a header, so
+// that a stage that lost count is noticed at once:
+//   activations  rows = tokens of the step, then rows * hidden fp32: the exact bits, so that PP
+//   does not change results ids          rows = sampled sequences of the step, then one int32 each,
+//   in order of their rows
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,14 +14,16 @@ typedef struct header {
   uint32_t rows, width;
 } header_t;
 
-// Ids that nobody asked for are taken off the link when so many steps wait, before its buffers fill.
+// Ids that nobody asked for are taken off the link when so many steps wait, before its buffers
+// fill.
 enum { MAX_PENDING = 32 };
 
 static mob_status check_header(const header_t *got, const header_t *expected, const char *what) {
   if (memcmp(got, expected, sizeof *got) == 0) return MOB_OK;
-  return mob_fail(MOB_E_INTERNAL, "%s of step %llu (%u x %u) arrived where step %llu (%u x %u) was expected", what,
-                  (unsigned long long)got->step, got->rows, got->width, (unsigned long long)expected->step,
-                  expected->rows, expected->width);
+  return mob_fail(MOB_E_INTERNAL,
+                  "%s of step %llu (%u x %u) arrived where step %llu (%u x %u) was expected", what,
+                  (unsigned long long)got->step, got->rows, got->width,
+                  (unsigned long long)expected->step, expected->rows, expected->width);
 }
 
 static mob_status receive_ids(mob_exec_t *exec) {
@@ -30,7 +33,8 @@ static mob_status receive_ids(mob_exec_t *exec) {
   mob_status status;
   MOB_TRY_GOTO(exec->spec.link->recv(exec->spec.ids, &got, sizeof got), status, done);
   MOB_TRY_GOTO(check_header(&got, &expected, "sampled ids"), status, done);
-  MOB_TRY_GOTO(exec->spec.link->recv(exec->spec.ids, ids, pending.count * sizeof *ids), status, done);
+  MOB_TRY_GOTO(exec->spec.link->recv(exec->spec.ids, ids, pending.count * sizeof *ids), status,
+               done);
   for (uint32_t i = 0; i < pending.count; i++) exec->slots[pending.slots[i]].last = ids[i];
   free(pending.slots);
   mob_vec_remove(&exec->pending, 0);
@@ -62,11 +66,14 @@ static mob_status resolve_tokens(mob_exec_t *exec, mob_job_t *job) {
 
 // Remembers which ids the last stage will send for this step.
 static void expect_ids(mob_exec_t *exec, const mob_job_t *job) {
-  mob_pending_ids_t pending = {.step = job->step.id, .slots = MOB_NEW_ARRAY(uint32_t, job->step.seq_count + 1)};
+  mob_pending_ids_t pending = {.step = job->step.id,
+                               .slots = MOB_NEW_ARRAY(uint32_t, job->step.seq_count + 1)};
   for (uint32_t i = 0; i < job->step.seq_count; i++)
     if (job->step.seqs[i].sample) pending.slots[pending.count++] = job->step.seqs[i].slot;
-  if (pending.count) *mob_vec_push(&exec->pending) = pending;
-  else free(pending.slots);
+  if (pending.count)
+    *mob_vec_push(&exec->pending) = pending;
+  else
+    free(pending.slots);
 }
 
 mob_status mob__stage_receive(mob_exec_t *exec, mob_job_t *job) {
@@ -82,7 +89,8 @@ mob_status mob__stage_receive(mob_exec_t *exec, mob_job_t *job) {
   MOB_TRY(exec->spec.link->recv(exec->spec.prev, &got, sizeof got));
   MOB_TRY(check_header(&got, &expected, "activations"));
   return exec->spec.link->recv(exec->spec.prev, exec->input,
-                               (size_t)step->token_count * (size_t)exec->desc->hidden * sizeof(float));
+                               (size_t)step->token_count * (size_t)exec->desc->hidden *
+                                   sizeof(float));
 }
 
 mob_status mob__stage_send(mob_exec_t *exec, const mob_job_t *job) {
@@ -94,18 +102,22 @@ mob_status mob__stage_send(mob_exec_t *exec, const mob_job_t *job) {
     header_t *header = (header_t *)x - 1;
     *header = (header_t){step->id, step->token_count, (uint32_t)exec->desc->hidden};
     return exec->spec.link->send(exec->spec.next, header,
-                                 sizeof *header + (size_t)step->token_count * (size_t)exec->desc->hidden * sizeof *x);
+                                 sizeof *header + (size_t)step->token_count *
+                                                      (size_t)exec->desc->hidden * sizeof *x);
   }
   if (!exec->spec.ids || exec->spec.first_layer == 0) return MOB_OK;
   uint32_t count = 0;
   uint8_t *message = mob_malloc(sizeof(header_t) + job->logits.len * sizeof(int32_t));
   for (size_t i = 0; i < job->logits.len; i++)
     if (job->logits.at[i].sample)
-      memcpy(message + sizeof(header_t) + sizeof(int32_t) * count++, &job->outputs[i].token, sizeof(int32_t));
+      memcpy(message + sizeof(header_t) + sizeof(int32_t) * count++, &job->outputs[i].token,
+             sizeof(int32_t));
   header_t header = {step->id, count, 1};
   memcpy(message, &header, sizeof header);
   mob_status status = MOB_OK;
-  if (count) status = exec->spec.link->send(exec->spec.ids, message, sizeof header + count * sizeof(int32_t));
+  if (count)
+    status =
+        exec->spec.link->send(exec->spec.ids, message, sizeof header + count * sizeof(int32_t));
   free(message);
   return status;
 }

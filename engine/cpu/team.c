@@ -22,7 +22,7 @@ struct mob_team {
   _Atomic uint32_t generation; // of loops; helpers sleep on it
   _Atomic uint32_t busy;       // helpers still in the loop; the caller sleeps on it
   _Atomic uint32_t stop;
-  _Atomic int64_t next;        // first unit that nobody took
+  _Atomic int64_t next; // first unit that nobody took
   int64_t units;
   void (*fn)(void *arg, int64_t unit, int thread);
   void *arg;
@@ -41,7 +41,8 @@ static void take_units(mob_team_t *team, int thread) {
 
 static void wait_change(_Atomic uint32_t *word, uint32_t seen, int spins) {
   for (int i = 0; i < spins && atomic_load(word) == seen; i++) __builtin_ia32_pause();
-  while (atomic_load(word) == seen) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+  while (atomic_load(word) == seen)
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
 static void *helper_main(void *arg) {
@@ -92,10 +93,12 @@ void mob_team_free(mob_team_t *team) {
   free(team);
 }
 
-int mob_team_size(const mob_team_t *team) { return team->threads; }
+int mob_team_size(const mob_team_t *team) {
+  return team->threads;
+}
 
-void mob_team_run(mob_team_t *team, int64_t units, double cost, void (*fn)(void *arg, int64_t unit, int thread),
-                  void *arg) {
+void mob_team_run(mob_team_t *team, int64_t units, double cost,
+                  void (*fn)(void *arg, int64_t unit, int thread), void *arg) {
   if (team->threads == 1 || units < 2 || cost < min_cost) {
     for (int64_t unit = 0; unit < units; unit++) fn(arg, unit, 0);
     return;

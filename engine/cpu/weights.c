@@ -16,12 +16,14 @@ typedef struct binding {
 } binding_t;
 
 static mob_layer_t *layer_of(const binding_t *to, int rank, int layer) {
-  return layer < 0 ? &to->weights[rank].outer : &to->weights[rank].layers[layer - to->spec->first_layer];
+  return layer < 0 ? &to->weights[rank].outer
+                   : &to->weights[rank].layers[layer - to->spec->first_layer];
 }
 
 static mob_mat_t *matrix_of(const binding_t *to, int rank, const mob_slot_t *slot) {
   mob_layer_t *layer = layer_of(to, rank, slot->layer);
-  if (slot->id != MOB_W_GATE && slot->id != MOB_W_UP && slot->id != MOB_W_DOWN) return &layer->m[slot->id];
+  if (slot->id != MOB_W_GATE && slot->id != MOB_W_UP && slot->id != MOB_W_DOWN)
+    return &layer->m[slot->id];
   mob_ffn_t *ffn = slot->expert == MOB_EXPERT_NONE     ? &layer->dense
                    : slot->expert == MOB_EXPERT_SHARED ? &layer->shared
                                                        : &layer->experts[slot->expert];
@@ -36,7 +38,8 @@ static bool owns_expert(const binding_t *to, int rank, const mob_slot_t *slot) {
 
 static void *own(mob_weight_store_t *store, size_t bytes) {
   void *data = NULL;
-  // Anonymous pages come from the kernel zeroed and only when touched: big allocations may fail late, not here.
+  // Anonymous pages come from the kernel zeroed and only when touched: big allocations may fail
+  // late, not here.
   if (posix_memalign(&data, 64, bytes ? bytes : 1) != 0) return NULL;
   *mob_vec_push(&store->owned) = data;
   return data;
@@ -54,7 +57,8 @@ static mob_status source(const binding_t *to, const mob_slot_t *slot, const mob_
   if (!tensor->data) {
     region->fill = own(to->store, tensor->bytes);
     if (!region->fill)
-      return mob_fail(MOB_E_NO_RESOURCES, "no memory for the %zu bytes of %s", tensor->bytes, tensor->name);
+      return mob_fail(MOB_E_NO_RESOURCES, "no memory for the %zu bytes of %s", tensor->bytes,
+                      tensor->name);
     region->data = region->fill;
     region->slot = *slot;
     region->dtype = tensor->dtype;
@@ -64,8 +68,8 @@ static mob_status source(const binding_t *to, const mob_slot_t *slot, const mob_
   return MOB_OK;
 }
 
-static mob_status scale_source(const binding_t *to, const mob_slot_t *slot, const mob_tensor_t *scales,
-                               const float **out) {
+static mob_status scale_source(const binding_t *to, const mob_slot_t *slot,
+                               const mob_tensor_t *scales, const float **out) {
   const uint8_t *data = scales->data;
   to->store->bytes += scales->bytes;
   if (data && (uintptr_t)data % sizeof(float) == 0) {
@@ -74,9 +78,11 @@ static mob_status scale_source(const binding_t *to, const mob_slot_t *slot, cons
   }
   float *copy = own(to->store, scales->bytes);
   if (!copy) return mob_fail(MOB_E_NO_RESOURCES, "no memory for the scales of %s", slot->name);
-  if (data) memcpy(copy, data, scales->bytes);
+  if (data)
+    memcpy(copy, data, scales->bytes);
   else
-    for (size_t i = 0; i < scales->bytes / sizeof *copy; i++) copy[i] = mob_dummy_scale(to->desc, slot);
+    for (size_t i = 0; i < scales->bytes / sizeof *copy; i++)
+      copy[i] = mob_dummy_scale(to->desc, slot);
   *out = copy;
   return MOB_OK;
 }
@@ -98,7 +104,8 @@ static mob_status bind_matrix(const binding_t *to, const mob_slot_t *slot) {
     whole.block_cols = to->desc->quant_block_cols;
     if (scales) whole.scale_stride = scales->shape[1];
   }
-  // All ranks live in this process and look rows of the embedding up in the one mapping: no shard, no reduction.
+  // All ranks live in this process and look rows of the embedding up in the one mapping: no shard,
+  // no reduction.
   if (slot->id == MOB_W_EMBED) named.split = MOB_SPLIT_NONE;
   for (int rank = 0; rank < to->spec->tp; rank++) {
     if (to->spec->expert_parallel && slot->expert >= 0) {
@@ -156,10 +163,12 @@ static mob_status bind_slot(void *arg, const mob_slot_t *slot) {
   return to->vectors ? MOB_OK : bind_matrix(to, slot);
 }
 
-mob_status mob_weights_bind(const mob_exec_spec_t *spec, mob_rank_weights_t *weights, mob_weight_store_t *store) {
+mob_status mob_weights_bind(const mob_exec_spec_t *spec, mob_rank_weights_t *weights,
+                            mob_weight_store_t *store) {
   binding_t to = {spec, mob_model_desc(spec->model), weights, store, false};
   for (int rank = 0; rank < spec->tp; rank++) {
-    weights[rank].layers = MOB_NEW_ARRAY(mob_layer_t, (size_t)(spec->last_layer - spec->first_layer));
+    weights[rank].layers =
+        MOB_NEW_ARRAY(mob_layer_t, (size_t)(spec->last_layer - spec->first_layer));
     for (int l = spec->first_layer; l < spec->last_layer; l++)
       if (to.desc->is_moe[l])
         layer_of(&to, rank, l)->experts = MOB_NEW_ARRAY(mob_ffn_t, (size_t)to.desc->n_experts);
@@ -177,7 +186,8 @@ static void free_layer(mob_layer_t *layer) {
   free(layer->experts);
 }
 
-void mob_weights_free(const mob_exec_spec_t *spec, mob_rank_weights_t *weights, mob_weight_store_t *store) {
+void mob_weights_free(const mob_exec_spec_t *spec, mob_rank_weights_t *weights,
+                      mob_weight_store_t *store) {
   for (int rank = 0; rank < spec->tp; rank++) {
     for (int l = 0; weights[rank].layers && l < spec->last_layer - spec->first_layer; l++)
       free_layer(&weights[rank].layers[l]);

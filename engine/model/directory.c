@@ -51,8 +51,10 @@ static void search_below(search_t *s, const char *dir, int depth) {
     char *path = mob_path_join(dir, entry->d_name);
     if (mob_is_dir(path)) {
       s->visited++;
-      if (has_config(path)) *mob_vec_push(&s->found) = mob_strdup(path);
-      else if (depth < MAX_DEPTH) search_below(s, path, depth + 1);
+      if (has_config(path))
+        *mob_vec_push(&s->found) = mob_strdup(path);
+      else if (depth < MAX_DEPTH)
+        search_below(s, path, depth + 1);
     }
     free(path);
   }
@@ -60,7 +62,8 @@ static void search_below(search_t *s, const char *dir, int depth) {
 }
 
 mob_status mob__model_find_dir(const char *dir, bool search, char **out) {
-  if (!mob_is_dir(dir)) return mob_fail(MOB_E_NOT_FOUND, "%s: there is no such model directory", dir);
+  if (!mob_is_dir(dir))
+    return mob_fail(MOB_E_NOT_FOUND, "%s: there is no such model directory", dir);
   if (has_config(dir)) {
     *out = mob_strdup(dir);
     return MOB_OK;
@@ -72,11 +75,13 @@ mob_status mob__model_find_dir(const char *dir, bool search, char **out) {
   if (s.found.len == 1) {
     *out = mob_strdup(s.found.at[0]);
   } else if (s.found.len == 0) {
-    status = mob_fail(MOB_E_NOT_FOUND, "%s: there is no config.json here nor in folders up to %d levels below", dir,
+    status = mob_fail(MOB_E_NOT_FOUND,
+                      "%s: there is no config.json here nor in folders up to %d levels below", dir,
                       MAX_DEPTH);
   } else {
-    status = mob_fail(MOB_E_INVALID, "%s: several folders below have a config.json (%s, %s%s): name one of them", dir,
-                      s.found.at[0], s.found.at[1], s.found.len > 2 ? ", ..." : "");
+    status = mob_fail(MOB_E_INVALID,
+                      "%s: several folders below have a config.json (%s, %s%s): name one of them",
+                      dir, s.found.at[0], s.found.at[1], s.found.len > 2 ? ", ..." : "");
   }
   for (size_t i = 0; i < s.found.len; i++) free(s.found.at[i]);
   mob_vec_free(&s.found);
@@ -89,8 +94,10 @@ static void merge(json_t *into, json_t *from) {
   json_t *value;
   json_object_foreach(from, key, value) {
     json_t *old = json_object_get(into, key);
-    if (json_is_object(old) && json_is_object(value)) merge(old, value);
-    else json_object_set(into, key, value);
+    if (json_is_object(old) && json_is_object(value))
+      merge(old, value);
+    else
+      json_object_set(into, key, value);
   }
 }
 
@@ -101,8 +108,10 @@ mob_status mob__model_config(const char *dir, const char *overrides, json_t **ou
   if (status != MOB_OK || !overrides || !*overrides) return status;
   json_error_t error;
   json_t *over = json_loads(overrides, JSON_REJECT_DUPLICATES, &error);
-  if (json_is_object(over)) merge(*out, over);
-  else status = mob_fail(MOB_E_INVALID, "--hf-overrides: %s", over ? "not a JSON object" : error.text);
+  if (json_is_object(over))
+    merge(*out, over);
+  else
+    status = mob_fail(MOB_E_INVALID, "--hf-overrides: %s", over ? "not a JSON object" : error.text);
   json_decref(over);
   return status;
 }
@@ -119,7 +128,8 @@ static mob_status add_eos(const char *file, const json_t *value, mob_generation_
     while (k < out->eos_count && out->eos_ids[k] != eos) k++;
     if (eos < 0 || k < out->eos_count) continue;
     if (out->eos_count == (int)MOB_LEN(out->eos_ids))
-      return mob_fail(MOB_E_UNSUPPORTED, "%s: more than %zu eos_token_ids", file, MOB_LEN(out->eos_ids));
+      return mob_fail(MOB_E_UNSUPPORTED, "%s: more than %zu eos_token_ids", file,
+                      MOB_LEN(out->eos_ids));
     out->eos_ids[out->eos_count++] = eos;
   }
   return MOB_OK;
@@ -129,12 +139,14 @@ static mob_status read_number(const json_t *root, const char *key, bool *has, do
   const json_t *value = json_object_get(root, key);
   *has = value && !json_is_null(value);
   if (!*has) return MOB_OK;
-  if (!json_is_number(value)) return mob_fail(MOB_E_INVALID, "generation_config.json: %s is not a number", key);
+  if (!json_is_number(value))
+    return mob_fail(MOB_E_INVALID, "generation_config.json: %s is not a number", key);
   *out = json_number_value(value);
   return MOB_OK;
 }
 
-mob_status mob__model_generation(const char *dir, const json_t *config, mob_generation_defaults_t *out) {
+mob_status mob__model_generation(const char *dir, const json_t *config,
+                                 mob_generation_defaults_t *out) {
   MOB_TRY(add_eos("config.json", json_object_get(config, "eos_token_id"), out));
   char *path = mob_path_join(dir, "generation_config.json");
   json_t *root = NULL;
@@ -142,12 +154,15 @@ mob_status mob__model_generation(const char *dir, const json_t *config, mob_gene
   mob_status status = mob__json_file(path, &root);
   free(path);
   if (status == MOB_E_NOT_FOUND) return MOB_OK;
-  if (status == MOB_OK) status = add_eos("generation_config.json", json_object_get(root, "eos_token_id"), out);
-  if (status == MOB_OK) status = read_number(root, "temperature", &out->has_temperature, &out->temperature);
+  if (status == MOB_OK)
+    status = add_eos("generation_config.json", json_object_get(root, "eos_token_id"), out);
+  if (status == MOB_OK)
+    status = read_number(root, "temperature", &out->has_temperature, &out->temperature);
   if (status == MOB_OK) status = read_number(root, "top_p", &out->has_top_p, &out->top_p);
   if (status == MOB_OK) status = read_number(root, "top_k", &out->has_top_k, &top_k);
   if (status == MOB_OK)
-    status = read_number(root, "repetition_penalty", &out->has_repetition_penalty, &out->repetition_penalty);
+    status = read_number(root, "repetition_penalty", &out->has_repetition_penalty,
+                         &out->repetition_penalty);
   out->top_k = top_k > -2 && top_k < 1e9 ? (int)top_k : 0;
   json_decref(root);
   return status;

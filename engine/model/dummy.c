@@ -6,12 +6,14 @@
 
 #include "engine/model/half.h"
 
-// Element i takes 16 bits of a hash of (name, i / 4) and looks the quantile of the normal distribution up.
+// Element i takes 16 bits of a hash of (name, i / 4) and looks the quantile of the normal
+// distribution up.
 static float quantile[65536];
 static uint8_t quantile_f8[65536]; // of N(0, 64^2), as e4m3 codes
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-// Inverse of the normal distribution function (P. J. Acklam's rational approximation, relative error 1.2e-9).
+// Inverse of the normal distribution function (P. J. Acklam's rational approximation, relative
+// error 1.2e-9).
 static double inverse_normal(double p) {
   static const double a[] = {-3.969683028665376e+01, 2.209460984245205e+02,  -2.759285104469687e+02,
                              1.383577518672690e+02,  -3.066479806614716e+01, 2.506628277459239e+00};
@@ -84,8 +86,10 @@ static float constant(const mob_slot_t *slot) {
   case MOB_W_Q_NORM:
   case MOB_W_K_NORM:
   case MOB_W_Q_A_NORM:
-  case MOB_W_KV_A_NORM: return 1.0f;
-  default: return 0.0f; // biases
+  case MOB_W_KV_A_NORM:
+    return 1.0f;
+  default:
+    return 0.0f; // biases
   }
 }
 
@@ -97,7 +101,8 @@ void mob_dummy_rule(const mob_slot_t *slot, mob_dummy_rule_t *out) {
   *out = (mob_dummy_rule_t){key, std, constant(slot), quantile, quantile_f8};
 }
 
-void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t *shard, void *out) {
+void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t *shard,
+                    void *out) {
   mob_dummy_rule_t rule;
   mob_dummy_rule(slot, &rule);
   uint64_t key = rule.key;
@@ -109,9 +114,12 @@ void mob_dummy_fill(const mob_slot_t *slot, mob_dtype_t dtype, const mob_shard_t
       uint64_t index = (uint64_t)(r * slot->cols + c);
       if (index / 4 != group) bits = mix(key + (group = index / 4) * 0xd1342543de82ef95u);
       uint16_t pick = (uint16_t)(bits >> (index % 4 * 16));
-      if (!isnan(fixed)) store(dtype, fixed, out, at);
-      else if (dtype == MOB_DT_F8E4M3) ((uint8_t *)out)[at] = quantile_f8[pick];
-      else store(dtype, std * quantile[pick], out, at);
+      if (!isnan(fixed))
+        store(dtype, fixed, out, at);
+      else if (dtype == MOB_DT_F8E4M3)
+        ((uint8_t *)out)[at] = quantile_f8[pick];
+      else
+        store(dtype, std * quantile[pick], out, at);
     }
   }
 }

@@ -79,7 +79,8 @@ static mob_status map_file(mob_model_t *model, const char *path) {
   int error = errno;
   close(fd);
   if (!regular || info.st_size == 0)
-    return mob_fail(MOB_E_FORMAT, "%s: %s", path, regular ? "the file is empty" : "not a regular file");
+    return mob_fail(MOB_E_FORMAT, "%s: %s", path,
+                    regular ? "the file is empty" : "not a regular file");
   if (data == MAP_FAILED) return mob_fail(MOB_E_IO, "%s: mmap: %s", path, strerror(error));
   mapped_file_t *file = mob_vec_push(&model->files);
   *file = (mapped_file_t){mob_strdup(path), data, (size_t)info.st_size};
@@ -123,7 +124,9 @@ static mob_status read_index(mob_model_t *model, const char *path, json_t *index
   return status;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 static mob_status map_all(mob_model_t *model) {
   DIR *dir = opendir(model->dir);
@@ -132,14 +135,17 @@ static mob_status map_all(mob_model_t *model) {
   struct dirent *entry;
   while ((entry = readdir(dir))) {
     size_t len = strlen(entry->d_name);
-    if (entry->d_name[0] != '.' && len > 12 && strcmp(entry->d_name + len - 12, ".safetensors") == 0)
+    if (entry->d_name[0] != '.' && len > 12 &&
+        strcmp(entry->d_name + len - 12, ".safetensors") == 0)
       *mob_vec_push(&paths) = mob_path_join(model->dir, entry->d_name);
   }
   closedir(dir);
   mob_status status = MOB_OK;
   if (paths.len == 0)
-    status = mob_fail(MOB_E_NOT_FOUND, "%s: there is no *.safetensors file beside config.json", model->dir);
-  else qsort(paths.at, paths.len, sizeof *paths.at, by_name);
+    status = mob_fail(MOB_E_NOT_FOUND, "%s: there is no *.safetensors file beside config.json",
+                      model->dir);
+  else
+    qsort(paths.at, paths.len, sizeof *paths.at, by_name);
   for (size_t i = 0; i < paths.len; i++) {
     if (status == MOB_OK) status = map_file(model, paths.at[i]);
     free(paths.at[i]);
@@ -152,8 +158,10 @@ static mob_status open_files(mob_model_t *model) {
   char *path = mob_path_join(model->dir, "model.safetensors.index.json");
   json_t *index = NULL;
   mob_status status = mob__json_file(path, &index);
-  if (status == MOB_OK) status = read_index(model, path, index);
-  else if (status == MOB_E_NOT_FOUND) status = map_all(model);
+  if (status == MOB_OK)
+    status = read_index(model, path, index);
+  else if (status == MOB_E_NOT_FOUND)
+    status = map_all(model);
   json_decref(index);
   free(path);
   return status;
@@ -164,15 +172,18 @@ static mob_status open_files(mob_model_t *model) {
 static void describe_shape(const mob_tensor_t *tensor, char *out, size_t size) {
   int at = snprintf(out, size, "%s [", tensor->dtype_name);
   for (int i = 0; i < tensor->rank && i < 4; i++)
-    at += snprintf(out + at, size - (size_t)at, "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
+    at +=
+        snprintf(out + at, size - (size_t)at, "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
   snprintf(out + at, size - (size_t)at, tensor->rank > 4 ? ", ...]" : "]");
 }
 
-static mob_status mismatch(const mob_model_t *model, const mob_tensor_t *tensor, const char *expected) {
+static mob_status mismatch(const mob_model_t *model, const mob_tensor_t *tensor,
+                           const char *expected) {
   char found[160];
   describe_shape(tensor, found, sizeof found);
   return mob_fail(MOB_E_FORMAT, "%s: tensor %s is %s, but config.json makes it %s",
-                  model->dummy ? model->dir : model->files.at[tensor->file].path, tensor->name, found, expected);
+                  model->dummy ? model->dir : model->files.at[tensor->file].path, tensor->name,
+                  found, expected);
 }
 
 static bool has_shape(const mob_tensor_t *tensor, int64_t rows, int64_t cols) {
@@ -180,19 +191,23 @@ static bool has_shape(const mob_tensor_t *tensor, int64_t rows, int64_t cols) {
   return tensor->rank == 2 && tensor->shape[0] == rows && tensor->shape[1] == cols;
 }
 
-mob_status mob_model_slot(const mob_model_t *model, const mob_slot_t *slot, const mob_tensor_t **tensor,
-                          const mob_tensor_t **scales) {
+mob_status mob_model_slot(const mob_model_t *model, const mob_slot_t *slot,
+                          const mob_tensor_t **tensor, const mob_tensor_t **scales) {
   char expected[160], name[160];
   *scales = NULL;
   *tensor = mob_map_gets(&model->tensors, slot->name);
   if (!*tensor) {
     if (slot->optional) return MOB_OK;
-    return mob_fail(MOB_E_FORMAT, "%s: tensor %s [%lld, %lld] is missing from the %zu safetensors files", model->dir,
-                    slot->name, (long long)slot->rows, (long long)slot->cols, model->files.len);
+    return mob_fail(
+        MOB_E_FORMAT, "%s: tensor %s [%lld, %lld] is missing from the %zu safetensors files",
+        model->dir, slot->name, (long long)slot->rows, (long long)slot->cols, model->files.len);
   }
   if ((*tensor)->dtype == MOB_DT_COUNT || !has_shape(*tensor, slot->rows, slot->cols)) {
-    if (slot->cols == 1) snprintf(expected, sizeof expected, "[%lld]", (long long)slot->rows);
-    else snprintf(expected, sizeof expected, "[%lld, %lld]", (long long)slot->rows, (long long)slot->cols);
+    if (slot->cols == 1)
+      snprintf(expected, sizeof expected, "[%lld]", (long long)slot->rows);
+    else
+      snprintf(expected, sizeof expected, "[%lld, %lld]", (long long)slot->rows,
+               (long long)slot->cols);
     size_t at = strlen(expected);
     snprintf(expected + at, sizeof expected - at, " of F32, BF16, F16 or F8_E4M3");
     return mismatch(model, *tensor, expected);
@@ -200,14 +215,17 @@ mob_status mob_model_slot(const mob_model_t *model, const mob_slot_t *slot, cons
   if ((*tensor)->dtype != MOB_DT_F8E4M3) return MOB_OK;
   const mob_model_desc_t *d = &model->desc;
   if (d->quant_block_rows == 0 || slot->cols == 1)
-    return mob_fail(MOB_E_FORMAT, "%s: tensor %s is F8_E4M3, but config.json's quantization_config gives it no block scales",
-                    model->dir, slot->name);
+    return mob_fail(
+        MOB_E_FORMAT,
+        "%s: tensor %s is F8_E4M3, but config.json's quantization_config gives it no block scales",
+        model->dir, slot->name);
   snprintf(name, sizeof name, "%s_scale_inv", slot->name);
   *scales = mob_map_gets(&model->tensors, name);
   int64_t rows = (slot->rows + d->quant_block_rows - 1) / d->quant_block_rows;
   int64_t cols = (slot->cols + d->quant_block_cols - 1) / d->quant_block_cols;
   if (!*scales)
-    return mob_fail(MOB_E_FORMAT, "%s: tensor %s F32 [%lld, %lld] is missing: %s is F8_E4M3 and needs its scales",
+    return mob_fail(MOB_E_FORMAT,
+                    "%s: tensor %s F32 [%lld, %lld] is missing: %s is F8_E4M3 and needs its scales",
                     model->dir, name, (long long)rows, (long long)cols, slot->name);
   if ((*scales)->dtype != MOB_DT_F32 || (*scales)->rank != 2 || (*scales)->shape[0] != rows ||
       (*scales)->shape[1] != cols) {
@@ -225,7 +243,8 @@ static mob_status check_slot(void *arg, const mob_slot_t *slot) {
   return MOB_OK;
 }
 
-static void add_dummy(mob_model_t *model, const char *name, mob_dtype_t dtype, int64_t rows, int64_t cols) {
+static void add_dummy(mob_model_t *model, const char *name, mob_dtype_t dtype, int64_t rows,
+                      int64_t cols) {
   static const char *const names[] = {"F32", "BF16", "F16", "F8_E4M3"};
   mob_tensor_t *tensor = MOB_NEW(mob_tensor_t);
   tensor->name = mob_strdup(name);
@@ -240,12 +259,14 @@ static void add_dummy(mob_model_t *model, const char *name, mob_dtype_t dtype, i
   model->fingerprint += hash(0xcbf29ce484222325u, name, strlen(name));
 }
 
-// A quantised checkpoint has its projections in FP8; embedding, head, norms and router keep the model's dtype.
+// A quantised checkpoint has its projections in FP8; embedding, head, norms and router keep the
+// model's dtype.
 static mob_status dummy_slot(void *arg, const mob_slot_t *slot) {
   mob_model_t *model = arg;
   const mob_model_desc_t *d = &model->desc;
   if (slot->optional) return MOB_OK;
-  bool plain = slot->cols == 1 || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER;
+  bool plain = slot->cols == 1 || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD ||
+               slot->id == MOB_W_ROUTER;
   if (d->quant_block_rows == 0 || plain) {
     mob_dtype_t dtype = slot->id == MOB_W_ROUTER_BIAS ? MOB_DT_F32 : d->dtype;
     add_dummy(model, slot->name, dtype, slot->rows, slot->cols);
@@ -262,11 +283,14 @@ static mob_status dummy_slot(void *arg, const mob_slot_t *slot) {
   return MOB_OK;
 }
 
-mob_status mob_model_stage_slots(const mob_model_t *model, int first, int last, mob_slot_fn emit, void *arg);
+mob_status mob_model_stage_slots(const mob_model_t *model, int first, int last, mob_slot_fn emit,
+                                 void *arg);
 
-// ------------------------------------------------------------------------------------------ opening
+// ------------------------------------------------------------------------------------------
+// opening
 
-static mob_status open_model(mob_model_t *model, const char *dir, const mob_model_options_t *options) {
+static mob_status open_model(mob_model_t *model, const char *dir,
+                             const mob_model_options_t *options) {
   MOB_TRY(mob__model_find_dir(dir, options->trust_lookup, &model->dir));
   MOB_TRY(mob__model_config(model->dir, options->overrides, &model->config));
   MOB_TRY(mob_family_find(model->config, &model->family));
@@ -276,8 +300,10 @@ static mob_status open_model(mob_model_t *model, const char *dir, const mob_mode
   mob_status status = model->family->describe(model->config, &model->desc);
   if (status != MOB_OK) return mob_wrap(status, "%s", model->dir);
   MOB_TRY(mob__model_generation(model->dir, model->config, &model->generation));
-  if (model->dummy) MOB_TRY(mob_model_stage_slots(model, 0, model->desc.n_layers, dummy_slot, model));
-  else MOB_TRY(open_files(model));
+  if (model->dummy)
+    MOB_TRY(mob_model_stage_slots(model, 0, model->desc.n_layers, dummy_slot, model));
+  else
+    MOB_TRY(open_files(model));
   MOB_TRY(mob_model_stage_slots(model, 0, model->desc.n_layers, check_slot, model));
   char *text = json_dumps(model->config, JSON_SORT_KEYS | JSON_COMPACT);
   model->fingerprint = hash(model->fingerprint ^ 0xcbf29ce484222325u, text, strlen(text));
@@ -317,12 +343,24 @@ void mob_model_close(mob_model_t *model) {
   free(model);
 }
 
-const mob_model_desc_t *mob_model_desc(const mob_model_t *model) { return &model->desc; }
-const mob_family_t *mob_model_family(const mob_model_t *model) { return model->family; }
-const mob_generation_defaults_t *mob_model_generation(const mob_model_t *model) { return &model->generation; }
-const char *mob_model_dir(const mob_model_t *model) { return model->dir; }
-uint64_t mob_model_bytes(const mob_model_t *model) { return model->bytes; }
-uint64_t mob_model_fingerprint(const mob_model_t *model) { return model->fingerprint; }
+const mob_model_desc_t *mob_model_desc(const mob_model_t *model) {
+  return &model->desc;
+}
+const mob_family_t *mob_model_family(const mob_model_t *model) {
+  return model->family;
+}
+const mob_generation_defaults_t *mob_model_generation(const mob_model_t *model) {
+  return &model->generation;
+}
+const char *mob_model_dir(const mob_model_t *model) {
+  return model->dir;
+}
+uint64_t mob_model_bytes(const mob_model_t *model) {
+  return model->bytes;
+}
+uint64_t mob_model_fingerprint(const mob_model_t *model) {
+  return model->fingerprint;
+}
 const mob_tensor_t *mob_model_tensor(const mob_model_t *model, const char *name) {
   return mob_map_gets(&model->tensors, name);
 }
@@ -338,11 +376,13 @@ static mob_status emit_outer(void *arg, const mob_slot_t *slot) {
   return (slot->id == MOB_W_EMBED ? o->embed : o->rest) ? o->emit(o->arg, slot) : MOB_OK;
 }
 
-mob_status mob_model_stage_slots(const mob_model_t *model, int first, int last, mob_slot_fn emit, void *arg) {
+mob_status mob_model_stage_slots(const mob_model_t *model, int first, int last, mob_slot_fn emit,
+                                 void *arg) {
   const mob_model_desc_t *desc = &model->desc;
   bool head = last == desc->n_layers;
   outer_t outer = {first == 0 || (head && desc->tie_embeddings), head, emit, arg};
   MOB_TRY(model->family->slots(desc, -1, emit_outer, &outer));
-  for (int layer = first; layer < last; layer++) MOB_TRY(model->family->slots(desc, layer, emit, arg));
+  for (int layer = first; layer < last; layer++)
+    MOB_TRY(model->family->slots(desc, layer, emit, arg));
   return MOB_OK;
 }

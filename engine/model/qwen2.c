@@ -4,9 +4,16 @@
 static const char *const architectures[] = {"Qwen2ForCausalLM", NULL};
 
 static mob_status describe(const json_t *config, mob_model_desc_t *desc) {
-  static const mob_model_desc_t defaults = {
-      .hidden = 4096, .n_layers = 32, .vocab = 151936, .max_position = 32768, .n_heads = 32, .n_kv_heads = 32,
-      .intermediate = 22016, .rms_eps = 1e-6f, .bos_id = -1, .eos_id = -1};
+  static const mob_model_desc_t defaults = {.hidden = 4096,
+                                            .n_layers = 32,
+                                            .vocab = 151936,
+                                            .max_position = 32768,
+                                            .n_heads = 32,
+                                            .n_kv_heads = 32,
+                                            .intermediate = 22016,
+                                            .rms_eps = 1e-6f,
+                                            .bos_id = -1,
+                                            .eos_id = -1};
   MOB_TRY(mob__config_common(config, &defaults, desc));
   MOB_TRY(mob__gqa_no_window(config));
   MOB_TRY(mob__gqa_describe(config, 0, desc));

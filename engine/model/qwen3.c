@@ -1,5 +1,5 @@
-// Qwen3, dense and mixture of experts: RMSNorm over each head of q and k. Defaults are those of transformers'
-// Qwen3Config and Qwen3MoeConfig.
+// Qwen3, dense and mixture of experts: RMSNorm over each head of q and k. Defaults are those of
+// transformers' Qwen3Config and Qwen3MoeConfig.
 #include <stdio.h>
 
 #include "engine/model/gqa.h"
@@ -19,9 +19,16 @@ static mob_status read_attention(const json_t *config, int head_dim, mob_model_d
 }
 
 static mob_status describe_dense(const json_t *config, mob_model_desc_t *desc) {
-  static const mob_model_desc_t defaults = {
-      .hidden = 4096, .n_layers = 32, .vocab = 151936, .max_position = 32768, .n_heads = 32, .n_kv_heads = 32,
-      .intermediate = 22016, .rms_eps = 1e-6f, .bos_id = -1, .eos_id = -1};
+  static const mob_model_desc_t defaults = {.hidden = 4096,
+                                            .n_layers = 32,
+                                            .vocab = 151936,
+                                            .max_position = 32768,
+                                            .n_heads = 32,
+                                            .n_kv_heads = 32,
+                                            .intermediate = 22016,
+                                            .rms_eps = 1e-6f,
+                                            .bos_id = -1,
+                                            .eos_id = -1};
   MOB_TRY(mob__config_common(config, &defaults, desc));
   MOB_TRY(read_attention(config, 128, desc));
   MOB_TRY(mob__gqa_dense(desc));
@@ -39,7 +46,8 @@ static mob_status read_sparse_layers(const json_t *config, mob_model_desc_t *des
     return mob_fail(MOB_E_INVALID, "config.json: mlp_only_layers is not a list");
   for (size_t i = 0; i < json_array_size(dense); i++) {
     const json_t *layer = json_array_get(dense, i);
-    if (!json_is_integer(layer)) return mob_fail(MOB_E_INVALID, "config.json: mlp_only_layers holds no integers");
+    if (!json_is_integer(layer))
+      return mob_fail(MOB_E_INVALID, "config.json: mlp_only_layers holds no integers");
     json_int_t n = json_integer_value(layer);
     if (n >= 0 && n < desc->n_layers) desc->is_moe[n] = 0;
   }
@@ -47,17 +55,27 @@ static mob_status read_sparse_layers(const json_t *config, mob_model_desc_t *des
 }
 
 static mob_status describe_moe(const json_t *config, mob_model_desc_t *desc) {
-  static const mob_model_desc_t defaults = {
-      .hidden = 2048, .n_layers = 24, .vocab = 151936, .max_position = 32768, .n_heads = 32, .n_kv_heads = 4,
-      .intermediate = 6144, .rms_eps = 1e-6f, .bos_id = -1, .eos_id = -1};
+  static const mob_model_desc_t defaults = {.hidden = 2048,
+                                            .n_layers = 24,
+                                            .vocab = 151936,
+                                            .max_position = 32768,
+                                            .n_heads = 32,
+                                            .n_kv_heads = 4,
+                                            .intermediate = 6144,
+                                            .rms_eps = 1e-6f,
+                                            .bos_id = -1,
+                                            .eos_id = -1};
   MOB_TRY(mob__config_common(config, &defaults, desc));
   MOB_TRY(read_attention(config, 0, desc));
-  MOB_TRY(mob__config_int(config, "moe_intermediate_size", 768, 1, 1 << 24, &desc->moe_intermediate));
-  const char *experts = json_object_get(config, "num_experts") ? "num_experts" : "num_local_experts";
+  MOB_TRY(
+      mob__config_int(config, "moe_intermediate_size", 768, 1, 1 << 24, &desc->moe_intermediate));
+  const char *experts =
+      json_object_get(config, "num_experts") ? "num_experts" : "num_local_experts";
   MOB_TRY(mob__config_int(config, experts, 128, 1, 1 << 16, &desc->n_experts));
   MOB_TRY(mob__config_int(config, "num_experts_per_tok", 8, 1, 1 << 10, &desc->top_k));
   if (desc->top_k > desc->n_experts)
-    return mob_fail(MOB_E_INVALID, "config.json: num_experts_per_tok %d is more than num_experts %d", desc->top_k,
+    return mob_fail(MOB_E_INVALID,
+                    "config.json: num_experts_per_tok %d is more than num_experts %d", desc->top_k,
                     desc->n_experts);
   MOB_TRY(mob__config_bool(config, "norm_topk_prob", false, &desc->norm_topk_prob));
   desc->n_group = desc->topk_group = 1;
@@ -72,8 +90,8 @@ static mob_status slots(const mob_model_desc_t *desc, int layer, mob_slot_fn emi
   if (layer < 0) return mob__slots_outer(&to);
   MOB_TRY(mob__slots_gqa(&to));
   if (!desc->is_moe[layer]) return mob__slots_mlp(&to, MOB_EXPERT_NONE, desc->intermediate, "mlp.");
-  MOB_TRY(mob__slot(&to, MOB_W_ROUTER, MOB_EXPERT_NONE, MOB_SPLIT_NONE, desc->n_experts, desc->hidden,
-                    "mlp.gate.weight"));
+  MOB_TRY(mob__slot(&to, MOB_W_ROUTER, MOB_EXPERT_NONE, MOB_SPLIT_NONE, desc->n_experts,
+                    desc->hidden, "mlp.gate.weight"));
   for (int e = 0; e < desc->n_experts; e++) {
     char prefix[48];
     snprintf(prefix, sizeof prefix, "mlp.experts.%d.", e);

@@ -1,4 +1,5 @@
-// Rotary position parameters. Formulas: transformers, modeling_rope_utils (default, linear, yarn, llama3).
+// Rotary position parameters. Formulas: transformers, modeling_rope_utils (default, linear, yarn,
+// llama3).
 #include <math.h>
 #include <string.h>
 
@@ -28,22 +29,26 @@ static mob_status positive(const json_t *rope, const char *type, const char *key
   return MOB_OK;
 }
 
-static mob_status original_length(const json_t *config, const json_t *rope, const mob_model_desc_t *desc,
-                                  double *out) {
+static mob_status original_length(const json_t *config, const json_t *rope,
+                                  const mob_model_desc_t *desc, double *out) {
   MOB_TRY(optional(rope, "original_max_position_embeddings", desc->max_position, out));
-  MOB_TRY(optional(config, "original_max_position_embeddings", *out, out)); // which goes before the inner one
+  MOB_TRY(optional(config, "original_max_position_embeddings", *out,
+                   out)); // which goes before the inner one
   if (*out < 1)
-    return mob_fail(MOB_E_INVALID, "config.json: original_max_position_embeddings must be positive");
+    return mob_fail(MOB_E_INVALID,
+                    "config.json: original_max_position_embeddings must be positive");
   return MOB_OK;
 }
 
-static mob_status yarn(const json_t *config, const json_t *rope, double theta, mob_model_desc_t *desc) {
+static mob_status yarn(const json_t *config, const json_t *rope, double theta,
+                       mob_model_desc_t *desc) {
   mob_rope_t *out = &desc->rope;
   double factor, original, attention, mscale, all_dim, fast, slow;
   bool truncate;
   MOB_TRY(original_length(config, rope, desc, &original));
   MOB_TRY(optional(rope, "factor", desc->max_position / original, &factor));
-  if (factor <= 0) return mob_fail(MOB_E_INVALID, "config.json: rope type yarn needs a positive factor");
+  if (factor <= 0)
+    return mob_fail(MOB_E_INVALID, "config.json: rope type yarn needs a positive factor");
   MOB_TRY(optional(rope, "attention_factor", NAN, &attention));
   MOB_TRY(optional(rope, "mscale", 0, &mscale));
   MOB_TRY(optional(rope, "mscale_all_dim", 0, &all_dim));
@@ -55,8 +60,9 @@ static mob_status yarn(const json_t *config, const json_t *rope, double theta, m
   if (fast < 0 || slow < 0)
     return mob_fail(MOB_E_INVALID, "config.json: rope beta_fast and beta_slow must be positive");
   if (isnan(attention)) {
-    attention = mscale != 0 && all_dim != 0 ? yarn_factor(factor, mscale) / yarn_factor(factor, all_dim)
-                                            : yarn_factor(factor, 1.0);
+    attention = mscale != 0 && all_dim != 0
+                    ? yarn_factor(factor, mscale) / yarn_factor(factor, all_dim)
+                    : yarn_factor(factor, 1.0);
   }
   out->factor = (float)attention;
   double low = out->dim * log(original / (fast * two_pi)) / (2 * log(theta));
@@ -83,7 +89,8 @@ static mob_status llama3(const json_t *config, const json_t *rope, mob_model_des
   MOB_TRY(positive(rope, "llama3", "high_freq_factor", &high));
   MOB_TRY(original_length(config, rope, desc, &original));
   if (high <= low)
-    return mob_fail(MOB_E_INVALID, "config.json: rope high_freq_factor must be above low_freq_factor");
+    return mob_fail(MOB_E_INVALID,
+                    "config.json: rope high_freq_factor must be above low_freq_factor");
   for (int i = 0; i < desc->rope.dim / 2; i++) {
     double f = desc->rope.inv_freq[i], wave = two_pi / f;
     if (wave > original / low) {
@@ -97,14 +104,16 @@ static mob_status llama3(const json_t *config, const json_t *rope, mob_model_des
   return MOB_OK;
 }
 
-mob_status mob__config_rope(const json_t *config, int dim, mob_model_desc_t *desc, double *mscale_all_dim) {
+mob_status mob__config_rope(const json_t *config, int dim, mob_model_desc_t *desc,
+                            double *mscale_all_dim) {
   const json_t *rope = json_object_get(config, "rope_scaling");
   if (!rope || json_is_null(rope) || (json_is_object(rope) && json_object_size(rope) == 0))
     rope = json_object_get(config, "rope_parameters");
   if (rope && !json_is_null(rope) && !json_is_object(rope))
     return mob_fail(MOB_E_INVALID, "config.json: rope_scaling / rope_parameters is not an object");
   if (dim < 2 || dim % 2 != 0)
-    return mob_fail(MOB_E_INVALID, "config.json: rotary embedding needs an even dimension, not %d", dim);
+    return mob_fail(MOB_E_INVALID, "config.json: rotary embedding needs an even dimension, not %d",
+                    dim);
 
   double theta, partial;
   MOB_TRY(optional(config, "rope_theta", 10000.0, &theta));
@@ -113,11 +122,13 @@ mob_status mob__config_rope(const json_t *config, int dim, mob_model_desc_t *des
   MOB_TRY(optional(config, "partial_rotary_factor", 1.0, &partial));
   MOB_TRY(optional(rope, "partial_rotary_factor", partial, &partial));
   if (partial != 1.0)
-    return mob_fail(MOB_E_UNSUPPORTED, "config.json: partial_rotary_factor %g is not supported (only 1)", partial);
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "config.json: partial_rotary_factor %g is not supported (only 1)", partial);
 
   const json_t *kind = json_object_get(rope, "rope_type");
   if (!kind) kind = json_object_get(rope, "type");
-  if (kind && !json_is_string(kind)) return mob_fail(MOB_E_INVALID, "config.json: rope_type is not a string");
+  if (kind && !json_is_string(kind))
+    return mob_fail(MOB_E_INVALID, "config.json: rope_type is not a string");
   const char *type = kind ? json_string_value(kind) : "default";
 
   desc->rope.dim = dim;
@@ -137,7 +148,8 @@ mob_status mob__config_rope(const json_t *config, int dim, mob_model_desc_t *des
     MOB_TRY(llama3(config, rope, desc));
   } else {
     return mob_fail(MOB_E_UNSUPPORTED,
-                    "config.json: rope type \"%.64s\" is not supported (supported: default, linear, yarn, llama3)",
+                    "config.json: rope type \"%.64s\" is not supported (supported: default, "
+                    "linear, yarn, llama3)",
                     type);
   }
   double all_dim, factor;

@@ -13,14 +13,17 @@ static const struct {
   int bits;
   mob_dtype_t dtype;
 } dtypes[] = {
-    {"F32", 32, MOB_DT_F32},           {"BF16", 16, MOB_DT_BF16},        {"F16", 16, MOB_DT_F16},
-    {"F8_E4M3", 8, MOB_DT_F8E4M3},     {"BOOL", 8, MOB_DT_COUNT},        {"F4", 4, MOB_DT_COUNT},
-    {"F6_E2M3", 6, MOB_DT_COUNT},      {"F6_E3M2", 6, MOB_DT_COUNT},     {"U8", 8, MOB_DT_COUNT},
-    {"I8", 8, MOB_DT_COUNT},           {"F8_E5M2", 8, MOB_DT_COUNT},     {"F8_E8M0", 8, MOB_DT_COUNT},
-    {"F8_E4M3FNUZ", 8, MOB_DT_COUNT},  {"F8_E5M2FNUZ", 8, MOB_DT_COUNT}, {"I16", 16, MOB_DT_COUNT},
-    {"U16", 16, MOB_DT_COUNT},         {"I32", 32, MOB_DT_COUNT},        {"U32", 32, MOB_DT_COUNT},
-    {"C64", 64, MOB_DT_COUNT},         {"F64", 64, MOB_DT_COUNT},        {"I64", 64, MOB_DT_COUNT},
-    {"U64", 64, MOB_DT_COUNT},
+    {"F32", 32, MOB_DT_F32},          {"BF16", 16, MOB_DT_BF16},
+    {"F16", 16, MOB_DT_F16},          {"F8_E4M3", 8, MOB_DT_F8E4M3},
+    {"BOOL", 8, MOB_DT_COUNT},        {"F4", 4, MOB_DT_COUNT},
+    {"F6_E2M3", 6, MOB_DT_COUNT},     {"F6_E3M2", 6, MOB_DT_COUNT},
+    {"U8", 8, MOB_DT_COUNT},          {"I8", 8, MOB_DT_COUNT},
+    {"F8_E5M2", 8, MOB_DT_COUNT},     {"F8_E8M0", 8, MOB_DT_COUNT},
+    {"F8_E4M3FNUZ", 8, MOB_DT_COUNT}, {"F8_E5M2FNUZ", 8, MOB_DT_COUNT},
+    {"I16", 16, MOB_DT_COUNT},        {"U16", 16, MOB_DT_COUNT},
+    {"I32", 32, MOB_DT_COUNT},        {"U32", 32, MOB_DT_COUNT},
+    {"C64", 64, MOB_DT_COUNT},        {"F64", 64, MOB_DT_COUNT},
+    {"I64", 64, MOB_DT_COUNT},        {"U64", 64, MOB_DT_COUNT},
 };
 
 typedef struct span {
@@ -36,8 +39,8 @@ static int by_begin(const void *a, const void *b) {
 }
 
 // dtype, shape and the number of bytes that they make.
-static mob_status read_type(const char *path, const char *name, const json_t *entry, mob_tensor_t *tensor,
-                            uint64_t *bytes) {
+static mob_status read_type(const char *path, const char *name, const json_t *entry,
+                            mob_tensor_t *tensor, uint64_t *bytes) {
   const json_t *dtype = json_object_get(entry, "dtype"), *shape = json_object_get(entry, "shape");
   if (!json_is_string(dtype))
     return mob_fail(MOB_E_FORMAT, "%s: tensor %s has no dtype string", path, name);
@@ -62,12 +65,15 @@ static mob_status read_type(const char *path, const char *name, const json_t *en
   }
   uint64_t bits;
   if (__builtin_mul_overflow(count, (uint64_t)dtypes[kind].bits, &bits) || bits % 8 != 0)
-    return mob_fail(MOB_E_FORMAT, "%s: tensor %s: its size is not a whole number of bytes or too large", path, name);
+    return mob_fail(MOB_E_FORMAT,
+                    "%s: tensor %s: its size is not a whole number of bytes or too large", path,
+                    name);
   *bytes = bits / 8;
   return MOB_OK;
 }
 
-static mob_status read_entry(const char *path, const char *name, const json_t *entry, uint64_t room, span_t *out) {
+static mob_status read_entry(const char *path, const char *name, const json_t *entry, uint64_t room,
+                             span_t *out) {
   if (!json_is_object(entry))
     return mob_fail(MOB_E_FORMAT, "%s: tensor %s is not described by an object", path, name);
   uint64_t bytes = 0;
@@ -81,21 +87,25 @@ static mob_status read_entry(const char *path, const char *name, const json_t *e
   out->begin = (uint64_t)json_integer_value(begin);
   out->end = (uint64_t)json_integer_value(end);
   if (out->end > room)
-    return mob_fail(MOB_E_FORMAT,
-                    "%s: tensor %s ends at byte %llu of the data, but the file holds %llu: it is truncated", path,
-                    name, (unsigned long long)out->end, (unsigned long long)room);
+    return mob_fail(
+        MOB_E_FORMAT,
+        "%s: tensor %s ends at byte %llu of the data, but the file holds %llu: it is truncated",
+        path, name, (unsigned long long)out->end, (unsigned long long)room);
   if (out->end - out->begin != bytes)
-    return mob_fail(MOB_E_FORMAT, "%s: tensor %s: its shape and dtype take %llu bytes, its offsets give %llu", path,
-                    name, (unsigned long long)bytes, (unsigned long long)(out->end - out->begin));
+    return mob_fail(
+        MOB_E_FORMAT, "%s: tensor %s: its shape and dtype take %llu bytes, its offsets give %llu",
+        path, name, (unsigned long long)bytes, (unsigned long long)(out->end - out->begin));
   return MOB_OK;
 }
 
 static mob_status check_metadata(const char *path, const json_t *metadata) {
-  if (!json_is_object(metadata)) return mob_fail(MOB_E_FORMAT, "%s: __metadata__ is not an object", path);
+  if (!json_is_object(metadata))
+    return mob_fail(MOB_E_FORMAT, "%s: __metadata__ is not an object", path);
   const char *key;
   json_t *value;
   json_object_foreach((json_t *)metadata, key, value) {
-    if (!json_is_string(value)) return mob_fail(MOB_E_FORMAT, "%s: __metadata__ %s is not a string", path, key);
+    if (!json_is_string(value))
+      return mob_fail(MOB_E_FORMAT, "%s: __metadata__ %s is not a string", path, key);
   }
   return MOB_OK;
 }
@@ -105,7 +115,8 @@ static mob_status check_tiling(const char *path, const span_t *spans, size_t cou
   uint64_t at = 0;
   for (size_t i = 0; i < count; i++) {
     if (spans[i].begin < at)
-      return mob_fail(MOB_E_FORMAT, "%s: tensor %s overlaps the one before it", path, spans[i].tensor.name);
+      return mob_fail(MOB_E_FORMAT, "%s: tensor %s overlaps the one before it", path,
+                      spans[i].tensor.name);
     if (spans[i].begin > at)
       return mob_fail(MOB_E_FORMAT, "%s: there is a hole of %llu bytes before tensor %s", path,
                       (unsigned long long)(spans[i].begin - at), spans[i].tensor.name);
@@ -117,15 +128,17 @@ static mob_status check_tiling(const char *path, const span_t *spans, size_t cou
   return MOB_OK;
 }
 
-mob_status mob_safetensors_parse(const char *path, const void *bytes, size_t size, mob_safetensors_fn emit,
-                                 void *arg) {
+mob_status mob_safetensors_parse(const char *path, const void *bytes, size_t size,
+                                 mob_safetensors_fn emit, void *arg) {
   const uint8_t *data = bytes;
-  if (size < 8) return mob_fail(MOB_E_FORMAT, "%s: %zu bytes are too few for a safetensors file", path, size);
+  if (size < 8)
+    return mob_fail(MOB_E_FORMAT, "%s: %zu bytes are too few for a safetensors file", path, size);
   uint64_t length = 0;
   for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
   if (length > MAX_HEADER || length > size - 8)
-    return mob_fail(MOB_E_FORMAT, "%s: the header says it has %llu bytes, but the file has %zu%s", path,
-                    (unsigned long long)length, size, length > MAX_HEADER ? " (limit 100000000)" : "");
+    return mob_fail(MOB_E_FORMAT, "%s: the header says it has %llu bytes, but the file has %zu%s",
+                    path, (unsigned long long)length, size,
+                    length > MAX_HEADER ? " (limit 100000000)" : "");
   if (length == 0 || data[8] != '{')
     return mob_fail(MOB_E_FORMAT, "%s: the header does not begin with '{'", path);
 
@@ -142,8 +155,10 @@ mob_status mob_safetensors_parse(const char *path, const void *bytes, size_t siz
   const char *key;
   json_t *value;
   json_object_foreach(root, key, value) {
-    if (strcmp(key, "__metadata__") == 0) MOB_TRY_GOTO(check_metadata(path, value), status, done);
-    else MOB_TRY_GOTO(read_entry(path, key, value, room, &spans[count++]), status, done);
+    if (strcmp(key, "__metadata__") == 0)
+      MOB_TRY_GOTO(check_metadata(path, value), status, done);
+    else
+      MOB_TRY_GOTO(read_entry(path, key, value, room, &spans[count++]), status, done);
   }
   qsort(spans, count, sizeof *spans, by_begin);
   MOB_TRY_GOTO(check_tiling(path, spans, count, room), status, done);

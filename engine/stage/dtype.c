@@ -44,7 +44,7 @@ mob_status mob__dtypes(const char *dtype, const char *kv, const mob_model_desc_t
   // fp32 asked for by name means fp32 throughout; a checkpoint that says fp32 means the same.
   spec->exact = spec->dtype == MOB_DT_F32;
   if (is_auto(kv))
-    spec->kv_dtype = spec->dtype;
+    spec->kv_dtype = MOB_DT_COUNT; // the backend's choice
   else if (!find(kv_names, MOB_LEN(kv_names), kv, &spec->kv_dtype))
     return mob_fail(MOB_E_INVALID, "KV cache dtype '%s' is not one of auto, fp8, fp8_e4m3", kv);
   return MOB_OK;

@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   mob_model_desc_t desc = {0};
   if (json_is_object(config) && mob_family_find(config, &family) == MOB_OK) {
     if (family->describe(config, &desc) == MOB_OK && desc.n_experts <= 1024)
-      for (int layer = -1; layer < desc.n_layers && layer < 4; layer++) (void)family->slots(&desc, layer, cut, &desc);
+      for (int layer = -1; layer < desc.n_layers && layer < 4; layer++)
+        (void)family->slots(&desc, layer, cut, &desc);
     mob_model_desc_clear(&desc);
   }
   json_decref(config);

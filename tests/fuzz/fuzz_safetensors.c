@@ -9,7 +9,8 @@ static uint64_t sink;
 static mob_status read_ends(void *arg, const mob_tensor_t *tensor) {
   (void)arg;
   const uint8_t *data = tensor->data;
-  if (tensor->bytes) sink += (uint64_t)data[0] + data[tensor->bytes - 1]; // must lie inside the file
+  if (tensor->bytes)
+    sink += (uint64_t)data[0] + data[tensor->bytes - 1]; // must lie inside the file
   return MOB_OK;
 }
 

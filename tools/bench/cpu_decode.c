@@ -1,11 +1,12 @@
-// Decode rate of the CPU backend on a generated model, as a share of the read bandwidth of the same run, and the
-// rate of loading against plain reading.
+// Decode rate of the CPU backend on a generated model, as a share of the read bandwidth of the same
+// run, and the rate of loading against plain reading.
 //
 //   bench_cpu_decode [--gb SIZE] [--dtype fp8|bf16] [--threads N] [--tokens N] [--dir FOLDER]
 //
-// The model has R1's layer structure with fewer and smaller experts; its files are written to FOLDER (a temporary folder
-// by default) with dummy weights, because the point is the bytes. A token of one sequence reads attention, the shared
-// and the chosen experts and the head once: those bytes times tokens a second is the rate shown.
+// The model has R1's layer structure with fewer and smaller experts; its files are written to
+// FOLDER (a temporary folder by default) with dummy weights, because the point is the bytes. A
+// token of one sequence reads attention, the shared and the chosen experts and the head once: those
+// bytes times tokens a second is the rate shown.
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -35,19 +36,27 @@ static void check(mob_status status) {
   exit(1);
 }
 
-static double seconds_since(uint64_t begin) { return (double)(mob_now_ns() - begin) * 1e-9; }
+static double seconds_since(uint64_t begin) {
+  return (double)(mob_now_ns() - begin) * 1e-9;
+}
 
-// ------------------------------------------------------------------------------------------ the model
+// ------------------------------------------------------------------------------------------ the
+// model
 
 static char *make_config(const options_t *o, int layers) {
   return mob_sprintf(
       "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":32768,\"hidden_size\":2048,"
-      "\"intermediate_size\":8192,\"moe_intermediate_size\":1024,\"num_hidden_layers\":%d,\"num_attention_heads\":16,"
-      "\"num_key_value_heads\":16,\"q_lora_rank\":1024,\"kv_lora_rank\":512,\"n_routed_experts\":16,\"n_group\":4,"
-      "\"topk_group\":2,\"num_experts_per_tok\":8,\"n_shared_experts\":1,\"first_k_dense_replace\":1,"
+      "\"intermediate_size\":8192,\"moe_intermediate_size\":1024,\"num_hidden_layers\":%d,\"num_"
+      "attention_heads\":16,"
+      "\"num_key_value_heads\":16,\"q_lora_rank\":1024,\"kv_lora_rank\":512,\"n_routed_experts\":"
+      "16,\"n_group\":4,"
+      "\"topk_group\":2,\"num_experts_per_tok\":8,\"n_shared_experts\":1,\"first_k_dense_replace\":"
+      "1,"
       "\"max_position_embeddings\":4096,\"torch_dtype\":\"bfloat16\"%s}",
-      layers, strcmp(o->dtype, "fp8") == 0
-                  ? ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}" : "");
+      layers,
+      strcmp(o->dtype, "fp8") == 0
+          ? ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}"
+          : "");
 }
 
 typedef struct writer {
@@ -69,8 +78,8 @@ static void write_all(int fd, const void *data, size_t bytes) {
 
 static void write_tensor(writer_t *w, const mob_slot_t *slot, const mob_tensor_t *t, bool scales) {
   if (!w->data) {
-    mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld", w->header.len > 1 ? "," : "", t->name,
-                   t->dtype_name, (long long)t->shape[0]);
+    mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld",
+                   w->header.len > 1 ? "," : "", t->name, t->dtype_name, (long long)t->shape[0]);
     if (t->rank == 2) mob_buf_printf(&w->header, ",%lld", (long long)t->shape[1]);
     mob_buf_printf(&w->header, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)w->at,
                    (unsigned long long)(w->at + t->bytes));
@@ -79,9 +88,11 @@ static void write_tensor(writer_t *w, const mob_slot_t *slot, const mob_tensor_t
   }
   void *bytes = mob_malloc(t->bytes);
   mob_shard_t all = {0, slot->rows, 0, slot->cols};
-  if (!scales) mob_dummy_fill(slot, t->dtype, &all, bytes);
+  if (!scales)
+    mob_dummy_fill(slot, t->dtype, &all, bytes);
   else
-    for (size_t i = 0; i < t->bytes / 4; i++) ((float *)bytes)[i] = mob_dummy_scale(mob_model_desc(w->model), slot);
+    for (size_t i = 0; i < t->bytes / 4; i++)
+      ((float *)bytes)[i] = mob_dummy_scale(mob_model_desc(w->model), slot);
   write_all(w->fd, bytes, t->bytes);
   free(bytes);
 }
@@ -95,10 +106,12 @@ static mob_status write_slot(void *arg, const mob_slot_t *slot) {
 }
 
 static void write_model(const options_t *o) {
-  char *path = mob_path_join(o->dir, "config.json"), *weights = mob_path_join(o->dir, "model.safetensors");
+  char *path = mob_path_join(o->dir, "config.json"),
+       *weights = mob_path_join(o->dir, "model.safetensors");
   mob_model_t *model;
   int layers = 1;
-  for (uint64_t bytes = 0; (double)bytes < o->gb * 1e9; layers++) { // as many layers as make the size
+  for (uint64_t bytes = 0; (double)bytes < o->gb * 1e9;
+       layers++) { // as many layers as make the size
     char *config = make_config(o, layers + 1);
     check(mob_file_write(path, config, strlen(config)));
     free(config);
@@ -107,7 +120,8 @@ static void write_model(const options_t *o) {
     mob_model_close(model);
   }
   check(mob_model_open(o->dir, &(mob_model_options_t){.dummy = true}, &model));
-  writer_t w = {.model = model, .fd = open(weights, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0644)};
+  writer_t w = {.model = model,
+                .fd = open(weights, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0644)};
   if (w.fd < 0) check(mob_fail(MOB_E_IO, "%s: %s", weights, strerror(errno)));
   mob_buf_putc(&w.header, '{');
   check(mob_model_stage_slots(model, 0, layers, write_slot, &w));
@@ -125,7 +139,8 @@ static void write_model(const options_t *o) {
   free(weights);
 }
 
-// ------------------------------------------------------------------------------------------ measuring
+// ------------------------------------------------------------------------------------------
+// measuring
 
 typedef struct reader {
   const uint8_t *data;
@@ -190,7 +205,8 @@ typedef struct waiting {
   uint64_t done;
 } waiting_t;
 
-static void on_step(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
+static void on_step(void *arg, mob_status status, const char *why,
+                    const mob_step_result_t *result) {
   waiting_t *w = arg;
   if (status != MOB_OK) {
     fprintf(stderr, "bench_cpu_decode: %s\n", why);
@@ -215,10 +231,13 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
   uint32_t pages[64], length = MOB_LEN(prompt);
   for (uint32_t i = 0; i < 64; i++) pages[i] = i;
   for (uint32_t i = 0; i < length; i++) prompt[i] = (int32_t)(i * 61 % 30000);
-  mob_sampling_t greedy = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
+  mob_sampling_t greedy = {
+      .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
   mob_seq_open_t open = {.sampling = greedy, .prompt = prompt, .prompt_count = length};
-  mob_seq_step_t seq = {.count = length, .tokens = prompt, .pages = pages, .page_count = 8, .sample = true};
-  mob_step_t step = {.id = 1, .token_count = length, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
+  mob_seq_step_t seq = {
+      .count = length, .tokens = prompt, .pages = pages, .page_count = 8, .sample = true};
+  mob_step_t step = {
+      .id = 1, .token_count = length, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
   uint64_t begin = mob_now_ns(), id = 1;
   check(mob_backend_cpu.step(exec, &step, on_step, &w));
   wait_for(&w, 1);
@@ -228,7 +247,11 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
       wait_for(&w, id);
       begin = mob_now_ns();
     }
-    seq = (mob_seq_step_t){.start = length, .count = 1, .tokens = &previous, .pages = pages, .sample = true,
+    seq = (mob_seq_step_t){.start = length,
+                           .count = 1,
+                           .tokens = &previous,
+                           .pages = pages,
+                           .sample = true,
                            .page_count = length / MOB_PAGE_TOKENS + 1};
     step = (mob_step_t){.id = ++id, .token_count = 1, .seq_count = 1, .seqs = &seq};
     check(mob_backend_cpu.step(exec, &step, on_step, &w));
@@ -261,8 +284,16 @@ static void measure(const options_t *o) {
   mob_exec_t *exec;
   check(mob_model_open(o->dir, NULL, &model));
   const mob_model_desc_t *d = mob_model_desc(model);
-  mob_exec_spec_t spec = {.model = model, .last_layer = d->n_layers, .tp = 1, .threads = o->threads, .dtype = d->dtype,
-                          .kv_dtype = MOB_DT_BF16, .max_tokens = 512, .max_seqs = 4, .max_len = 4096, .memory_share = 0.9};
+  mob_exec_spec_t spec = {.model = model,
+                          .last_layer = d->n_layers,
+                          .tp = 1,
+                          .threads = o->threads,
+                          .dtype = d->dtype,
+                          .kv_dtype = MOB_DT_BF16,
+                          .max_tokens = 512,
+                          .max_seqs = 4,
+                          .max_len = 4096,
+                          .memory_share = 0.9};
   check(mob_backend_cpu.open(&spec, &exec));
   uint64_t begin = mob_now_ns();
   check(mob_backend_cpu.load(exec, NULL, NULL));
@@ -279,12 +310,14 @@ static void measure(const options_t *o) {
   check(mob_model_stage_slots(model, 0, d->n_layers, count_slot, &count));
   double prefill, before = read_rate(first, mapped - (1 << 20), exec->threads);
   double rate = o->tokens / decode(exec, o->tokens, &prefill);
-  double after = read_rate(first, mapped - (1 << 20), exec->threads), roof = before > after ? before : after;
-  printf("%-6s %-7s %7.2f GB %3d threads  load %6.2f GB/s (plain read %6.2f)  prefill %8.1f tok/s  decode %7.2f tok/s  "
+  double after = read_rate(first, mapped - (1 << 20), exec->threads),
+         roof = before > after ? before : after;
+  printf("%-6s %-7s %7.2f GB %3d threads  load %6.2f GB/s (plain read %6.2f)  prefill %8.1f tok/s  "
+         "decode %7.2f tok/s  "
          "%6.2f GB/s of %6.2f = %3.0f %%\n",
-         exec->ops->name, o->dtype, (double)file_bytes * 1e-9, exec->threads, (double)file_bytes / load * 1e-9,
-         (double)file_bytes / plain * 1e-9, prefill, rate, rate * count.bytes * 1e-9, roof * 1e-9,
-         100 * rate * count.bytes / roof);
+         exec->ops->name, o->dtype, (double)file_bytes * 1e-9, exec->threads,
+         (double)file_bytes / load * 1e-9, (double)file_bytes / plain * 1e-9, prefill, rate,
+         rate * count.bytes * 1e-9, roof * 1e-9, 100 * rate * count.bytes / roof);
   mob_backend_cpu.close(exec);
   mob_model_close(model);
   free(weights);
@@ -293,11 +326,16 @@ static void measure(const options_t *o) {
 int main(int argc, char **argv) {
   options_t o = {.gb = 1.2, .dtype = "fp8", .tokens = 32};
   for (int i = 1; i + 1 < argc; i += 2) {
-    if (strcmp(argv[i], "--gb") == 0) o.gb = atof(argv[i + 1]);
-    else if (strcmp(argv[i], "--dtype") == 0) o.dtype = argv[i + 1];
-    else if (strcmp(argv[i], "--threads") == 0) o.threads = atoi(argv[i + 1]);
-    else if (strcmp(argv[i], "--tokens") == 0) o.tokens = atoi(argv[i + 1]);
-    else if (strcmp(argv[i], "--dir") == 0) o.dir = argv[i + 1];
+    if (strcmp(argv[i], "--gb") == 0)
+      o.gb = atof(argv[i + 1]);
+    else if (strcmp(argv[i], "--dtype") == 0)
+      o.dtype = argv[i + 1];
+    else if (strcmp(argv[i], "--threads") == 0)
+      o.threads = atoi(argv[i + 1]);
+    else if (strcmp(argv[i], "--tokens") == 0)
+      o.tokens = atoi(argv[i + 1]);
+    else if (strcmp(argv[i], "--dir") == 0)
+      o.dir = argv[i + 1];
     else {
       fprintf(stderr, "bench_cpu_decode: unknown option %s\n", argv[i]);
       return 2;
@@ -307,7 +345,8 @@ int main(int argc, char **argv) {
   bool own = !o.dir;
   if (own) o.dir = mkdtemp(temporary);
   if (!o.dir) return 1;
-  char *weights = mob_path_join(o.dir, "model.safetensors"), *config = mob_path_join(o.dir, "config.json");
+  char *weights = mob_path_join(o.dir, "model.safetensors"),
+       *config = mob_path_join(o.dir, "config.json");
   if (!mob_file_exists(weights)) write_model(&o);
   measure(&o);
   if (own) {

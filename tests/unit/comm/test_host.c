@@ -27,14 +27,16 @@ static void run(int size, void *(*fn)(void *), member_t *members, size_t n) {
   mob_comm_t *comm;
   assert_int_equal(mob_comm_host.open(size, &comm), MOB_OK);
   for (int r = 0; r < size; r++) {
-    members[r] = (member_t){comm, r, size, n, MOB_NEW_ARRAY(float, n * (size_t)size + 1), MOB_OK};
+    members[r] = (member_t){comm, r, size, n, MOB_NEW_ARRAY(float, n *(size_t)size + 1), MOB_OK};
     assert_int_equal(pthread_create(&threads[r], NULL, fn, &members[r]), 0);
   }
   for (int r = 0; r < size; r++) pthread_join(threads[r], NULL);
   mob_comm_host.close(comm);
 }
 
-static float value(int rank, size_t i) { return (float)rank * 0.3f + (float)(i % 1013) * 0.7f; }
+static float value(int rank, size_t i) {
+  return (float)rank * 0.3f + (float)(i % 1013) * 0.7f;
+}
 
 static void *reduce_many_times(void *arg) {
   member_t *m = arg;
@@ -74,9 +76,11 @@ static void *gather_and_broadcast(void *arg) {
     m->status = mob_comm_host.all_gather(m->comm, m->rank, part, m->result, m->n);
     for (int r = 0; r < m->size; r++)
       for (size_t i = 0; i < m->n; i++)
-        if (m->result[(size_t)r * m->n + i] != value(r, i + (size_t)round)) m->status = MOB_E_INTERNAL;
+        if (m->result[(size_t)r * m->n + i] != value(r, i + (size_t)round))
+          m->status = MOB_E_INTERNAL;
     int word = m->rank == round % m->size ? round : -1;
-    if (m->status == MOB_OK) m->status = mob_comm_host.broadcast(m->comm, m->rank, round % m->size, &word, sizeof word);
+    if (m->status == MOB_OK)
+      m->status = mob_comm_host.broadcast(m->comm, m->rank, round % m->size, &word, sizeof word);
     if (word != round) m->status = MOB_E_INTERNAL;
     if (m->status != MOB_OK) return NULL;
   }
@@ -103,7 +107,8 @@ static void *missing_rank(void *arg) {
     return NULL;
   }
   m->status = mob_comm_host.all_reduce(m->comm, m->rank, m->result, m->n);
-  if (m->status == MOB_E_ABORTED) m->status = mob_comm_host.barrier(m->comm, m->rank); // later calls fail at once
+  if (m->status == MOB_E_ABORTED)
+    m->status = mob_comm_host.barrier(m->comm, m->rank); // later calls fail at once
   return NULL;
 }
 

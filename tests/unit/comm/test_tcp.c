@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/comm/tcp.h"
@@ -205,6 +206,32 @@ static void test_abort_ends_a_full_send(void **state) {
   close_members(m, 2);
 }
 
+static void *send_twice(void *arg) {
+  member_t *m = arg;
+  char *data = mob_calloc(1, BIG);
+  m->status = mob_link_tcp.send(m->next, data, BIG);
+  if (m->status == MOB_OK) m->status = mob_link_tcp.send(m->next, data, BIG);
+  free(data);
+  return NULL;
+}
+
+// A stage computes a long step and reads nothing meanwhile: its window is shut, and it is well.
+static void test_a_busy_peer_is_not_a_dead_one(void **state) {
+  (void)state;
+  member_t m[2];
+  open_members(m, 2, 5000);
+  join_all(m, 2);
+  assert_int_equal(pthread_create(&m[0].thread, NULL, send_twice, &m[0]), 0);
+  struct timespec long_step = {.tv_sec = 8};
+  nanosleep(&long_step, NULL);
+  char *data = mob_malloc(BIG);
+  for (int i = 0; i < 2; i++) assert_int_equal(mob_link_tcp.recv(m[1].prev, data, BIG), MOB_OK);
+  free(data);
+  pthread_join(m[0].thread, NULL);
+  assert_int_equal(m[0].status, MOB_OK);
+  close_members(m, 2);
+}
+
 static void test_death_of_the_peer_ends_a_wait(void **state) {
   (void)state;
   member_t m[2];
@@ -241,6 +268,7 @@ int main(void) {
       cmocka_unit_test(test_strangers_do_not_disturb),
       cmocka_unit_test(test_abort_ends_a_wait),
       cmocka_unit_test(test_abort_ends_a_full_send),
+      cmocka_unit_test(test_a_busy_peer_is_not_a_dead_one),
       cmocka_unit_test(test_death_of_the_peer_ends_a_wait),
       cmocka_unit_test(test_nobody_comes),
   };

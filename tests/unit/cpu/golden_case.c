@@ -21,14 +21,16 @@ int golden_list(char paths[][512], int max) {
     glob_t found;
     snprintf(pattern, sizeof pattern, MOB_SOURCE_DIR "/tests/golden/%s/*.json", families[f]);
     if (glob(pattern, 0, NULL, &found) == 0)
-      for (size_t i = 0; i < found.gl_pathc && count < max; i++) snprintf(paths[count++], 512, "%s", found.gl_pathv[i]);
+      for (size_t i = 0; i < found.gl_pathc && count < max; i++)
+        snprintf(paths[count++], 512, "%s", found.gl_pathv[i]);
     globfree(&found);
   }
   return count;
 }
 
 static int digit(char c) {
-  static const char *const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  static const char *const digits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const char *at = c ? strchr(digits, c) : NULL;
   return at ? (int)(at - digits) : -1;
 }
@@ -48,7 +50,8 @@ static void decode(const char *text, void *out, size_t bytes) {
 static int32_t *read_ids(const json_t *array, uint32_t *count) {
   *count = (uint32_t)json_array_size(array);
   int32_t *ids = MOB_NEW_ARRAY(int32_t, *count + 1);
-  for (uint32_t i = 0; i < *count; i++) ids[i] = (int32_t)json_integer_value(json_array_get(array, i));
+  for (uint32_t i = 0; i < *count; i++)
+    ids[i] = (int32_t)json_integer_value(json_array_get(array, i));
   return ids;
 }
 
@@ -58,17 +61,19 @@ void golden_load(const char *path, golden_t *out) {
   snprintf(out->path, sizeof out->path, "%s", path);
   out->root = json_load_file(path, 0, &error);
   assert_non_null(out->root);
-  out->vocab = (int)json_integer_value(json_object_get(json_object_get(out->root, "config"), "vocab_size"));
+  out->vocab =
+      (int)json_integer_value(json_object_get(json_object_get(out->root, "config"), "vocab_size"));
   out->prompt = read_ids(json_object_get(out->root, "prompt"), &out->prompt_count);
   out->tokens = read_ids(json_object_get(out->root, "tokens"), &out->token_count);
-  const json_t *rows = json_object_get(out->root, "rows"), *logits = json_object_get(out->root, "logits");
+  const json_t *rows = json_object_get(out->root, "rows"),
+               *logits = json_object_get(out->root, "logits");
   out->row_count = (uint32_t)json_array_size(rows);
   assert_in_range(out->row_count, 1, 8);
   out->logits = mob_malloc(out->row_count * (size_t)out->vocab * sizeof(float));
   for (uint32_t i = 0; i < out->row_count; i++) {
     out->rows[i] = (uint32_t)json_integer_value(json_array_get(rows, i));
-    decode(json_string_value(json_array_get(logits, i)), out->logits + (size_t)i * (size_t)out->vocab,
-           (size_t)out->vocab * sizeof(float));
+    decode(json_string_value(json_array_get(logits, i)),
+           out->logits + (size_t)i * (size_t)out->vocab, (size_t)out->vocab * sizeof(float));
   }
   const char *tmp = getenv("TMPDIR");
   out->dir = mob_sprintf("%s/mobula-golden-XXXXXX", tmp ? tmp : "/tmp");

@@ -11,12 +11,13 @@ typedef struct golden {
   char *dir; // removed by golden_free()
   int32_t *prompt, *tokens;
   uint32_t prompt_count, token_count, row_count;
-  uint32_t rows[8];   // steps whose logits are known
-  float *logits;      // [row_count][vocab]
+  uint32_t rows[8]; // steps whose logits are known
+  float *logits;    // [row_count][vocab]
   int vocab;
 } golden_t;
 
-// Every case of tests/golden/<engine families>; ends the test with a failure when a file is damaged.
+// Every case of tests/golden/<engine families>; ends the test with a failure when a file is
+// damaged.
 int golden_list(char paths[][512], int max);
 void golden_load(const char *path, golden_t *out);
 void golden_free(golden_t *golden);

@@ -43,9 +43,10 @@ static float scale_of(const mob_slot_t *slot) {
   return (float)exp2(-nearbyint(log2(3.24 * sqrt((double)slot->cols) / gain)));
 }
 
-static void begin_tensor(writer_t *w, const char *name, const char *dtype, int64_t rows, int64_t cols, size_t bytes) {
-  mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld", w->header.len > 1 ? "," : "", name, dtype,
-                 (long long)rows);
+static void begin_tensor(writer_t *w, const char *name, const char *dtype, int64_t rows,
+                         int64_t cols, size_t bytes) {
+  mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld",
+                 w->header.len > 1 ? "," : "", name, dtype, (long long)rows);
   if (cols) mob_buf_printf(&w->header, ",%lld", (long long)cols);
   mob_buf_printf(&w->header, "],\"data_offsets\":[%zu,%zu]}", w->data.len, w->data.len + bytes);
 }
@@ -90,15 +91,21 @@ static mob_status write_slot(void *arg, const mob_slot_t *slot) {
   writer_t *w = arg;
   if (slot->optional) return MOB_OK; // tied
   bool vector = slot->cols == 1, bias = slot->id == MOB_W_ROUTER_BIAS;
-  bool plain = vector || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER;
+  bool plain =
+      vector || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER;
   bool fp8 = strcmp(w->dtype, "fp8") == 0;
-  float scale = vector ? ends(slot->name, "norm.weight") ? 1 / 16.0f : bias ? 1 / 64.0f : 1 / 32.0f : scale_of(slot);
+  float scale = vector ? ends(slot->name, "norm.weight") ? 1 / 16.0f
+                         : bias                          ? 1 / 64.0f
+                                                         : 1 / 32.0f
+                       : scale_of(slot);
   float base = vector && ends(slot->name, "norm.weight") ? 1.0f : 0.0f;
   if (fp8 && !plain) {
     put_fp8(w, slot, scale);
     return MOB_OK;
   }
-  const char *dtype = bias || strcmp(w->dtype, "f32") == 0 ? "F32" : strcmp(w->dtype, "f16") == 0 ? "F16" : "BF16";
+  const char *dtype = bias || strcmp(w->dtype, "f32") == 0 ? "F32"
+                      : strcmp(w->dtype, "f16") == 0       ? "F16"
+                                                           : "BF16";
   int64_t count = slot->rows * slot->cols;
   begin_tensor(w, slot->name, dtype, slot->rows, vector ? 0 : slot->cols,
                (size_t)count * (dtype[0] == 'F' && dtype[1] == '3' ? 4 : 2));

@@ -1,4 +1,5 @@
-// Weights from a seed, the same bits as tools/golden/weights.py makes, written as a model directory.
+// Weights from a seed, the same bits as tools/golden/weights.py makes, written as a model
+// directory.
 #ifndef MOB_TESTS_CPU_GOLDEN_WEIGHTS_H
 #define MOB_TESTS_CPU_GOLDEN_WEIGHTS_H
 
@@ -6,8 +7,8 @@
 
 #include "runtime/base/status.h"
 
-// Writes config.json and model.safetensors for the golden `case_` (its config, dtype and seed) into the existing
-// folder `dir`.
+// Writes config.json and model.safetensors for the golden `case_` (its config, dtype and seed) into
+// the existing folder `dir`.
 mob_status golden_write_model(const json_t *case_, const char *dir);
 
 #endif

@@ -40,14 +40,17 @@ static mob_status link_recv(mob_link_t *link, void *data, size_t bytes) {
   return MOB_OK;
 }
 
-static void link_abort(mob_link_t *link) { shutdown(link->fd, SHUT_RDWR); }
+static void link_abort(mob_link_t *link) {
+  shutdown(link->fd, SHUT_RDWR);
+}
 
 static void link_close(mob_link_t *link) {
   if (link->fd >= 0) close(link->fd);
   link->fd = -1;
 }
 
-static const mob_link_ops_t socket_link = {"socketpair", link_send, link_recv, link_abort, link_close};
+static const mob_link_ops_t socket_link = {"socketpair", link_send, link_recv, link_abort,
+                                           link_close};
 
 struct harness {
   harness_config_t config;
@@ -70,7 +73,8 @@ struct harness {
   MOB_VEC(mob_prompt_logprob_t) prompt;
 };
 
-static void on_step(void *arg, mob_status status, const char *why, const mob_step_result_t *result, bool last) {
+static void on_step(void *arg, mob_status status, const char *why, const mob_step_result_t *result,
+                    bool last) {
   harness_t *h = arg;
   pthread_mutex_lock(&h->lock);
   h->finished++;
@@ -81,7 +85,8 @@ static void on_step(void *arg, mob_status status, const char *why, const mob_ste
   if (last && result) {
     for (uint32_t i = 0; i < result->sampled_count; i++) {
       const mob_sampled_t *s = &result->sampled[i];
-      h->tokens[s->slot] = mob_realloc(h->tokens[s->slot], (h->counts[s->slot] + 1) * sizeof(int32_t));
+      h->tokens[s->slot] =
+          mob_realloc(h->tokens[s->slot], (h->counts[s->slot] + 1) * sizeof(int32_t));
       h->tokens[s->slot][h->counts[s->slot]++] = s->token;
       h->last = *s;
       if (s->top_count) memcpy(h->last_top, s->top, s->top_count * sizeof *s->top);
@@ -94,24 +99,28 @@ static void on_step(void *arg, mob_status status, const char *why, const mob_ste
     }
     mob_exec_t *exec = h->execs[h->config.pp - 1];
     if (result->sampled_count)
-      memcpy(h->logits, exec->logits, (size_t)MOB_LOGIT_ROWS * (size_t)exec->desc->vocab * sizeof(float));
+      memcpy(h->logits, exec->logits,
+             (size_t)MOB_LOGIT_ROWS * (size_t)exec->desc->vocab * sizeof(float));
   }
   if (last) h->done++;
   pthread_cond_broadcast(&h->wake);
   pthread_mutex_unlock(&h->lock);
 }
 
-static void on_last(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
+static void on_last(void *arg, mob_status status, const char *why,
+                    const mob_step_result_t *result) {
   on_step(arg, status, why, result, true);
 }
 
-static void on_other(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
+static void on_other(void *arg, mob_status status, const char *why,
+                     const mob_step_result_t *result) {
   on_step(arg, status, why, result, false);
 }
 
 static mob_status make_pair(mob_link_t *pair) {
   int fds[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) return mob_fail(MOB_E_IO, "socketpair: %s", strerror(errno));
+  if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0)
+    return mob_fail(MOB_E_IO, "socketpair: %s", strerror(errno));
   pair[0].fd = fds[0];
   pair[1].fd = fds[1];
   return MOB_OK;
@@ -134,7 +143,7 @@ static mob_status open_stages(harness_t *h) {
                             .threads = c->threads ? c->threads : 1,
                             .dtype = MOB_DT_F32,
                             .exact = true,
-                            .kv_dtype = c->bf16_kv ? MOB_DT_BF16 : MOB_DT_F32,
+                            .kv_dtype = c->kv_dtype,
                             .max_tokens = c->max_tokens ? c->max_tokens : 512,
                             .max_seqs = SLOTS,
                             .max_len = 4096,
@@ -142,7 +151,10 @@ static mob_status open_stages(harness_t *h) {
                             .prev = i ? &h->links[i - 1][1] : NULL,
                             .next = i + 1 < c->pp ? &h->links[i][0] : NULL,
                             .link = &socket_link,
-                            .ids = c->pp == 1 ? NULL : i == 0 ? &h->ids[0] : i + 1 == c->pp ? &h->ids[1] : NULL};
+                            .ids = c->pp == 1       ? NULL
+                                   : i == 0         ? &h->ids[0]
+                                   : i + 1 == c->pp ? &h->ids[1]
+                                                    : NULL};
     MOB_TRY(mob_backend_cpu.open(&spec, &h->execs[i]));
     MOB_TRY(mob_backend_cpu.load(h->execs[i], NULL, NULL));
     MOB_TRY(mob_backend_cpu.alloc_kv(h->execs[i], PAGES));
@@ -184,10 +196,18 @@ void harness_close(harness_t *h) {
   free(h);
 }
 
-const mob_model_desc_t *harness_desc(const harness_t *h) { return mob_model_desc(h->model); }
-mob_exec_t *harness_exec(harness_t *h, int stage) { return h->execs[stage]; }
-const float *harness_logits(const harness_t *h) { return h->logits; }
-const mob_sampled_t *harness_last(const harness_t *h) { return &h->last; }
+const mob_model_desc_t *harness_desc(const harness_t *h) {
+  return mob_model_desc(h->model);
+}
+mob_exec_t *harness_exec(harness_t *h, int stage) {
+  return h->execs[stage];
+}
+const float *harness_logits(const harness_t *h) {
+  return h->logits;
+}
+const mob_sampled_t *harness_last(const harness_t *h) {
+  return &h->last;
+}
 
 const int32_t *harness_tokens(const harness_t *h, uint32_t slot, uint32_t *count) {
   *count = h->counts[slot];
@@ -202,7 +222,8 @@ const mob_prompt_logprob_t *harness_prompt(const harness_t *h, uint32_t *count) 
 mob_status harness_submit(harness_t *h, const mob_step_t *step) {
   for (int i = 0; i < h->config.pp; i++) {
     h->submitted++;
-    mob_status status = mob_backend_cpu.step(h->execs[i], step, i + 1 == h->config.pp ? on_last : on_other, h);
+    mob_status status =
+        mob_backend_cpu.step(h->execs[i], step, i + 1 == h->config.pp ? on_last : on_other, h);
     if (status != MOB_OK) {
       h->submitted--;
       return status;
@@ -221,28 +242,50 @@ mob_status harness_wait(harness_t *h, uint64_t count) {
 
 mob_status harness_generate(harness_t *h, const harness_run_t *run) {
   uint32_t pages[PAGES], chunk = run->chunk ? run->chunk : run->prompt_count;
-  for (uint32_t i = 0; i < PAGES; i++) pages[i] = (run->first_page + i * 7) % PAGES; // scattered on purpose
+  for (uint32_t i = 0; i < PAGES; i++)
+    pages[i] = (run->first_page + i * 7) % PAGES; // scattered on purpose
   size_t vocab = (size_t)harness_desc(h)->vocab;
   uint64_t id = h->done;
-  mob_sampling_t greedy = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
-  mob_seq_open_t open = {.slot = run->slot, .sampling = greedy, .prompt = run->prompt, .prompt_count = run->prompt_count};
+  mob_sampling_t greedy = {
+      .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
+  mob_seq_open_t open = {.slot = run->slot,
+                         .sampling = greedy,
+                         .prompt = run->prompt,
+                         .prompt_count = run->prompt_count};
   uint32_t before = h->counts[run->slot];
   for (uint32_t at = 0; at < run->prompt_count; at += chunk) {
     uint32_t n = run->prompt_count - at < chunk ? run->prompt_count - at : chunk;
-    mob_seq_step_t seq = {.slot = run->slot, .start = at, .count = n, .tokens = run->prompt + at, .pages = pages,
+    mob_seq_step_t seq = {.slot = run->slot,
+                          .start = at,
+                          .count = n,
+                          .tokens = run->prompt + at,
+                          .pages = pages,
                           .page_count = (at + n + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS,
                           .sample = at + n == run->prompt_count};
-    mob_step_t step = {.id = ++id, .token_count = n, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = at == 0};
+    mob_step_t step = {.id = ++id,
+                       .token_count = n,
+                       .seq_count = 1,
+                       .seqs = &seq,
+                       .open = &open,
+                       .open_count = at == 0};
     MOB_TRY(harness_submit(h, &step));
     if (!run->queue) MOB_TRY(harness_wait(h, id));
   }
   for (uint32_t i = 0; i < run->generate; i++) {
-    if (run->logits && !run->queue) memcpy(run->logits + i * vocab, h->logits, vocab * sizeof(float));
+    if (run->logits && !run->queue)
+      memcpy(run->logits + i * vocab, h->logits, vocab * sizeof(float));
     if (i + 1 == run->generate) break;
-    int32_t token = run->queue ? MOB_TOKEN_PREVIOUS : run->forced ? run->forced[i] : h->tokens[run->slot][before + i];
+    int32_t token = run->queue    ? MOB_TOKEN_PREVIOUS
+                    : run->forced ? run->forced[i]
+                                  : h->tokens[run->slot][before + i];
     uint32_t start = run->prompt_count + i;
-    mob_seq_step_t seq = {.slot = run->slot, .start = start, .count = 1, .tokens = &token, .pages = pages,
-                          .page_count = (start + MOB_PAGE_TOKENS) / MOB_PAGE_TOKENS, .sample = true};
+    mob_seq_step_t seq = {.slot = run->slot,
+                          .start = start,
+                          .count = 1,
+                          .tokens = &token,
+                          .pages = pages,
+                          .page_count = (start + MOB_PAGE_TOKENS) / MOB_PAGE_TOKENS,
+                          .sample = true};
     mob_step_t step = {.id = ++id, .token_count = 1, .seq_count = 1, .seqs = &seq};
     MOB_TRY(harness_submit(h, &step));
     if (!run->queue) MOB_TRY(harness_wait(h, id));

@@ -1,5 +1,5 @@
-// Drives the CPU backend as the stages would: every pipeline stage an executor of its own in this process, joined by
-// socket pairs, fed with the same steps.
+// Drives the CPU backend as the stages would: every pipeline stage an executor of its own in this
+// process, joined by socket pairs, fed with the same steps.
 #ifndef MOB_TESTS_CPU_HARNESS_H
 #define MOB_TESTS_CPU_HARNESS_H
 
@@ -12,8 +12,9 @@ typedef struct harness_config {
   const char *overrides; // of config.json
   bool dummy;
   int tp, pp, threads;
-  bool expert_parallel, bf16_kv;
-  int max_tokens; // of a step; 0: 512
+  bool expert_parallel;
+  mob_dtype_t kv_dtype; // F32 by default
+  int max_tokens;       // of a step; 0: 512
 } harness_config_t;
 
 mob_status harness_open(const harness_config_t *config, harness_t **out);
@@ -21,27 +22,28 @@ void harness_close(harness_t *h);
 const mob_model_desc_t *harness_desc(const harness_t *h);
 mob_exec_t *harness_exec(harness_t *h, int stage);
 
-// Queues a step on all stages without waiting; harness_wait() waits until the last stage has reported `count` steps in
-// all and returns the first failure.
+// Queues a step on all stages without waiting; harness_wait() waits until the last stage has
+// reported `count` steps in all and returns the first failure.
 mob_status harness_submit(harness_t *h, const mob_step_t *step);
 mob_status harness_wait(harness_t *h, uint64_t count);
 // What the last stage sampled for `slot` so far.
 const int32_t *harness_tokens(const harness_t *h, uint32_t slot, uint32_t *count);
 // Logits of the last step's sampled rows, [rows][vocab], in order (only the first MOB_LOGIT_ROWS).
 const float *harness_logits(const harness_t *h);
-// The last sampled token's log probabilities, and those of prompt tokens, collected since the start.
+// The last sampled token's log probabilities, and those of prompt tokens, collected since the
+// start.
 const mob_sampled_t *harness_last(const harness_t *h);
 const mob_prompt_logprob_t *harness_prompt(const harness_t *h, uint32_t *count);
 
 typedef struct harness_run {
   const int32_t *prompt;
   uint32_t prompt_count;
-  uint32_t chunk;          // tokens of a prefill step; 0: all at once
-  const int32_t *forced;   // NULL, or the tokens to feed instead of the sampled ones
+  uint32_t chunk;        // tokens of a prefill step; 0: all at once
+  const int32_t *forced; // NULL, or the tokens to feed instead of the sampled ones
   uint32_t generate;
-  bool queue;              // decode with MOB_TOKEN_PREVIOUS, all steps queued at once
-  float *logits;           // NULL, or [generate][vocab]
-  int32_t *tokens;         // [generate] what was sampled
+  bool queue;      // decode with MOB_TOKEN_PREVIOUS, all steps queued at once
+  float *logits;   // NULL, or [generate][vocab]
+  int32_t *tokens; // [generate] what was sampled
   uint32_t slot, first_page;
 } harness_run_t;
 

@@ -1,5 +1,4 @@
-// The CPU backend against Hugging Face transformers (tests/golden, made by tools/golden/engine.py), and against itself
-// under every way of cutting the work: tensor and pipeline parallel, chunks, both forms of latent attention, threads.
+// The CPU backend against Hugging Face transformers (tests/golden, made by tools/golden/engine.py).
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,144 +22,102 @@ static float max_error(const float *a, const float *b, size_t n) {
   return worst;
 }
 
-// The other ways are compared over fewer tokens, and in sanitizer builds, ten times slower, on fewer cases.
-enum { SHORT = 20 };
+// Sanitizer builds are ten times slower: they see fewer cases and tokens.
 #if defined(MOB_ASAN) || defined(MOB_TSAN)
-enum { EVERY = 5 };
+enum { EVERY = 4, TOKENS = 33 };
 #else
-enum { EVERY = 1 };
+enum { EVERY = 1, TOKENS = 64 };
 #endif
 
-typedef struct way {
-  int tp, pp, threads;
-  bool expert_parallel, queue;
-  uint32_t chunk;
-  const char *mla;
-} way_t;
-
-// Logits [count][vocab] of the greedy path of a golden, computed in one way; the caller frees them.
-static float *compute(const golden_t *g, const way_t *way, uint32_t count) {
-  harness_config_t config = {.dir = g->dir, .tp = way->tp, .pp = way->pp, .threads = way->threads,
-                             .expert_parallel = way->expert_parallel};
+// Logits [TOKENS][vocab] of the greedy path of a golden; the caller frees them. With a rounded
+// cache the path is forced to transformers' tokens, because a small difference may tip a near tie.
+static float *compute(const golden_t *g, mob_dtype_t kv, int32_t *tokens) {
+  harness_config_t config = {.dir = g->dir, .tp = 1, .pp = 1, .kv_dtype = kv};
   harness_t *h;
-  if (way->mla) setenv("MOB_CPU_MLA", way->mla, 1);
-  else unsetenv("MOB_CPU_MLA");
-  if (harness_open(&config, &h) != MOB_OK) fail_msg("%s tp %d pp %d: %s", g->path, way->tp, way->pp, mob_errmsg());
-  float *logits = MOB_NEW_ARRAY(float, count * (size_t)g->vocab);
-  int32_t tokens[count];
-  harness_run_t run = {.prompt = g->prompt, .prompt_count = g->prompt_count, .chunk = way->chunk,
-                       .generate = count, .queue = way->queue, .logits = logits, .tokens = tokens};
+  if (harness_open(&config, &h) != MOB_OK) fail_msg("%s: %s", g->path, mob_errmsg());
+  float *logits = MOB_NEW_ARRAY(float, TOKENS *(size_t)g->vocab);
+  harness_run_t run = {.prompt = g->prompt,
+                       .prompt_count = g->prompt_count,
+                       .generate = TOKENS,
+                       .forced = kv == MOB_DT_COUNT ? NULL : g->tokens,
+                       .logits = logits,
+                       .tokens = tokens};
   if (harness_generate(h, &run) != MOB_OK) fail_msg("%s: %s", g->path, mob_errmsg());
-  for (uint32_t i = 0; i < count; i++)
-    if (tokens[i] != g->tokens[i])
-      fail_msg("%s: tp %d pp %d: token %u is %d, transformers has %d", g->path, way->tp, way->pp, i, tokens[i],
-               g->tokens[i]);
   harness_close(h);
   return logits;
 }
 
-static bool divides(const golden_t *g, int tp, int pp) {
-  const json_t *config = json_object_get(g->root, "config");
-  int64_t heads = json_integer_value(json_object_get(config, "num_attention_heads"));
-  int64_t layers = json_integer_value(json_object_get(config, "num_hidden_layers"));
-  return heads % tp == 0 && pp <= layers;
-}
-
-static void test_logits_and_tokens_are_those_of_transformers(void **state) {
+static void test_auto_has_the_logits_and_tokens_of_transformers(void **state) {
   (void)state;
   char paths[64][512];
   int count = golden_list(paths, 64);
   assert_in_range(count, 10, 64);
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < count; i += EVERY) {
     golden_t g;
+    int32_t tokens[TOKENS];
     golden_load(paths[i], &g);
-    float *logits = compute(&g, &(way_t){.tp = 1, .pp = 1}, g.token_count);
-    float worst = 0;
-    for (uint32_t r = 0; r < g.row_count; r++)
-      worst = fmaxf(worst, max_error(logits + g.rows[r] * (size_t)g.vocab, g.logits + r * (size_t)g.vocab,
-                                     (size_t)g.vocab));
-    print_message("%-24s largest difference of a logit %.1e\n", strrchr(paths[i], '/') + 1, (double)worst);
+    float *logits = compute(&g, MOB_DT_COUNT, tokens), worst = 0;
+    for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++)
+      worst = fmaxf(worst, max_error(logits + g.rows[r] * (size_t)g.vocab,
+                                     g.logits + r * (size_t)g.vocab, (size_t)g.vocab));
+    print_message("%-24s largest difference of a logit %.1e\n", strrchr(paths[i], '/') + 1,
+                  (double)worst);
     assert_true(worst < 1e-4f);
+    assert_memory_equal(tokens, g.tokens, sizeof tokens);
     free(logits);
     golden_free(&g);
   }
 }
 
-static void test_parallel_ways_agree(void **state) {
-  (void)state;
-  static const way_t ways[] = {
-      {2, 1, 1, false, false, 0, NULL}, {4, 1, 1, false, false, 0, NULL}, {8, 1, 1, false, false, 0, NULL},
-      {1, 2, 1, false, false, 0, NULL}, {1, 3, 1, false, false, 0, NULL}, {1, 4, 1, false, false, 0, NULL},
-      {2, 2, 4, false, false, 0, NULL}, {8, 2, 1, false, false, 0, NULL}, {2, 1, 1, true, false, 0, NULL},
-      {4, 2, 1, true, false, 0, NULL},  {1, 1, 3, false, false, 0, NULL},
-  };
-  char paths[64][512];
-  int count = golden_list(paths, 64);
-  for (int i = 0; i < count; i += EVERY) {
-    golden_t g;
-    golden_load(paths[i], &g);
-    size_t n = SHORT * (size_t)g.vocab;
-    float *expected = compute(&g, &(way_t){.tp = 1, .pp = 1}, SHORT);
-    for (size_t k = 0; k < MOB_LEN(ways); k++) {
-      if (!divides(&g, ways[k].tp, ways[k].pp)) continue;
-      float *logits = compute(&g, &ways[k], SHORT);
-      // Stages and threads change no bit; tensor parallelism changes the order of sums.
-      if (ways[k].tp == 1) assert_memory_equal(logits, expected, n * sizeof *logits);
-      else assert_true(max_error(logits, expected, n) < 1e-4f);
-      free(logits);
-    }
-    // The same number of ranks over two stages: again the same bits.
-    float *tp2 = compute(&g, &(way_t){.tp = 2, .pp = 1}, SHORT), *tp2pp2 = compute(&g, &(way_t){.tp = 2, .pp = 2}, SHORT);
-    assert_memory_equal(tp2, tp2pp2, n * sizeof *tp2);
-    free(tp2);
-    free(tp2pp2);
-    free(expected);
-    golden_free(&g);
+// Kullback-Leibler divergence of softmax(b) from softmax(a), and the cosine of the logits.
+static void compare(const float *a, const float *b, int n, double *divergence, double *cosine) {
+  double sum_a = 0, sum_b = 0, ab = 0, aa = 0, bb = 0;
+  for (int i = 0; i < n; i++) {
+    sum_a += exp(a[i]);
+    sum_b += exp(b[i]);
+    ab += (double)a[i] * b[i];
+    aa += (double)a[i] * a[i];
+    bb += (double)b[i] * b[i];
   }
+  *divergence = 0;
+  for (int i = 0; i < n; i++)
+    *divergence += exp(a[i]) / sum_a * (a[i] - b[i] - log(sum_a) + log(sum_b));
+  *cosine = ab / sqrt(aa * bb);
 }
 
-static void test_chunks_and_forms_of_attention_agree(void **state) {
+// bf16 and fp16 caches, where no router can turn a rounding into another expert.
+static void test_rounded_cache_is_close_to_transformers(void **state) {
   (void)state;
   char paths[64][512];
-  int count = golden_list(paths, 64);
-  for (int i = 0; i < count; i += EVERY) {
+  int count = golden_list(paths, 64), same = 0, all = 0;
+  for (int i = 0; i < count; i++) {
     golden_t g;
+    int32_t tokens[TOKENS];
+    if (strstr(paths[i], "moe") || (strstr(paths[i], "deepseek") && !strstr(paths[i], "dense")))
+      continue;
     golden_load(paths[i], &g);
-    size_t n = SHORT * (size_t)g.vocab;
-    float *absorbed = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "absorbed"}, SHORT);
-    float *expanded = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "expanded"}, SHORT);
-    assert_true(max_error(absorbed, expanded, n) < 1e-4f);
-    for (uint32_t chunk = 1; chunk < 80; chunk = chunk * 3 + 2) {
-      float *one = compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "expanded"}, SHORT);
-      float *two = compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "absorbed"}, SHORT);
-      assert_memory_equal(one, expanded, n * sizeof *one);
-      assert_memory_equal(two, absorbed, n * sizeof *two);
-      free(one);
-      free(two);
+    float *logits = compute(&g, i % 2 ? MOB_DT_BF16 : MOB_DT_F16, tokens);
+    for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++) {
+      double divergence, cosine;
+      compare(g.logits + r * (size_t)g.vocab, logits + g.rows[r] * (size_t)g.vocab, g.vocab,
+              &divergence, &cosine);
+      if (!(cosine > 0.999 && divergence < 1e-2))
+        fail_msg("%s, step %u: cosine %.5f, divergence %.4f", paths[i], g.rows[r], cosine,
+                 divergence);
     }
-    free(absorbed);
-    free(expanded);
+    for (int t = 0; t < TOKENS; t++) same += tokens[t] == g.tokens[t];
+    all += TOKENS;
+    free(logits);
     golden_free(&g);
   }
-  unsetenv("MOB_CPU_MLA");
-}
-
-static void test_queued_steps_take_the_sampled_ids(void **state) {
-  (void)state;
-  golden_t g;
-  golden_load(MOB_SOURCE_DIR "/tests/golden/deepseek_v3/base_fp8.json", &g);
-  static const way_t ways[] = {{1, 1, 1, false, true, 0, NULL}, {2, 2, 1, false, true, 0, NULL},
-                               {1, 4, 1, false, true, 16, NULL}, {8, 2, 1, false, true, 64, NULL}};
-  for (size_t k = 0; k < MOB_LEN(ways); k++) free(compute(&g, &ways[k], SHORT)); // compares the tokens
-  golden_free(&g);
+  print_message("the best token agrees in %d of %d places\n", same, all);
+  assert_true(same >= 0.99 * all);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_logits_and_tokens_are_those_of_transformers),
-      cmocka_unit_test(test_queued_steps_take_the_sampled_ids),
-      cmocka_unit_test(test_parallel_ways_agree),
-      cmocka_unit_test(test_chunks_and_forms_of_attention_agree),
+      cmocka_unit_test(test_auto_has_the_logits_and_tokens_of_transformers),
+      cmocka_unit_test(test_rounded_cache_is_close_to_transformers),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,7 +18,9 @@ static uint32_t next_random(void) {
   return (uint32_t)(seed >> 33);
 }
 
-static float uniform(void) { return (float)next_random() / 1073741824.0f - 1.0f; } // [-1, 1)
+static float uniform(void) {
+  return (float)next_random() / 1073741824.0f - 1.0f;
+} // [-1, 1)
 
 static float *random_floats(int64_t n) {
   float *x = mob_malloc((size_t)n * sizeof *x + 64);
@@ -29,22 +31,33 @@ static float *random_floats(int64_t n) {
 static const char *const names[] = {"avx2", "avx512"};
 
 // A shard of `whole_cols` columns that begins at col0, at an odd address.
-static mob_mat_t random_matrix(mob_dtype_t dtype, int64_t rows, int64_t cols, int64_t row0, int64_t col0,
-                               uint8_t **block, float **scales) {
+static mob_mat_t random_matrix(mob_dtype_t dtype, int64_t rows, int64_t cols, int64_t row0,
+                               int64_t col0, uint8_t **block, float **scales) {
   size_t size = mob_dtype_size(dtype), stride = (size_t)(cols + 5) * size;
   *block = mob_malloc((size_t)rows * stride + 64);
   uint8_t *data = *block + 1;
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t c = 0; c < cols; c++) {
       float f = uniform();
-      uint16_t half = dtype == MOB_DT_BF16 ? mob_f32_to_bf16(f) : (uint16_t)(next_random() % 0x3c00u | (next_random() & 0x8000u));
+      uint16_t half = dtype == MOB_DT_BF16
+                          ? mob_f32_to_bf16(f)
+                          : (uint16_t)(next_random() % 0x3c00u | (next_random() & 0x8000u));
       uint8_t code = (uint8_t)next_random();
       if ((code & 0x7f) == 0x7f) code = 0;
       memcpy(data + (size_t)r * stride + (size_t)c * size,
-             dtype == MOB_DT_F32 ? (void *)&f : dtype == MOB_DT_F8E4M3 ? (void *)&code : (void *)&half, size);
+             dtype == MOB_DT_F32      ? (void *)&f
+             : dtype == MOB_DT_F8E4M3 ? (void *)&code
+                                      : (void *)&half,
+             size);
     }
   }
-  mob_mat_t w = {.dtype = dtype, .rows = rows, .cols = cols, .data = data, .stride = stride, .row0 = row0, .col0 = col0};
+  mob_mat_t w = {.dtype = dtype,
+                 .rows = rows,
+                 .cols = cols,
+                 .data = data,
+                 .stride = stride,
+                 .row0 = row0,
+                 .col0 = col0};
   *scales = NULL;
   if (dtype == MOB_DT_F8E4M3) {
     w.block_rows = w.block_cols = 128;
@@ -55,12 +68,14 @@ static mob_mat_t random_matrix(mob_dtype_t dtype, int64_t rows, int64_t cols, in
   return w;
 }
 
-static void check_gemm(const mob_cpu_ops_t *ops, mob_dtype_t dtype, int64_t rows, int64_t cols, int64_t row0, int64_t col0) {
+static void check_gemm(const mob_cpu_ops_t *ops, mob_dtype_t dtype, int64_t rows, int64_t cols,
+                       int64_t row0, int64_t col0) {
   enum { M = 13 };
   uint8_t *block;
   float *scales, *x = random_floats(M * cols);
   mob_mat_t w = random_matrix(dtype, rows, cols, row0, col0, &block, &scales);
-  float *expected = random_floats(M * rows), *got = random_floats(M * rows), *single = random_floats(rows);
+  float *expected = random_floats(M * rows), *got = random_floats(M * rows),
+        *single = random_floats(rows);
   const float *in[M];
   float *to[M], *want[M];
   for (int i = 0; i < M; i++) {
@@ -74,7 +89,8 @@ static void check_gemm(const mob_cpu_ops_t *ops, mob_dtype_t dtype, int64_t rows
     for (int i = 0; i < m; i++)
       for (int64_t r = 0; r < rows; r++) {
         double magnitude = dtype == MOB_DT_F8E4M3 ? 448.0 : 1.0;
-        assert_true(fabs(got[i * rows + r] - expected[i * rows + r]) <= 2e-6 * magnitude * sqrt((double)cols));
+        assert_true(fabs(got[i * rows + r] - expected[i * rows + r]) <=
+                    2e-6 * magnitude * sqrt((double)cols));
       }
     ops->gemm(&w, 0, rows, &in[m - 1], (float *[]){single}, 1); // alone: the same bits
     assert_memory_equal(single, to[m - 1], (size_t)rows * sizeof *single);
@@ -100,9 +116,10 @@ static void check_gemm(const mob_cpu_ops_t *ops, mob_dtype_t dtype, int64_t rows
 
 static void test_matrix_products(void **state) {
   (void)state;
-  static const int64_t shapes[][4] = {{1, 1, 0, 0},    {5, 7, 0, 0},      {32, 128, 0, 0},  {9, 256, 0, 0},
-                                      {17, 300, 3, 0}, {12, 512, 120, 0}, {10, 24, 0, 24},  {6, 200, 100, 72},
-                                      {33, 129, 0, 1}, {8, 16, 0, 120},   {11, 1000, 5, 40}};
+  static const int64_t shapes[][4] = {{1, 1, 0, 0},    {5, 7, 0, 0},      {32, 128, 0, 0},
+                                      {9, 256, 0, 0},  {17, 300, 3, 0},   {12, 512, 120, 0},
+                                      {10, 24, 0, 24}, {6, 200, 100, 72}, {33, 129, 0, 1},
+                                      {8, 16, 0, 120}, {11, 1000, 5, 40}};
   for (size_t n = 0; n < MOB_LEN(names); n++) {
     const mob_cpu_ops_t *ops = mob_cpu_ops_named(names[n]);
     for (size_t s = 0; ops && s < MOB_LEN(shapes); s++)
@@ -116,11 +133,18 @@ static void test_all_fp8_codes(void **state) {
   uint8_t codes[256];
   float scale = 1, expected[256], got[256];
   for (int i = 0; i < 256; i++) codes[i] = (i & 0x7f) == 0x7f ? 0 : (uint8_t)i;
-  mob_mat_t w = {.dtype = MOB_DT_F8E4M3, .rows = 1, .cols = 256, .data = codes, .stride = 256, .scales = &scale,
-                 .scale_stride = 1, .block_rows = 1, .block_cols = 256};
+  mob_mat_t w = {.dtype = MOB_DT_F8E4M3,
+                 .rows = 1,
+                 .cols = 256,
+                 .data = codes,
+                 .stride = 256,
+                 .scales = &scale,
+                 .scale_stride = 1,
+                 .block_rows = 1,
+                 .block_cols = 256};
   mob_cpu_ops_scalar.row(&w, 0, expected);
-  assert_true(expected[1] == 0x1p-9f && expected[8] == 0x1p-6f && expected[0x38] == 1 && expected[0x7e] == 448 &&
-              expected[0xb9] == -1.125f);
+  assert_true(expected[1] == 0x1p-9f && expected[8] == 0x1p-6f && expected[0x38] == 1 &&
+              expected[0x7e] == 448 && expected[0xb9] == -1.125f);
   for (size_t n = 0; n < MOB_LEN(names); n++) {
     const mob_cpu_ops_t *ops = mob_cpu_ops_named(names[n]);
     if (!ops) continue;
@@ -130,7 +154,8 @@ static void test_all_fp8_codes(void **state) {
 }
 
 static void assert_close(const float *a, const float *b, int64_t n, float tolerance) {
-  for (int64_t i = 0; i < n; i++) assert_true(fabsf(a[i] - b[i]) <= tolerance * (1.0f + fabsf(b[i])));
+  for (int64_t i = 0; i < n; i++)
+    assert_true(fabsf(a[i] - b[i]) <= tolerance * (1.0f + fabsf(b[i])));
 }
 
 static void test_vectors(void **state) {
@@ -139,7 +164,8 @@ static void test_vectors(void **state) {
   for (size_t k = 0; k < MOB_LEN(names); k++) {
     const mob_cpu_ops_t *ops = mob_cpu_ops_named(names[k]);
     for (int64_t n = 1; ops && n < 200; n += n < 40 ? 1 : 13) {
-      float *x = random_floats(n), *w = random_floats(n), *a = random_floats(n), *b = random_floats(n);
+      float *x = random_floats(n), *w = random_floats(n), *a = random_floats(n),
+            *b = random_floats(n);
       memcpy(b, a, (size_t)n * sizeof *a);
       ops->axpy(0.7f, x, a, n);
       scalar->axpy(0.7f, x, b, n);
@@ -154,13 +180,16 @@ static void test_vectors(void **state) {
       assert_true(ops->max(x, n) == scalar->max(x, n));
       memcpy(a, x, (size_t)n * sizeof *a);
       memcpy(b, x, (size_t)n * sizeof *a);
-      float top = scalar->max(x, n), s1 = ops->exp_sum(a, top, (int)n), s2 = scalar->exp_sum(b, top, (int)n);
+      float top = scalar->max(x, n), s1 = ops->exp_sum(a, top, (int)n),
+            s2 = scalar->exp_sum(b, top, (int)n);
       assert_close(a, b, n, 5e-7f);
       assert_true(fabsf(s1 - s2) <= 2e-6f * s2);
-      uint16_t h1[200], h2[200];
-      ops->store(x, MOB_DT_BF16, h1, n);
-      scalar->store(x, MOB_DT_BF16, h2, n);
-      assert_memory_equal(h1, h2, (size_t)n * 2);
+      for (int dtype = MOB_DT_BF16; dtype <= MOB_DT_F16; dtype++) {
+        uint16_t h1[200], h2[200];
+        ops->store(x, (mob_dtype_t)dtype, h1, n);
+        scalar->store(x, (mob_dtype_t)dtype, h2, n);
+        assert_memory_equal(h1, h2, (size_t)n * 2);
+      }
       free(x);
       free(w);
       free(a);
@@ -177,10 +206,10 @@ static void test_attention(void **state) {
     for (int64_t dim = 1; ops && dim < 150; dim += 21) {
       float *q = random_floats(dim), *keys = random_floats(KEYS * STRIDE), *p = random_floats(KEYS);
       uint16_t half[KEYS * STRIDE];
-      mob_cpu_ops_scalar.store(keys, MOB_DT_BF16, half, KEYS * STRIDE);
-      for (int bf16 = 0; bf16 < 2; bf16++) {
-        const void *data = bf16 ? (void *)half : keys;
-        mob_dtype_t dtype = bf16 ? MOB_DT_BF16 : MOB_DT_F32;
+      for (int kind = MOB_DT_F32; kind <= MOB_DT_F16; kind++) {
+        mob_dtype_t dtype = (mob_dtype_t)kind;
+        const void *data = dtype == MOB_DT_F32 ? (void *)keys : half;
+        if (dtype != MOB_DT_F32) mob_cpu_ops_scalar.store(keys, dtype, half, KEYS * STRIDE);
         for (int n = 1; n <= KEYS; n += 9) {
           float a[KEYS], b[KEYS], o1[150] = {0}, o2[150] = {0};
           ops->scores(q, data, dtype, STRIDE, n, dim, 0.25f, a);
@@ -210,8 +239,11 @@ static void test_choice_of_instruction_set(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_matrix_products), cmocka_unit_test(test_all_fp8_codes), cmocka_unit_test(test_vectors),
-      cmocka_unit_test(test_attention),       cmocka_unit_test(test_choice_of_instruction_set),
+      cmocka_unit_test(test_matrix_products),
+      cmocka_unit_test(test_all_fp8_codes),
+      cmocka_unit_test(test_vectors),
+      cmocka_unit_test(test_attention),
+      cmocka_unit_test(test_choice_of_instruction_set),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

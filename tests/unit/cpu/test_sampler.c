@@ -13,11 +13,13 @@
 enum { VOCAB = 1000 };
 
 static mob_sampling_t plain(void) {
-  return (mob_sampling_t){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
+  return (mob_sampling_t){
+      .temperature = 1, .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
 }
 
 static void fill(float *logits) {
-  for (int i = 0; i < VOCAB; i++) logits[i] = (float)((i * 7919) % VOCAB) * 0.01f; // all different, 0 .. 9.99
+  for (int i = 0; i < VOCAB; i++)
+    logits[i] = (float)((i * 7919) % VOCAB) * 0.01f; // all different, 0 .. 9.99
 }
 
 static int32_t token_at(int place) { // the place-th best of fill(); 0 is the best
@@ -90,7 +92,9 @@ static void test_masks(void **state) {
   assert_int_equal(with(&p), token_at(2));
   mob_sample_output_t out;
   int32_t history[] = {9};
-  assert_int_equal(sample(&(mob_sample_input_t){.params = &p, .output = history, .output_count = 1}, &out), token_at(0));
+  assert_int_equal(
+      sample(&(mob_sample_input_t){.params = &p, .output = history, .output_count = 1}, &out),
+      token_at(0));
 }
 
 static void test_penalties(void **state) {
@@ -120,12 +124,14 @@ static void test_penalties(void **state) {
   int32_t four[] = {4};
   mob_sampler_t *s = mob_sampler_new(VOCAB);
   p.repetition_penalty = 4;
-  mob_sampler_run(s, logits, &(mob_sample_input_t){.params = &p, .prompt = four, .prompt_count = 1}, &out);
+  mob_sampler_run(s, logits, &(mob_sample_input_t){.params = &p, .prompt = four, .prompt_count = 1},
+                  &out);
   assert_int_equal(out.token, 0);
   mob_sampler_free(s);
 }
 
-// Draws many times and checks that only tokens of the best `expected` appear, and all of them when few.
+// Draws many times and checks that only tokens of the best `expected` appear, and all of them when
+// few.
 static void assert_support(mob_sampling_t p, int expected) {
   bool seen[VOCAB] = {0};
   for (uint64_t i = 0; i < 3000; i++) {
@@ -133,7 +139,8 @@ static void assert_support(mob_sampling_t p, int expected) {
     seen[with(&p)] = true;
   }
   for (int place = expected; place < VOCAB; place++) assert_false(seen[token_at(place)]);
-  for (int place = 0; place < expected && expected < 20; place++) assert_true(seen[token_at(place)]);
+  for (int place = 0; place < expected && expected < 20; place++)
+    assert_true(seen[token_at(place)]);
 }
 
 static void test_top_k_top_p_min_p(void **state) {
@@ -177,7 +184,10 @@ static void test_draws_depend_on_seed_and_index_alone(void **state) {
   int32_t history[] = {1, 2, 3};
   mob_sample_output_t a, b, c;
   sample(&(mob_sample_input_t){.params = &p, .output = history, .output_count = 2}, &a);
-  sample(&(mob_sample_input_t){.params = &p, .prompt = history, .prompt_count = 3, .output = history, .output_count = 2}, &b);
+  sample(
+      &(mob_sample_input_t){
+          .params = &p, .prompt = history, .prompt_count = 3, .output = history, .output_count = 2},
+      &b);
   assert_int_equal(a.token, b.token);
   int changed = 0;
   for (uint32_t i = 0; i < 3; i++) {

@@ -1,4 +1,5 @@
-// Steps as a scheduler makes them: many sequences at once, prompts in chunks beside decodes, failures.
+// Steps as a scheduler makes them: many sequences at once, prompts in chunks beside decodes,
+// failures.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,13 +39,16 @@ static harness_t *open_engine(int tp, int pp) {
 }
 
 static mob_sampling_t greedy(void) {
-  return (mob_sampling_t){.top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
+  return (mob_sampling_t){
+      .top_p = 1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1};
 }
 
 enum { SEQS = 5, GENERATE = 12 };
 
-// Five prompts of different length, prefilled in chunks of `chunk` tokens while those that are ready decode.
-static void run_batch(harness_t *h, uint32_t chunk, mob_sampling_t sampling, int32_t out[SEQS][GENERATE]) {
+// Five prompts of different length, prefilled in chunks of `chunk` tokens while those that are
+// ready decode.
+static void run_batch(harness_t *h, uint32_t chunk, mob_sampling_t sampling,
+                      int32_t out[SEQS][GENERATE]) {
   uint32_t lengths[SEQS] = {3, 17, 64, 65, 130}, at[SEQS] = {0}, made[SEQS] = {0}, closed = 0;
   uint32_t pages[SEQS][4];
   uint64_t id = 0;
@@ -60,13 +64,19 @@ static void run_batch(harness_t *h, uint32_t chunk, mob_sampling_t sampling, int
       if (made[s] == GENERATE || (s > 0 && at[s - 1] == 0)) continue; // one starts after the other
       mob_seq_step_t *seq = &seqs[step.seq_count++];
       uint32_t left = lengths[s] > at[s] ? lengths[s] - at[s] : 0;
-      *seq = (mob_seq_step_t){.slot = s, .row = step.token_count, .start = at[s], .pages = pages[s],
-                              .count = left > chunk ? chunk : left ? left : 1,
-                              .tokens = left ? golden.prompt + at[s] : &previous, .sample = left <= chunk};
+      *seq = (mob_seq_step_t){.slot = s,
+                              .row = step.token_count,
+                              .start = at[s],
+                              .pages = pages[s],
+                              .count = left > chunk ? chunk
+                                       : left       ? left
+                                                    : 1,
+                              .tokens = left ? golden.prompt + at[s] : &previous,
+                              .sample = left <= chunk};
       if (at[s] == 0) {
         sampling.seed = 100 + s;
-        open[step.open_count++] = (mob_seq_open_t){.slot = s, .sampling = sampling, .prompt = golden.prompt,
-                                                   .prompt_count = lengths[s]};
+        open[step.open_count++] = (mob_seq_open_t){
+            .slot = s, .sampling = sampling, .prompt = golden.prompt, .prompt_count = lengths[s]};
       }
       at[s] += seq->count;
       seq->page_count = (at[s] + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS;
@@ -89,7 +99,8 @@ static void run_batch(harness_t *h, uint32_t chunk, mob_sampling_t sampling, int
 
 static void test_batches_of_any_shape_agree(void **state) {
   (void)state;
-  static const int ways[][3] = {{1, 1, 200}, {1, 1, 7}, {1, 2, 32}, {2, 1, 32}, {4, 2, 50}, {1, 4, 13}};
+  static const int ways[][3] = {{1, 1, 200}, {1, 1, 7},  {1, 2, 32},
+                                {2, 1, 32},  {4, 2, 50}, {1, 4, 13}};
   mob_sampling_t sampling = greedy();
   for (int random = 0; random < 2; random++) {
     int32_t expected[SEQS][GENERATE], got[SEQS][GENERATE];
@@ -116,8 +127,12 @@ static void test_a_batch_gives_each_sequence_what_it_gets_alone(void **state) {
   uint32_t lengths[SEQS] = {3, 17, 64, 65, 130};
   h = open_engine(1, 1);
   for (uint32_t s = 0; s < SEQS; s++) {
-    harness_run_t run = {.prompt = golden.prompt, .prompt_count = lengths[s], .generate = GENERATE, .tokens = alone,
-                         .slot = s, .first_page = s};
+    harness_run_t run = {.prompt = golden.prompt,
+                         .prompt_count = lengths[s],
+                         .generate = GENERATE,
+                         .tokens = alone,
+                         .slot = s,
+                         .first_page = s};
     assert_int_equal(harness_generate(h, &run), MOB_OK);
     assert_memory_equal(alone, batch[s], sizeof alone);
   }
@@ -131,13 +146,26 @@ static void test_prompt_logprobs(void **state) {
   sampling.prompt_logprobs = 2;
   sampling.logprobs = 4;
   uint32_t pages[] = {5, 6, 7};
-  mob_seq_open_t open = {.slot = 3, .sampling = sampling, .prompt = golden.prompt, .prompt_count = golden.prompt_count};
+  mob_seq_open_t open = {.slot = 3,
+                         .sampling = sampling,
+                         .prompt = golden.prompt,
+                         .prompt_count = golden.prompt_count};
   uint64_t id = 0;
   for (uint32_t at = 0; at < golden.prompt_count; at += 60) {
     uint32_t n = golden.prompt_count - at < 60 ? golden.prompt_count - at : 60;
-    mob_seq_step_t seq = {.slot = 3, .start = at, .count = n, .tokens = golden.prompt + at, .pages = pages,
-                          .page_count = 3, .sample = at + n == golden.prompt_count};
-    mob_step_t step = {.id = ++id, .token_count = n, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = at == 0};
+    mob_seq_step_t seq = {.slot = 3,
+                          .start = at,
+                          .count = n,
+                          .tokens = golden.prompt + at,
+                          .pages = pages,
+                          .page_count = 3,
+                          .sample = at + n == golden.prompt_count};
+    mob_step_t step = {.id = ++id,
+                       .token_count = n,
+                       .seq_count = 1,
+                       .seqs = &seq,
+                       .open = &open,
+                       .open_count = at == 0};
     assert_int_equal(harness_submit(h, &step), MOB_OK);
   }
   assert_int_equal(harness_wait(h, id), MOB_OK);
@@ -158,14 +186,16 @@ static void test_prompt_logprobs(void **state) {
   assert_true(fabs(last->chosen.logprob - (golden.logits[last->token] - log(sum))) < 1e-3);
   assert_int_equal(last->top_count, 4);
   assert_int_equal(last->top[0].token, last->token);
-  assert_true(last->top[1].logprob <= last->top[0].logprob && last->top[3].logprob <= last->top[2].logprob);
+  assert_true(last->top[1].logprob <= last->top[0].logprob &&
+              last->top[3].logprob <= last->top[2].logprob);
   harness_close(h);
 }
 
 static void test_malformed_steps_are_refused_and_do_no_harm(void **state) {
   (void)state;
   harness_t *h = open_engine(1, 1);
-  int32_t token = 5, outside = 512, negative = -7, previous = MOB_TOKEN_PREVIOUS, two[] = {3, MOB_TOKEN_PREVIOUS};
+  int32_t token = 5, outside = 512, negative = -7, previous = MOB_TOKEN_PREVIOUS,
+          two[] = {3, MOB_TOKEN_PREVIOUS};
   uint32_t page = 0, far = 256;
   mob_seq_step_t good = {.slot = 0, .count = 1, .tokens = &token, .pages = &page, .page_count = 1};
   struct {
@@ -196,10 +226,14 @@ static void test_malformed_steps_are_refused_and_do_no_harm(void **state) {
   for (size_t i = 0; i < MOB_LEN(bad); i++) {
     mob_step_t step = {.id = 1, .token_count = bad[i].tokens, .seq_count = 1, .seqs = &bad[i].seq};
     assert_int_equal(harness_submit(h, &step), MOB_E_INVALID);
-    if (!strstr(mob_errmsg(), bad[i].says)) fail_msg("\"%s\" does not say \"%s\"", mob_errmsg(), bad[i].says);
+    if (!strstr(mob_errmsg(), bad[i].says))
+      fail_msg("\"%s\" does not say \"%s\"", mob_errmsg(), bad[i].says);
   }
   int32_t tokens[4];
-  harness_run_t run = {.prompt = golden.prompt, .prompt_count = golden.prompt_count, .generate = 4, .tokens = tokens};
+  harness_run_t run = {.prompt = golden.prompt,
+                       .prompt_count = golden.prompt_count,
+                       .generate = 4,
+                       .tokens = tokens};
   assert_int_equal(harness_generate(h, &run), MOB_OK); // still works
   assert_memory_equal(tokens, golden.tokens, sizeof tokens);
   // A slot that nobody opened ends everything: the stages no longer agree about what happened.
@@ -232,7 +266,10 @@ static void test_abort_ends_every_wait_at_once(void **state) {
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, abort_later, &a), 0);
     int32_t tokens[400];
-    harness_run_t run = {.prompt = golden.prompt, .prompt_count = golden.prompt_count, .generate = 400, .queue = true,
+    harness_run_t run = {.prompt = golden.prompt,
+                         .prompt_count = golden.prompt_count,
+                         .generate = 400,
+                         .queue = true,
                          .tokens = tokens};
     uint64_t begin = mob_now_ms();
     mob_status status = harness_generate(h, &run);
@@ -258,7 +295,8 @@ static void test_plan_says_what_fits(void **state) {
   mob_memory_plan_t plan;
   assert_int_equal(mob_backend_cpu.plan(harness_exec(h, 0), &plan), MOB_OK);
   const mob_model_desc_t *d = harness_desc(h);
-  assert_int_equal(plan.page_bytes, (uint64_t)d->n_layers * 64 * (uint64_t)(d->kv_lora + d->qk_rope) * 4);
+  assert_int_equal(plan.page_bytes,
+                   (uint64_t)d->n_layers * 64 * (uint64_t)(d->kv_lora + d->qk_rope) * 4);
   assert_true(plan.pages > 0 && plan.weights > 0 && plan.workspace > 0);
   assert_non_null(strstr(plan.text, "pages"));
   harness_close(h);
@@ -270,9 +308,11 @@ static void test_what_does_not_divide_is_named(void **state) {
     int tp;
     bool experts;
     const char *says;
-  } cases[] = {{3, false, "8 attention heads do not divide over 3"}, {16, false, "do not divide over 16"}};
+  } cases[] = {{3, false, "8 attention heads do not divide over 3"},
+               {16, false, "do not divide over 16"}};
   for (size_t i = 0; i < MOB_LEN(cases); i++) {
-    harness_config_t config = {.dir = golden.dir, .tp = cases[i].tp, .pp = 1, .expert_parallel = cases[i].experts};
+    harness_config_t config = {
+        .dir = golden.dir, .tp = cases[i].tp, .pp = 1, .expert_parallel = cases[i].experts};
     harness_t *h;
     assert_int_equal(harness_open(&config, &h), MOB_E_INVALID);
     if (!strstr(mob_errmsg(), cases[i].says)) fail_msg("\"%s\"", mob_errmsg());
@@ -295,22 +335,37 @@ static void test_resumed_sequence_goes_on_as_if_never_stopped(void **state) {
       memcpy(history + length, tokens, 4 * sizeof *history);
       length += 4;
     }
-    mob_seq_open_t open = {.sampling = sampling, .prompt = history, .prompt_count = length, .generated = resumed ? 4 : 0};
-    mob_seq_step_t seq = {.count = length, .tokens = history, .pages = pages, .page_count = 3, .sample = true};
-    mob_step_t step = {.id = 1, .token_count = length, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
+    mob_seq_open_t open = {.sampling = sampling,
+                           .prompt = history,
+                           .prompt_count = length,
+                           .generated = resumed ? 4 : 0};
+    mob_seq_step_t seq = {
+        .count = length, .tokens = history, .pages = pages, .page_count = 3, .sample = true};
+    mob_step_t step = {.id = 1,
+                       .token_count = length,
+                       .seq_count = 1,
+                       .seqs = &seq,
+                       .open = &open,
+                       .open_count = 1};
     assert_int_equal(harness_submit(h, &step), MOB_OK);
     int32_t previous = MOB_TOKEN_PREVIOUS;
     uint64_t last = resumed ? 4 : 8;
     for (uint64_t id = 2; id <= last; id++) {
-      seq = (mob_seq_step_t){.start = length + (uint32_t)id - 2, .count = 1, .tokens = &previous, .pages = pages,
-                             .page_count = 3, .sample = true};
+      seq = (mob_seq_step_t){.start = length + (uint32_t)id - 2,
+                             .count = 1,
+                             .tokens = &previous,
+                             .pages = pages,
+                             .page_count = 3,
+                             .sample = true};
       step = (mob_step_t){.id = id, .token_count = 1, .seq_count = 1, .seqs = &seq};
       assert_int_equal(harness_submit(h, &step), MOB_OK);
     }
     assert_int_equal(harness_wait(h, last), MOB_OK);
     const int32_t *got = harness_tokens(h, 0, &count);
-    if (resumed) assert_memory_equal(got, tokens + 4, 4 * sizeof *got);
-    else memcpy(tokens, got, sizeof tokens);
+    if (resumed)
+      assert_memory_equal(got, tokens + 4, 4 * sizeof *got);
+    else
+      memcpy(tokens, got, sizeof tokens);
     harness_close(h);
   }
 }

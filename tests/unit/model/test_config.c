@@ -50,11 +50,14 @@ static void test_defaults_are_those_of_transformers(void **state) {
 static void test_the_real_rope_of_r1(void **state) {
   (void)state;
   mob_model_desc_t d;
-  assert_int_equal(describe(DEEPSEEK ",\"max_position_embeddings\":163840,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40,"
-                                     "\"beta_fast\":32,\"beta_slow\":1,\"mscale\":1.0,\"mscale_all_dim\":1.0,"
-                                     "\"original_max_position_embeddings\":4096}}",
-                            &d),
-                   MOB_OK);
+  assert_int_equal(
+      describe(
+          DEEPSEEK
+          ",\"max_position_embeddings\":163840,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40,"
+          "\"beta_fast\":32,\"beta_slow\":1,\"mscale\":1.0,\"mscale_all_dim\":1.0,"
+          "\"original_max_position_embeddings\":4096}}",
+          &d),
+      MOB_OK);
   assert_true(fabsf(d.softmax_scale - 0.1352338f) < 1e-6f);
   assert_true(d.rope.factor == 1.0f);
   // low = 10, high = 23: kept below, divided by 40 above
@@ -70,13 +73,16 @@ static void test_fields_that_act(void **state) {
   (void)state;
   mob_model_desc_t d;
   assert_int_equal(
-      describe(DEEPSEEK ",\"q_lora_rank\":null,\"rope_scaling\":null,\"n_group\":1,\"topk_group\":1,"
-                        "\"norm_topk_prob\":false,\"first_k_dense_replace\":0,\"n_shared_experts\":0,"
-                        "\"tie_word_embeddings\":true,\"attention_bias\":true,\"rope_interleave\":false,"
-                        "\"eos_token_id\":[7,8],\"bos_token_id\":null,\"torch_dtype\":\"bfloat16\",\"rms_norm_eps\":0.5,"
-                        "\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":2,\"rope_theta\":500},"
-                        "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"scale_fmt\":\"ue8m0\","
-                        "\"activation_scheme\":\"dynamic\",\"weight_block_size\":[128,64]}}",
+      describe(DEEPSEEK
+               ",\"q_lora_rank\":null,\"rope_scaling\":null,\"n_group\":1,\"topk_group\":1,"
+               "\"norm_topk_prob\":false,\"first_k_dense_replace\":0,\"n_shared_experts\":0,"
+               "\"tie_word_embeddings\":true,\"attention_bias\":true,\"rope_interleave\":false,"
+               "\"eos_token_id\":[7,8],\"bos_token_id\":null,\"torch_dtype\":\"bfloat16\",\"rms_"
+               "norm_eps\":0.5,"
+               "\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":2,\"rope_theta\":500},"
+               "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"scale_fmt\":"
+               "\"ue8m0\","
+               "\"activation_scheme\":\"dynamic\",\"weight_block_size\":[128,64]}}",
                &d),
       MOB_OK);
   assert_int_equal(d.q_lora, 0);
@@ -86,7 +92,8 @@ static void test_fields_that_act(void **state) {
   assert_int_equal(d.eos_id, 7);
   assert_int_equal(d.bos_id, -1);
   assert_int_equal(d.quant_block_cols, 64);
-  assert_true(d.quant_ue8m0 && d.tie_embeddings && d.qkv_bias && d.o_bias && !d.rope.interleaved && !d.norm_topk_prob);
+  assert_true(d.quant_ue8m0 && d.tie_embeddings && d.qkv_bias && d.o_bias && !d.rope.interleaved &&
+              !d.norm_topk_prob);
   assert_true(d.rms_eps == 0.5f && d.lora_rms_eps == 1e-6f);
   assert_true(fabsf(d.rope.inv_freq[1] - powf(500, -2 / 64.0f) / 2) < 1e-6f);
   mob_model_desc_clear(&d);
@@ -97,7 +104,8 @@ static void test_what_is_refused_is_named(void **state) {
   static const struct {
     const char *config, *says;
   } cases[] = {
-      {"{\"architectures\":[\"GPT2LMHeadModel\"]}", "\"GPT2LMHeadModel\" is not supported (supported: DeepseekV3"},
+      {"{\"architectures\":[\"GPT2LMHeadModel\"]}",
+       "\"GPT2LMHeadModel\" is not supported (supported: DeepseekV3"},
       {"{\"architectures\":\"x\"}", "architectures is not a list"},
       {"{}", "architectures"},
       {DEEPSEEK ",\"hidden_size\":\"7168\"}", "hidden_size is not an integer"},
@@ -123,21 +131,31 @@ static void test_what_is_refused_is_named(void **state) {
       {DEEPSEEK ",\"eos_token_id\":\"x\"}", "eos_token_id"},
       {DEEPSEEK ",\"quantization_config\":{\"quant_method\":\"awq\"}}", "quant_method \"awq\""},
       {DEEPSEEK ",\"quantization_config\":{\"quant_method\":\"fp8\"}}", "weight_block_size"},
-      {DEEPSEEK ",\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}}", "activation_scheme"},
+      {DEEPSEEK
+       ",\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}}",
+       "activation_scheme"},
       {DEEPSEEK ",\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}}", "fmt"},
       {DEEPSEEK ",\"quantization_config\":{}}", "no quant_method"},
-      {"{\"architectures\":[\"Qwen2ForCausalLM\"],\"use_sliding_window\":true}", "use_sliding_window"},
-      {"{\"architectures\":[\"Qwen3ForCausalLM\"],\"layer_types\":[\"sliding_attention\"]}", "sliding_attention"},
-      {"{\"architectures\":[\"LlamaForCausalLM\"],\"num_key_value_heads\":5}", "num_key_value_heads 5"},
+      {"{\"architectures\":[\"Qwen2ForCausalLM\"],\"use_sliding_window\":true}",
+       "use_sliding_window"},
+      {"{\"architectures\":[\"Qwen3ForCausalLM\"],\"layer_types\":[\"sliding_attention\"]}",
+       "sliding_attention"},
+      {"{\"architectures\":[\"LlamaForCausalLM\"],\"num_key_value_heads\":5}",
+       "num_key_value_heads 5"},
       {"{\"architectures\":[\"LlamaForCausalLM\"],\"mlp_bias\":true}", "mlp_bias"},
-      {"{\"architectures\":[\"LlamaForCausalLM\"],\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}", "low_freq_factor"},
-      {"{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts_per_tok\":200}", "num_experts_per_tok 200"},
+      {"{\"architectures\":[\"LlamaForCausalLM\"],\"rope_scaling\":{\"rope_type\":\"llama3\","
+       "\"factor\":8}}",
+       "low_freq_factor"},
+      {"{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"num_experts_per_tok\":200}",
+       "num_experts_per_tok 200"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     mob_model_desc_t d;
     mob_status status = describe(cases[i].config, &d);
-    if (status != MOB_E_INVALID && status != MOB_E_UNSUPPORTED) fail_msg("%s gives %d", cases[i].config, status);
-    if (!strstr(mob_errmsg(), cases[i].says)) fail_msg("\"%s\" does not say \"%s\"", mob_errmsg(), cases[i].says);
+    if (status != MOB_E_INVALID && status != MOB_E_UNSUPPORTED)
+      fail_msg("%s gives %d", cases[i].config, status);
+    if (!strstr(mob_errmsg(), cases[i].says))
+      fail_msg("\"%s\" does not say \"%s\"", mob_errmsg(), cases[i].says);
     mob_model_desc_clear(&d);
   }
 }
@@ -147,8 +165,10 @@ static void test_shards(void **state) {
   mob_model_desc_t d = {.n_heads = 8, .n_kv_heads = 2};
   mob_slot_t q = {.id = MOB_W_Q, .rows = 256, .cols = 64, .split = MOB_SPLIT_ROWS, .name = "q"};
   mob_slot_t k = {.id = MOB_W_K, .rows = 64, .cols = 64, .split = MOB_SPLIT_KV, .name = "k"};
-  mob_slot_t down = {.id = MOB_W_DOWN, .rows = 64, .cols = 96, .split = MOB_SPLIT_COLS, .name = "down"};
-  mob_slot_t head = {.id = MOB_W_HEAD, .rows = 99, .cols = 64, .split = MOB_SPLIT_ROWS, .name = "head"};
+  mob_slot_t down = {
+      .id = MOB_W_DOWN, .rows = 64, .cols = 96, .split = MOB_SPLIT_COLS, .name = "down"};
+  mob_slot_t head = {
+      .id = MOB_W_HEAD, .rows = 99, .cols = 64, .split = MOB_SPLIT_ROWS, .name = "head"};
   mob_shard_t s;
   assert_int_equal(mob_slot_shard(&d, &q, 3, 4, &s), MOB_OK);
   assert_true(s.row0 == 192 && s.rows == 64 && s.col0 == 0 && s.cols == 64);

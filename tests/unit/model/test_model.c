@@ -1,4 +1,5 @@
-// Whole model directories: what is missing, double, misshapen; sub-folders; overrides; dummy weights.
+// Whole model directories: what is missing, double, misshapen; sub-folders; overrides; dummy
+// weights.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,13 +19,17 @@
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 
-static const char config[] =
-    "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":16,\"hidden_size\":8,\"intermediate_size\":8,"
-    "\"moe_intermediate_size\":4,\"num_hidden_layers\":2,\"num_attention_heads\":2,\"num_key_value_heads\":2,"
-    "\"q_lora_rank\":4,\"kv_lora_rank\":4,\"qk_nope_head_dim\":2,\"qk_rope_head_dim\":2,\"v_head_dim\":2,"
-    "\"n_routed_experts\":4,\"n_group\":2,\"topk_group\":1,\"num_experts_per_tok\":2,\"first_k_dense_replace\":1,"
-    "\"torch_dtype\":\"bfloat16\",\"eos_token_id\":[3,4]%s}";
-static const char quant[] = ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}";
+static const char config[] = "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":16,"
+                             "\"hidden_size\":8,\"intermediate_size\":8,"
+                             "\"moe_intermediate_size\":4,\"num_hidden_layers\":2,\"num_attention_"
+                             "heads\":2,\"num_key_value_heads\":2,"
+                             "\"q_lora_rank\":4,\"kv_lora_rank\":4,\"qk_nope_head_dim\":2,\"qk_"
+                             "rope_head_dim\":2,\"v_head_dim\":2,"
+                             "\"n_routed_experts\":4,\"n_group\":2,\"topk_group\":1,\"num_experts_"
+                             "per_tok\":2,\"first_k_dense_replace\":1,"
+                             "\"torch_dtype\":\"bfloat16\",\"eos_token_id\":[3,4]%s}";
+static const char quant[] =
+    ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}";
 
 static char *dir;
 
@@ -64,13 +69,15 @@ typedef struct writing {
   bool fp8;
 } writing_t;
 
-static void add(writing_t *w, const char *name, const char *dtype, int64_t rows, int64_t cols, size_t size) {
+static void add(writing_t *w, const char *name, const char *dtype, int64_t rows, int64_t cols,
+                size_t size) {
   if (w->skip && strcmp(name, w->skip) == 0) return;
   if (w->reshape && strcmp(name, w->reshape) == 0) rows++;
-  if (w->retype && strcmp(name, w->retype) == 0) dtype = size == 2 ? "I16" : size == 1 ? "U8" : "I32";
+  if (w->retype && strcmp(name, w->retype) == 0)
+    dtype = size == 2 ? "I16" : size == 1 ? "U8" : "I32";
   size_t bytes = (size_t)(rows * (cols ? cols : 1)) * size;
-  mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld", w->header.len > 1 ? "," : "", name, dtype,
-                 (long long)rows);
+  mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld",
+                 w->header.len > 1 ? "," : "", name, dtype, (long long)rows);
   if (cols) mob_buf_printf(&w->header, ",%lld", (long long)cols);
   mob_buf_printf(&w->header, "],\"data_offsets\":[%zu,%zu]}", w->data.len, w->data.len + bytes);
   for (size_t i = 0; i < bytes; i++) mob_buf_putc(&w->data, 0);
@@ -79,7 +86,8 @@ static void add(writing_t *w, const char *name, const char *dtype, int64_t rows,
 static mob_status add_slot(void *arg, const mob_slot_t *slot) {
   writing_t *w = arg;
   char name[160];
-  bool plain = slot->cols == 1 || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD || slot->id == MOB_W_ROUTER;
+  bool plain = slot->cols == 1 || slot->id == MOB_W_EMBED || slot->id == MOB_W_HEAD ||
+               slot->id == MOB_W_ROUTER;
   if (w->fp8 && !plain) {
     add(w, slot->name, "F8_E4M3", slot->rows, slot->cols, 1);
     snprintf(name, sizeof name, "%s_scale_inv", slot->name);
@@ -99,7 +107,8 @@ static void write_weights(const char *name, writing_t *w) {
   assert_int_equal(mob_family_deepseek_v3.describe(root, &desc), MOB_OK);
   mob_buf_putc(&w->header, '{');
   for (int layer = -1; layer < 2; layer++) mob_family_deepseek_v3.slots(&desc, layer, add_slot, w);
-  add(w, "model.layers.2.eh_proj.weight", "BF16", 3, 3, 2); // a layer behind the last is not looked at
+  add(w, "model.layers.2.eh_proj.weight", "BF16", 3, 3,
+      2); // a layer behind the last is not looked at
   mob_buf_putc(&w->header, '}');
   mob_buf_t file = {0};
   uint64_t length = w->header.len;
@@ -128,7 +137,8 @@ static void test_opens_and_describes(void **state) {
   mob_model_t *model;
   write_config("");
   write_weights("model.safetensors", &(writing_t){0});
-  write_text("generation_config.json", "{\"temperature\":0.6,\"top_p\":0.95,\"eos_token_id\":[4,5],\"do_sample\":true}");
+  write_text("generation_config.json",
+             "{\"temperature\":0.6,\"top_p\":0.95,\"eos_token_id\":[4,5],\"do_sample\":true}");
   assert_int_equal(mob_model_open(dir, NULL, &model), MOB_OK);
   const mob_generation_defaults_t *g = mob_model_generation(model);
   assert_int_equal(g->eos_count, 3); // 3, 4 and 5
@@ -144,7 +154,8 @@ static void test_opens_and_describes(void **state) {
   mob_model_close(model);
   mob_model_options_t options = {.overrides = "{\"rms_norm_eps\":0.25}"};
   assert_int_equal(mob_model_open(dir, &options, &model), MOB_OK);
-  assert_true(mob_model_desc(model)->rms_eps == 0.25f && mob_model_fingerprint(model) != fingerprint);
+  assert_true(mob_model_desc(model)->rms_eps == 0.25f &&
+              mob_model_fingerprint(model) != fingerprint);
   mob_model_close(model);
   options.overrides = "[1]";
   assert_int_equal(mob_model_open(dir, &options, &model), MOB_E_INVALID);
@@ -158,14 +169,20 @@ static void test_wrong_tensors_are_named(void **state) {
   mob_model_t *model;
   assert_int_equal(mob_model_open(dir, NULL, &model), MOB_OK);
   mob_model_close(model);
-  write_weights("model.safetensors", &(writing_t){.fp8 = true, .skip = "model.layers.1.mlp.experts.3.up_proj.weight"});
+  write_weights("model.safetensors",
+                &(writing_t){.fp8 = true, .skip = "model.layers.1.mlp.experts.3.up_proj.weight"});
   refuse(MOB_E_FORMAT, "tensor model.layers.1.mlp.experts.3.up_proj.weight [4, 8] is missing");
-  write_weights("model.safetensors", &(writing_t){.fp8 = true, .skip = "model.layers.0.self_attn.o_proj.weight_scale_inv"});
+  write_weights(
+      "model.safetensors",
+      &(writing_t){.fp8 = true, .skip = "model.layers.0.self_attn.o_proj.weight_scale_inv"});
   refuse(MOB_E_FORMAT, "o_proj.weight_scale_inv F32 [1, 1] is missing");
-  write_weights("model.safetensors", &(writing_t){.fp8 = true, .reshape = "model.layers.0.mlp.down_proj.weight_scale_inv"});
+  write_weights(
+      "model.safetensors",
+      &(writing_t){.fp8 = true, .reshape = "model.layers.0.mlp.down_proj.weight_scale_inv"});
   refuse(MOB_E_FORMAT, "is F32 [2, 1], but config.json makes it F32 [1, 1]");
   write_weights("model.safetensors", &(writing_t){.fp8 = true, .reshape = "model.norm.weight"});
-  refuse(MOB_E_FORMAT, "model.safetensors: tensor model.norm.weight is BF16 [9], but config.json makes it [8]");
+  refuse(MOB_E_FORMAT,
+         "model.safetensors: tensor model.norm.weight is BF16 [9], but config.json makes it [8]");
   write_weights("model.safetensors", &(writing_t){.fp8 = true, .retype = "lm_head.weight"});
   refuse(MOB_E_FORMAT, "tensor lm_head.weight is I16 [16, 8]");
   write_config(""); // FP8 without quantization_config
@@ -190,11 +207,13 @@ static void test_files(void **state) {
   write_weights("more.safetensors", &(writing_t){0});
   refuse(MOB_E_FORMAT, "is in two files");
   // An index names the files that count.
-  write_text("model.safetensors.index.json", "{\"weight_map\":{\"lm_head.weight\":\"model.safetensors\"}}");
+  write_text("model.safetensors.index.json",
+             "{\"weight_map\":{\"lm_head.weight\":\"model.safetensors\"}}");
   mob_model_t *model;
   assert_int_equal(mob_model_open(dir, NULL, &model), MOB_OK);
   mob_model_close(model);
-  write_text("model.safetensors.index.json", "{\"weight_map\":{\"lm_head.weight\":\"gone.safetensors\"}}");
+  write_text("model.safetensors.index.json",
+             "{\"weight_map\":{\"lm_head.weight\":\"gone.safetensors\"}}");
   refuse(MOB_E_IO, "gone.safetensors");
   write_text("model.safetensors.index.json", "{\"weight_map\":{\"lm_head.weight\":\"../x\"}}");
   refuse(MOB_E_FORMAT, "is not a file name");
@@ -263,10 +282,23 @@ static void test_half_floats(void **state) {
   static const struct {
     float value;
     uint16_t bits;
-  } cases[] = {{0, 0},          {-0.0f, 0x8000},  {1, 0x3c00},         {-2, 0xc000},        {65504, 0x7bff},
-               {65519, 0x7bff}, {65520, 0x7c00},  {0x1p-14f, 0x0400},  {0x1p-24f, 1},       {0x1p-25f, 0},
-               {0x1.8p-24f, 2}, {0x1.ff8p-15f, 0x03ff}, {0x1.ffep-15f, 0x0400}, {1.00048828125f, 0x3c00}, {1.00146484375f, 0x3c02}};
-  for (size_t i = 0; i < MOB_LEN(cases); i++) assert_int_equal(mob_f32_to_f16(cases[i].value), cases[i].bits);
+  } cases[] = {{0, 0},
+               {-0.0f, 0x8000},
+               {1, 0x3c00},
+               {-2, 0xc000},
+               {65504, 0x7bff},
+               {65519, 0x7bff},
+               {65520, 0x7c00},
+               {0x1p-14f, 0x0400},
+               {0x1p-24f, 1},
+               {0x1p-25f, 0},
+               {0x1.8p-24f, 2},
+               {0x1.ff8p-15f, 0x03ff},
+               {0x1.ffep-15f, 0x0400},
+               {1.00048828125f, 0x3c00},
+               {1.00146484375f, 0x3c02}};
+  for (size_t i = 0; i < MOB_LEN(cases); i++)
+    assert_int_equal(mob_f32_to_f16(cases[i].value), cases[i].bits);
 }
 
 int main(void) {

@@ -55,21 +55,25 @@ static void test_good_files(void **state) {
   seen_t seen;
   assert_int_equal(parse("{}", 0, &seen), MOB_OK);
   assert_int_equal(seen.count, 0);
-  assert_int_equal(parse("{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\""
-                         ":[4,16]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}   ",
-                         16, &seen),
-                   MOB_OK);
+  assert_int_equal(
+      parse("{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],"
+            "\"data_offsets\""
+            ":[4,16]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}   ",
+            16, &seen),
+      MOB_OK);
   assert_string_equal(seen.names, "a b "); // by offset
   assert_int_equal(seen.last.dtype, MOB_DT_BF16);
   assert_int_equal(seen.last.rank, 2);
   assert_int_equal(seen.last.shape[1], 3);
   assert_int_equal(seen.last.bytes, 12);
   // Scalars, empty tensors, packed types and types that no weight has.
-  assert_int_equal(parse("{\"a\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[0,8]},\"z\":{\"dtype\":\"F16\","
-                         "\"shape\":[0,5],\"data_offsets\":[8,8]},\"q\":{\"dtype\":\"F4\",\"shape\":[6],"
-                         "\"data_offsets\":[8,11]}}",
-                         11, &seen),
-                   MOB_OK);
+  assert_int_equal(
+      parse(
+          "{\"a\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[0,8]},\"z\":{\"dtype\":\"F16\","
+          "\"shape\":[0,5],\"data_offsets\":[8,8]},\"q\":{\"dtype\":\"F4\",\"shape\":[6],"
+          "\"data_offsets\":[8,11]}}",
+          11, &seen),
+      MOB_OK);
   assert_int_equal(seen.count, 3);
   assert_int_equal(seen.last.dtype, MOB_DT_COUNT);
 }
@@ -92,16 +96,25 @@ static void test_lying_headers(void **state) {
   refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "data_offsets");
   refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4, "data_offsets");
   refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,8]}}", 4, "data_offsets");
-  refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,99999999999999999999]}}", 4, "header:");
+  refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,99999999999999999999]}}", 4,
+         "header:");
   refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, "truncated");
-  refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, "take 8 bytes, its offsets give 4");
-  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],"
-         "\"data_offsets\":[2,6]}}", 6, "overlaps");
-  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],"
-         "\"data_offsets\":[6,10]}}", 10, "hole of 2 bytes before tensor b");
-  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 5, "1 bytes after the last tensor");
-  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],"
-         "\"data_offsets\":[1,2]}}", 2, "header:");
+  refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4,
+         "take 8 bytes, its offsets give 4");
+  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\","
+         "\"shape\":[4],"
+         "\"data_offsets\":[2,6]}}",
+         6, "overlaps");
+  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\","
+         "\"shape\":[4],"
+         "\"data_offsets\":[6,10]}}",
+         10, "hole of 2 bytes before tensor b");
+  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 5,
+         "1 bytes after the last tensor");
+  refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\","
+         "\"shape\":[1],"
+         "\"data_offsets\":[1,2]}}",
+         2, "header:");
   refuse("{\"__metadata__\":{\"a\":1}}", 0, "__metadata__ a is not a string");
   refuse("{\"\xff\":{}}", 0, "header:");
 }
@@ -111,11 +124,14 @@ static void test_lengths(void **state) {
   seen_t seen = {0};
   uint8_t bytes[32] = {0};
   for (size_t size = 0; size < 8; size++)
-    assert_int_equal(mob_safetensors_parse("x.safetensors", bytes, size, note, &seen), MOB_E_FORMAT);
-  assert_int_equal(mob_safetensors_parse("x.safetensors", bytes, 32, note, &seen), MOB_E_FORMAT); // length 0
+    assert_int_equal(mob_safetensors_parse("x.safetensors", bytes, size, note, &seen),
+                     MOB_E_FORMAT);
+  assert_int_equal(mob_safetensors_parse("x.safetensors", bytes, 32, note, &seen),
+                   MOB_E_FORMAT); // length 0
   memset(bytes, 0xff, 8);
   assert_int_equal(mob_safetensors_parse("x.safetensors", bytes, 32, note, &seen), MOB_E_FORMAT);
-  assert_non_null(strstr(mob_errmsg(), "the header says it has 18446744073709551615 bytes, but the file has 32"));
+  assert_non_null(strstr(mob_errmsg(),
+                         "the header says it has 18446744073709551615 bytes, but the file has 32"));
 }
 
 int main(void) {
