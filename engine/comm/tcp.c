@@ -1,7 +1,10 @@
 // TCP between stages. Sockets are non-blocking; a caller that has to wait sleeps in poll() on the
-// socket and on an event descriptor that abort() makes readable, so no wait outlives an abort. A
-// peer that vanishes without a FIN is noticed by TCP_USER_TIMEOUT while we send and by keep-alive
-// probes while we wait.
+// socket and on an event descriptor that abort() makes readable, so no wait outlives an abort.
+//
+// A peer that vanishes without a FIN is noticed by keep-alive probes while we receive, and by
+// transmissions that nobody acknowledges while we send. TCP_USER_TIMEOUT is not used: it also ends
+// connections whose peer answers but reads nothing for a while, as a stage does that computes a
+// long step.
 #include "engine/comm/tcp.h"
 
 #include <endian.h>
@@ -26,7 +29,13 @@
 #include "runtime/base/log.h"
 #include "runtime/base/mem.h"
 
-enum { USER_TIMEOUT_MS = 3000, HELLO_TIMEOUT_MS = 2000, RETRY_MS = 50, NO_DEADLINE = 0 };
+enum {
+  HELLO_TIMEOUT_MS = 2000,
+  RETRY_MS = 50,
+  NO_DEADLINE = 0,
+  LOOK_MS = 250,  // between looks at a connection that does not take our bytes
+  UNANSWERED = 4, // transmissions in a row; with their doubling pauses that is about 3 s
+};
 
 struct mob_link {
   int fd;
@@ -60,22 +69,31 @@ static const char hello_magic[8] = "MOBLINK";
 
 // --------------------------------------------------------------------------------- waiting, bytes
 
+// The peer's kernel is silent. One that is alive answers even when its process does not read.
+static bool unanswered(int fd) {
+  struct tcp_info info;
+  socklen_t len = sizeof info;
+  return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
+         (info.tcpi_retransmits >= UNANSWERED || info.tcpi_probes >= UNANSWERED);
+}
+
 // Waits for `events` on fd. `deadline` in mob_now_ms(), NO_DEADLINE for none.
 static mob_status wait_for(int fd, short events, int abort_fd, uint64_t deadline,
                            const char *peer) {
   for (;;) {
-    int timeout = -1;
+    int timeout = events == POLLOUT ? LOOK_MS : -1;
     if (deadline != NO_DEADLINE) {
       uint64_t now = mob_now_ms();
       if (now >= deadline) return mob_fail(MOB_E_TIMEOUT, "no answer from %s in time", peer);
-      timeout = (int)(deadline - now);
+      if (timeout < 0 || deadline - now < (uint64_t)timeout) timeout = (int)(deadline - now);
     }
     struct pollfd p[2] = {{.fd = fd, .events = events}, {.fd = abort_fd, .events = POLLIN}};
     int n = poll(p, 2, timeout);
     if (n < 0 && errno != EINTR) return mob_fail(MOB_E_IO, "poll: %s", strerror(errno));
-    if (n <= 0) continue;
-    if (p[1].revents) return mob_fail(MOB_E_ABORTED, "waiting for %s was aborted", peer);
-    if (p[0].revents) return MOB_OK;
+    if (n > 0 && p[1].revents) return mob_fail(MOB_E_ABORTED, "waiting for %s was aborted", peer);
+    if (n > 0 && p[0].revents) return MOB_OK;
+    if (n == 0 && events == POLLOUT && unanswered(fd))
+      return mob_fail(MOB_E_UNAVAILABLE, "%s: send: nothing was acknowledged for about 3 s", peer);
   }
 }
 
@@ -127,7 +145,6 @@ static void set_option(int fd, int level, int name, int value) {
 
 static void tune(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS);
   set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
   set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);

@@ -89,7 +89,7 @@ static void on_stream_close(void *owner, mob_stream_t *stream, mob_status status
   (void)status;
   if (s->stream == stream) s->stream = NULL;
   char text[600];
-  snprintf(text, sizeof text, "its process is gone (%s)", why ? why : "it closed the stream");
+  snprintf(text, sizeof text, "the connection to it ended: %s", why ? why : "it closed the stream");
   stage_gone(t, s->index, text, false);
   leave(t);
 }

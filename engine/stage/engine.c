@@ -97,7 +97,11 @@ static void on_peer_lost(mob_engine_t *e, int stage, const char *why) {
 }
 
 static void on_transport_lost(void *owner, int stage, const char *cause, const char *why) {
-  mob__engine_lose(owner, stage, cause, why);
+  mob_engine_t *e = owner;
+  // A connection that breaks after a while of silence was not broken by a death.
+  bool silent = stage >= 0 && strcmp(cause, "actor_died") == 0 && e->stages[stage].heard_ms &&
+                mob_now_ms() - e->stages[stage].heard_ms > SILENT_FOR_MS;
+  mob__engine_lose(e, stage, silent ? "silent" : cause, why);
 }
 
 // ---------------------------------------------------------------------------------------- loading

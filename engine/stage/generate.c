@@ -205,7 +205,7 @@ void mob__engine_result(mob_engine_t *e, int stage, const Mobula__StepResult *me
   mob_status status = mob__wire_read_result(message, &arena, &result);
   if (status == MOB_OK) status = mob_sched_complete(e->sched, &result, &events, &count);
   if (status != MOB_OK) {
-    mob__engine_lose(e, stage, "hung_step", mob_errmsg());
+    mob__engine_lose(e, stage, "actor_died", mob_errmsg()); // it is not to be trusted
     mob_arena_free(&arena);
     return;
   }
