@@ -110,11 +110,12 @@ static void stop(serve_t *s, int code) {
 static void on_drained(void *arg) {
   serve_t *s = arg;
   if (!s->stopping) MOB_INFO("All requests have ended. Shutting down.");
-  stop(s, 0);
+  stop(s, s->lost ? s->code : 0); // a group lost while draining is still lost
 }
 
 static void on_told_deadline(uv_timer_t *timer) {
-  stop(timer->data, 0);
+  serve_t *s = timer->data;
+  stop(s, s->lost ? s->code : 0);
 }
 
 static void on_drain_deadline(uv_timer_t *timer) {
