@@ -1,5 +1,6 @@
-// From a queued actor to a running one: pick a node, lease a worker from it, send the creation task to the
-// worker. Every step's answer carries the attempt's epoch; what comes back to a later epoch is undone.
+// From a queued actor to a running one: pick a node, lease a worker from it, send the creation task
+// to the worker. Every step's answer carries the attempt's epoch; what comes back to a later epoch
+// is undone.
 #define MOB_LOG_COMPONENT "gcs"
 #include <stdlib.h>
 #include <string.h>
@@ -61,11 +62,12 @@ static void set_reason(mob__actor_t *actor, const char *reason) {
   actor->reason = copy;
 }
 
-// ------------------------------------------------------------------------------------------- demand
+// ------------------------------------------------------------------------------------------ demand
 
 static const Ray__Rpc__PlacementGroupSchedulingStrategy *group_of(const mob__actor_t *actor) {
   const Ray__Rpc__SchedulingStrategy *s = actor->spec->scheduling_strategy;
-  if (!s || s->scheduling_strategy_case != STRATEGY(PLACEMENT_GROUP_SCHEDULING_STRATEGY)) return NULL;
+  if (!s || s->scheduling_strategy_case != STRATEGY(PLACEMENT_GROUP_SCHEDULING_STRATEGY))
+    return NULL;
   return s->placement_group_scheduling_strategy;
 }
 
@@ -98,11 +100,11 @@ void mob__actor_read_demand(mob__actor_t *actor) {
 void mob__actors_demand(mob_gcs_t *gcs, mob__demand_fn fn, void *arg) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->actors->all, e));) {
     mob__actor_t *actor = e->value;
-    if (actor->phase == MOB__ACTOR_QUEUED) fn(arg, &actor->placed_by);
+    if (actor->phase == MOB__ACTOR_QUEUED) fn(arg, &actor->placed_by, 1);
   }
 }
 
-// -------------------------------------------------------------------------------------------- queue
+// ------------------------------------------------------------------------------------------- queue
 
 void mob__actor_drop_worker(mob__actor_t *actor) {
   if (actor->worker_address) {
@@ -142,10 +144,12 @@ static void give_up(mob__actor_t *actor) {
     mob__actor_die(actor, &cause);
     return;
   }
-  char *text = mob_sprintf("The actor died because its worker could not be reached while it was being created: %s",
-                           actor->lost_why);
+  char *text = mob_sprintf(
+      "The actor died because its worker could not be reached while it was being created: %s",
+      actor->lost_why);
   Ray__Rpc__ActorDiedErrorContext context;
-  mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__WORKER_DIED, text);
+  mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__WORKER_DIED,
+                  text);
   mob__actor_lost(actor, &cause, true);
   free(text);
 }
@@ -164,7 +168,8 @@ static void on_created(void *arg, grpc_status_code code, const char *why, const 
     actor->constructor_failed = failed;
     free(actor->lost_why);
     actor->lost_why = mob_strdup(failed ? done->task_execution_error : why);
-    // An exception of Python or Java comes whole, as an object, with the report of the worker's end.
+    // An exception of Python or Java comes whole, as an object, with the report of the worker's
+    // end.
     if (failed && actor->spec->language == RAY__RPC__LANGUAGE__CPP) give_up(actor);
   } else {
     actor->phase = MOB__ACTOR_RUNNING;
@@ -173,7 +178,8 @@ static void on_created(void *arg, grpc_status_code code, const char *why, const 
     mob_pb_free(actor->data->address);
     actor->data->address = mob_pb_clone(actor->worker_address);
     actor->data->state = STATE(ALIVE);
-    if (done->opt_actor_repr_name_case) mob_pb_set_string(&actor->data->repr_name, done->actor_repr_name);
+    if (done->opt_actor_repr_name_case)
+      mob_pb_set_string(&actor->data->repr_name, done->actor_repr_name);
     if (!actor->data->start_time) actor->data->start_time = (uint64_t)mob_wall_ms();
     set_reason(actor, NULL);
     MOB_INFO("actor %.8s (%s) runs on %s, process %u", actor->hex, actor->data->class_name,
@@ -187,15 +193,15 @@ static void on_created(void *arg, grpc_status_code code, const char *why, const 
 static void create_on_worker(mob__actor_t *actor, const Ray__Rpc__RequestWorkerLeaseReply *lease) {
   mob_gcs_t *gcs = actor->gcs;
   const Ray__Rpc__Address *address = lease->worker_address;
-  char *target = mob_sprintf(strchr(address->ip_address, ':') ? "[%s]:%d" : "%s:%d", address->ip_address,
-                             address->port);
+  char *target = mob_sprintf(strchr(address->ip_address, ':') ? "[%s]:%d" : "%s:%d",
+                             address->ip_address, address->port);
   mob_status status = mob_rpc_client_new(gcs->rpc, target, NULL, &actor->worker);
   free(target);
   if (status != MOB_OK) {
     mob__node_t *node = mob__node_alive(gcs, actor->node_id, sizeof actor->node_id);
     MOB_WARN("node %.8s leased a worker with a bad address: %s", node->hex, mob_errmsg());
-    mob__node_return_lease(gcs, node, mob_pb_bytes(actor->lease_id, sizeof actor->lease_id), address->port,
-                           true, "bad address");
+    mob__node_return_lease(gcs, node, mob_pb_bytes(actor->lease_id, sizeof actor->lease_id),
+                           address->port, true, "bad address");
     mob__actor_queue(actor, RETRY_MS);
     return;
   }
@@ -224,32 +230,33 @@ static void create_on_worker(mob__actor_t *actor, const Ray__Rpc__RequestWorkerL
   request.client_processed_up_to = -1;
   request.resource_mapping = lease->resource_mapping;
   request.n_resource_mapping = lease->n_resource_mapping;
-  mob_rpc_call(actor->worker, MOB__CORE_WORKER "PushTask", &request, &ray__rpc__push_task_reply__descriptor,
-               0, on_created, new_attempt(actor));
+  mob_rpc_call(actor->worker, MOB__CORE_WORKER "PushTask", &request,
+               &ray__rpc__push_task_reply__descriptor, 0, on_created, new_attempt(actor));
 }
 
-// ------------------------------------------------------------------------------------------ leasing
+// ----------------------------------------------------------------------------------------- leasing
 
 static void lease_from(mob__actor_t *actor, mob__node_t *node);
 
-static void on_lease_cancelled(mob__actor_t *actor, const Ray__Rpc__RequestWorkerLeaseReply *lease) {
+static void on_lease_cancelled(mob__actor_t *actor,
+                               const Ray__Rpc__RequestWorkerLeaseReply *lease) {
   Ray__Rpc__ActorDeathCause cause = RAY__RPC__ACTOR_DEATH_CAUSE__INIT;
   Ray__Rpc__RuntimeEnvFailedContext env = RAY__RPC__RUNTIME_ENV_FAILED_CONTEXT__INIT;
   switch (lease->failure_type) {
-    case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_RUNTIME_ENV_SETUP_FAILED:
-      env.error_message = lease->scheduling_failure_message;
-      cause.context_case = RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT;
-      cause.runtime_env_failed_context = &env;
-      mob__actor_die(actor, &cause);
-      break;
-    case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_PLACEMENT_GROUP_REMOVED:
-    case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_UNSCHEDULABLE:
-      mob__actor_die_unschedulable(actor, lease->scheduling_failure_message);
-      break;
-    default:
-      set_reason(actor, lease->scheduling_failure_message);
-      mob__actor_queue(actor, RETRY_MS);
-      break;
+  case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_RUNTIME_ENV_SETUP_FAILED:
+    env.error_message = lease->scheduling_failure_message;
+    cause.context_case = RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT;
+    cause.runtime_env_failed_context = &env;
+    mob__actor_die(actor, &cause);
+    break;
+  case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_PLACEMENT_GROUP_REMOVED:
+  case RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_UNSCHEDULABLE:
+    mob__actor_die_unschedulable(actor, lease->scheduling_failure_message);
+    break;
+  default:
+    set_reason(actor, lease->scheduling_failure_message);
+    mob__actor_queue(actor, RETRY_MS);
+    break;
   }
 }
 
@@ -291,8 +298,9 @@ static void on_leased(void *arg, grpc_status_code code, const char *why, const v
       mob__actor_queue(actor, RETRY_MS);
     }
   } else {
-    set_reason(actor, lease->scheduling_failure_message[0] ? lease->scheduling_failure_message
-                                                           : "the node has no room for it just now");
+    set_reason(actor, lease->scheduling_failure_message[0]
+                          ? lease->scheduling_failure_message
+                          : "the node has no room for it just now");
     mob__actor_queue(actor, RETRY_MS);
   }
   free_attempt(attempt);
@@ -346,7 +354,7 @@ static void lease_from(mob__actor_t *actor, mob__node_t *node) {
   mob_pb_double_clear(&lease.required_placement_resources, &lease.n_required_placement_resources);
 }
 
-// ------------------------------------------------------------------------------------------ placing
+// ----------------------------------------------------------------------------------------- placing
 
 static bool label_strategy_allows(const mob__actor_t *actor, const mob__node_t *node) {
   const Ray__Rpc__SchedulingStrategy *s = actor->spec->scheduling_strategy;
@@ -355,7 +363,8 @@ static bool label_strategy_allows(const mob__actor_t *actor, const mob__node_t *
                                       s->node_label_scheduling_strategy->hard);
 }
 
-// The node that an affinity names. Ends the actor when the affinity is hard and the node is not there.
+// The node that an affinity names. Ends the actor when the affinity is hard and the node is not
+// there.
 static bool affinity(mob__actor_t *actor, ProtobufCBinaryData *wanted, bool *soft) {
   const Ray__Rpc__SchedulingStrategy *s = actor->spec->scheduling_strategy;
   *wanted = (ProtobufCBinaryData){0};
@@ -364,8 +373,9 @@ static bool affinity(mob__actor_t *actor, ProtobufCBinaryData *wanted, bool *sof
   *wanted = s->node_affinity_scheduling_strategy->node_id;
   *soft = s->node_affinity_scheduling_strategy->soft;
   if (*soft || mob__node_alive(actor->gcs, wanted->data, wanted->len)) return true;
-  mob__actor_die_unschedulable(actor, "The node specified via NodeAffinitySchedulingStrategy doesn't exist any "
-                                      "more or is infeasible, and soft=False was specified.");
+  mob__actor_die_unschedulable(
+      actor, "The node specified via NodeAffinitySchedulingStrategy doesn't exist any "
+             "more or is infeasible, and soft=False was specified.");
   return false;
 }
 
@@ -393,8 +403,9 @@ static void try_place(mob__actor_t *actor) {
   if (group && !mob_id_is_nil(group->placement_group_id) &&
       mob__pg_state(actor->gcs, group->placement_group_id.data, group->placement_group_id.len) !=
           MOB__GROUP_LIVE) {
-    mob__actor_die_unschedulable(actor, "Could not create the actor because its associated placement group "
-                                        "was removed.");
+    mob__actor_die_unschedulable(
+        actor, "Could not create the actor because its associated placement group "
+               "was removed.");
     return;
   }
   ProtobufCBinaryData wanted;
@@ -446,6 +457,7 @@ void mob__actors_tick(mob_gcs_t *gcs) {
       actor->not_before = 0;
       mob__gcs_schedule_soon(gcs);
     }
-    if (actor->phase == MOB__ACTOR_CREATING && actor->lost_at && actor->lost_at <= now) give_up(actor);
+    if (actor->phase == MOB__ACTOR_CREATING && actor->lost_at && actor->lost_at <= now)
+      give_up(actor);
   }
 }

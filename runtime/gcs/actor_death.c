@@ -37,16 +37,18 @@ void mob__actor_died(mob__actor_t *actor, Ray__Rpc__ActorDeathCause *cause,
 // A cause in words, for the log and for those who wait.
 static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
   switch (cause->context_case) {
-    case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
-      return cause->creation_task_failure_context->formatted_exception_string;
-    case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
-      return cause->runtime_env_failed_context->error_message;
-    case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
-      return cause->actor_died_error_context->error_message;
-    case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
-      return cause->actor_unschedulable_context->error_message;
-    case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT: return cause->oom_context->error_message;
-    default: return "unknown cause";
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
+    return cause->creation_task_failure_context->formatted_exception_string;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
+    return cause->runtime_env_failed_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
+    return cause->actor_died_error_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
+    return cause->actor_unschedulable_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
+    return cause->oom_context->error_message;
+  default:
+    return "unknown cause";
   }
 }
 
@@ -80,7 +82,8 @@ void mob__actor_die(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause)
   mob__actor_publish(actor);
   mob__actor_kill_process(actor, !actor->kill_gently, copy);
   uint8_t id[MOB_ACTOR_ID_SIZE], worker_id[MOB_WORKER_ID_SIZE];
-  bool has_worker = actor->worker_address && actor->worker_address->worker_id.len == sizeof worker_id;
+  bool has_worker =
+      actor->worker_address && actor->worker_address->worker_id.len == sizeof worker_id;
   memcpy(id, actor->id, sizeof id);
   if (has_worker) memcpy(worker_id, actor->worker_address->worker_id.data, sizeof worker_id);
   mob__actor_drop_worker(actor);
@@ -90,8 +93,9 @@ void mob__actor_die(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause)
   free(actor->reason);
   actor->reason = NULL;
   mob__actor_answer(actor, MOB__GCS_SCHEDULING_CANCELLED, cause_text(copy), NULL);
-  bool may_return = cause->context_case == RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT &&
-                    cause->actor_died_error_context->reason == REASON(OUT_OF_SCOPE);
+  bool may_return =
+      cause->context_case == RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT &&
+      cause->actor_died_error_context->reason == REASON(OUT_OF_SCOPE);
   if (!may_return) {
     mob_pb_free(actor->spec);
     actor->spec = NULL;
@@ -100,7 +104,8 @@ void mob__actor_die(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause)
   mob__actor_retire(actor);
   mob__pgs_actor_dead(gcs, id);
   if (has_worker) {
-    mob__actor_owner_died(gcs, worker_id, sizeof worker_id, "The actor is dead because its owner has died.");
+    mob__actor_owner_died(gcs, worker_id, sizeof worker_id,
+                          "The actor is dead because its owner has died.");
   }
   mob__gcs_schedule_soon(gcs);
 }
@@ -115,7 +120,8 @@ void mob__actor_die_unschedulable(mob__actor_t *actor, const char *text) {
 }
 
 // Its process is gone, or its node.
-void mob__actor_lost(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause, bool may_restart) {
+void mob__actor_lost(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause,
+                     bool may_restart) {
   Ray__Rpc__ActorTableData *data = actor->data;
   int64_t spent = data->num_restarts - (int64_t)data->num_restarts_due_to_node_preemption;
   bool budget = data->max_restarts < 0 || spent < data->max_restarts;
@@ -135,16 +141,18 @@ void mob__actor_lost(mob__actor_t *actor, const Ray__Rpc__ActorDeathCause *cause
            (long long)data->num_restarts, (long long)data->max_restarts, cause_text(cause));
   mob__actor_publish(actor);
   uint8_t worker_id[MOB_WORKER_ID_SIZE];
-  bool has_worker = actor->worker_address && actor->worker_address->worker_id.len == sizeof worker_id;
+  bool has_worker =
+      actor->worker_address && actor->worker_address->worker_id.len == sizeof worker_id;
   if (has_worker) memcpy(worker_id, actor->worker_address->worker_id.data, sizeof worker_id);
   mob_gcs_t *gcs = actor->gcs;
   mob__actor_queue(actor, 0);
   if (has_worker) { // what the former process owned ends with it
-    mob__actor_owner_died(gcs, worker_id, sizeof worker_id, "The actor is dead because its owner has died.");
+    mob__actor_owner_died(gcs, worker_id, sizeof worker_id,
+                          "The actor is dead because its owner has died.");
   }
 }
 
-// ------------------------------------------------------------------------------------------- causes
+// ------------------------------------------------------------------------------------------ causes
 
 void mob__actors_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *worker) {
   ProtobufCBinaryData id = worker->worker_address->worker_id;
@@ -167,8 +175,9 @@ void mob__actors_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *wo
     may_restart = false;
   } else {
     const char *detail = worker->opt_exit_detail_case ? worker->exit_detail : "";
-    text = mob_sprintf("The actor is dead because its worker process has died. Process %u on %s: %s",
-                       actor->data->pid, worker->worker_address->ip_address, detail);
+    text =
+        mob_sprintf("The actor is dead because its worker process has died. Process %u on %s: %s",
+                    actor->data->pid, worker->worker_address->ip_address, detail);
     mob__actor_died(actor, &cause, &context, REASON(WORKER_DIED), text);
   }
   actor->worker_gone = true;
@@ -176,7 +185,8 @@ void mob__actors_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *wo
   free(text);
 }
 
-static mob__actor_t *find_where(mob_gcs_t *gcs, bool (*match)(const mob__actor_t *, const void *, size_t),
+static mob__actor_t *find_where(mob_gcs_t *gcs,
+                                bool (*match)(const mob__actor_t *, const void *, size_t),
                                 const void *key, size_t len) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->actors->all, e));) {
     mob__actor_t *actor = e->value;
@@ -221,9 +231,10 @@ static void die_all(mob_gcs_t *gcs, bool (*match)(const mob__actor_t *, const vo
 }
 
 void mob__actors_node_dead(mob_gcs_t *gcs, mob__node_t *node) {
-  char *text = mob_sprintf("The actor died because its node has died. Node Id: %s, IP address: %s. %s",
-                           node->hex, node->info->node_manager_address,
-                           node->info->death_info ? node->info->death_info->reason_message : "");
+  char *text =
+      mob_sprintf("The actor died because its node has died. Node Id: %s, IP address: %s. %s",
+                  node->hex, node->info->node_manager_address,
+                  node->info->death_info ? node->info->death_info->reason_message : "");
   mob__actor_t *actor;
   while ((actor = find_where(gcs, on_node, node->id, sizeof node->id))) {
     if (actor->phase == MOB__ACTOR_LEASING) { // it was not there yet
@@ -235,7 +246,8 @@ void mob__actors_node_dead(mob_gcs_t *gcs, mob__node_t *node) {
     mob__actor_died(actor, &cause, &context, REASON(NODE_DIED), text);
     context.node_death_info = node->info->death_info;
     if (node->info->death_info &&
-        node->info->death_info->reason == RAY__RPC__NODE_DEATH_INFO__REASON__AUTOSCALER_DRAIN_PREEMPTED) {
+        node->info->death_info->reason ==
+            RAY__RPC__NODE_DEATH_INFO__REASON__AUTOSCALER_DRAIN_PREEMPTED) {
       actor->data->preempted = true;
     }
     mob__actor_lost(actor, &cause, true);

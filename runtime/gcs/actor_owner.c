@@ -1,6 +1,6 @@
 // The owner of an actor is the worker that created it. One that serves CoreWorkerService (Ray's own
-// workers do; a driver of ours does not and is watched by its job's stream) is asked to tell when the last
-// reference to the actor is gone; when that call breaks, the owner is dead.
+// workers do; a driver of ours does not and is watched by its job's stream) is asked to tell when
+// the last reference to the actor is gone; when that call breaks, the owner is dead.
 #define MOB_LOG_COMPONENT "gcs"
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,8 @@ static void on_deleted(void *arg, grpc_status_code code, const char *why, const 
     if (code == GRPC_STATUS_OK) {
       Ray__Rpc__ActorDeathCause cause;
       Ray__Rpc__ActorDiedErrorContext context;
-      mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__REF_DELETED,
+      mob__actor_died(actor, &cause, &context,
+                      RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__REF_DELETED,
                       "The actor is dead because all references to the actor were removed.");
       actor->kill_gently = true;
       mob__actor_die(actor, &cause);
@@ -45,8 +46,8 @@ static void on_deleted(void *arg, grpc_status_code code, const char *why, const 
 void mob__actor_watch_owner(mob__actor_t *actor) {
   const Ray__Rpc__Address *owner = actor->data->owner_address;
   if (owner->port <= 0 || owner->worker_id.len != MOB_WORKER_ID_SIZE) return;
-  char *address = mob_sprintf(strchr(owner->ip_address, ':') ? "[%s]:%d" : "%s:%d", owner->ip_address,
-                              owner->port);
+  char *address = mob_sprintf(strchr(owner->ip_address, ':') ? "[%s]:%d" : "%s:%d",
+                              owner->ip_address, owner->port);
   watch_t *watch = MOB_NEW(watch_t);
   watch->gcs = actor->gcs;
   memcpy(watch->actor_id, actor->id, sizeof watch->actor_id);
@@ -61,7 +62,8 @@ void mob__actor_watch_owner(mob__actor_t *actor) {
   actor->owner = watch;
   mob__gcs_hold(actor->gcs);
   mob_rpc_client_set_metadata(watch->client, "ray_cluster_id", actor->gcs->cluster_id_hex);
-  Ray__Rpc__WaitForActorRefDeletedRequest request = RAY__RPC__WAIT_FOR_ACTOR_REF_DELETED_REQUEST__INIT;
+  Ray__Rpc__WaitForActorRefDeletedRequest request =
+      RAY__RPC__WAIT_FOR_ACTOR_REF_DELETED_REQUEST__INIT;
   request.intended_worker_id = owner->worker_id;
   request.actor_id = actor->data->actor_id;
   mob_rpc_call(watch->client, MOB__CORE_WORKER "WaitForActorRefDeleted", &request,

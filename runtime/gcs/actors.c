@@ -23,7 +23,8 @@ void mob__actor_publish(mob__actor_t *actor) {
   Ray__Rpc__PubMessage message = RAY__RPC__PUB_MESSAGE__INIT;
   message.inner_message_case = RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_ACTOR_MESSAGE;
   message.actor_message = actor->data;
-  mob__publish(actor->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id, sizeof actor->id, &message);
+  mob__publish(actor->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id, sizeof actor->id,
+               &message);
 }
 
 static void free_actor(mob__actor_t *actor) {
@@ -56,7 +57,7 @@ static mob__actor_t *find_named(mob_gcs_t *gcs, const char *space, const char *n
   return actor;
 }
 
-// ----------------------------------------------------------------------------------------- creation
+// ---------------------------------------------------------------------------------------- creation
 
 void mob__actor_answer(mob__actor_t *actor, int code, const char *text,
                        const Ray__Rpc__PushTaskReply *created) {
@@ -88,14 +89,15 @@ static void on_waiter_cancelled(void *arg, mob_rpc_call_t *call) {
 static const char *class_of(const Ray__Rpc__FunctionDescriptor *f) {
   if (!f) return "";
   switch (f->function_descriptor_case) {
-    case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_JAVA_FUNCTION_DESCRIPTOR:
-      return f->java_function_descriptor->class_name;
-    case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_PYTHON_FUNCTION_DESCRIPTOR:
-      return f->python_function_descriptor->class_name;
-    case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR:
-      return f->cpp_function_descriptor->class_name[0] ? f->cpp_function_descriptor->class_name
-                                                       : f->cpp_function_descriptor->function_name;
-    default: return "";
+  case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_JAVA_FUNCTION_DESCRIPTOR:
+    return f->java_function_descriptor->class_name;
+  case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_PYTHON_FUNCTION_DESCRIPTOR:
+    return f->python_function_descriptor->class_name;
+  case RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR:
+    return f->cpp_function_descriptor->class_name[0] ? f->cpp_function_descriptor->class_name
+                                                     : f->cpp_function_descriptor->function_name;
+  default:
+    return "";
   }
 }
 
@@ -121,9 +123,11 @@ static Ray__Rpc__ActorTableData *table_row(const Ray__Rpc__TaskSpec *spec) {
     row.call_site = spec->call_site;
   }
   const Ray__Rpc__SchedulingStrategy *s = spec->scheduling_strategy;
-  if (s && s->scheduling_strategy_case ==
-               RAY__RPC__SCHEDULING_STRATEGY__SCHEDULING_STRATEGY_PLACEMENT_GROUP_SCHEDULING_STRATEGY) {
-    row.opt_placement_group_id_case = RAY__RPC__ACTOR_TABLE_DATA__OPT_PLACEMENT_GROUP_ID_PLACEMENT_GROUP_ID;
+  if (s &&
+      s->scheduling_strategy_case ==
+          RAY__RPC__SCHEDULING_STRATEGY__SCHEDULING_STRATEGY_PLACEMENT_GROUP_SCHEDULING_STRATEGY) {
+    row.opt_placement_group_id_case =
+        RAY__RPC__ACTOR_TABLE_DATA__OPT_PLACEMENT_GROUP_ID_PLACEMENT_GROUP_ID;
     row.placement_group_id = s->placement_group_scheduling_strategy->placement_group_id;
   }
   return mob_pb_clone(&row);
@@ -135,13 +139,16 @@ static void set_spec(mob__actor_t *actor, const Ray__Rpc__TaskSpec *spec) {
   actor->spec = copy;
   mob__actor_read_demand(actor);
   // The row shows what it takes, under the names of its placement group.
-  mob_resources_write(&actor->held, &actor->data->required_resources, &actor->data->n_required_resources);
+  mob_resources_write(&actor->held, &actor->data->required_resources,
+                      &actor->data->n_required_resources);
 }
 
 // NULL when the specification is in order, else why not.
 static const char *check_spec(const Ray__Rpc__TaskSpec *spec) {
-  if (!spec || !spec->actor_creation_task_spec) return "The request carries no actor creation task.";
-  if (spec->actor_creation_task_spec->actor_id.len != MOB_ACTOR_ID_SIZE) return "The actor id is not 16 bytes long.";
+  if (!spec || !spec->actor_creation_task_spec)
+    return "The request carries no actor creation task.";
+  if (spec->actor_creation_task_spec->actor_id.len != MOB_ACTOR_ID_SIZE)
+    return "The actor id is not 16 bytes long.";
   if (spec->job_id.len != MOB_JOB_ID_SIZE) return "The job id is not 4 bytes long.";
   if (!spec->caller_address) return "The request names no owner (caller_address).";
   for (size_t i = 0; i < spec->n_required_resources; i++) {
@@ -194,11 +201,13 @@ static void on_create(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__TaskSpec *spec = ((const Ray__Rpc__CreateActorRequest *)request)->task_spec;
   const char *bad = check_spec(spec);
   mob__actor_t *actor =
-      bad ? NULL : mob__actor_find(gcs, spec->actor_creation_task_spec->actor_id.data, MOB_ACTOR_ID_SIZE);
+      bad ? NULL
+          : mob__actor_find(gcs, spec->actor_creation_task_spec->actor_id.data, MOB_ACTOR_ID_SIZE);
   if (!actor) {
     Ray__Rpc__CreateActorReply reply = RAY__RPC__CREATE_ACTOR_REPLY__INIT;
-    reply.status = mob__gcs_status(gcs, MOB__GCS_INVALID, "%s",
-                                   bad ? bad : "The actor is not registered: it may be destroyed already.");
+    reply.status =
+        mob__gcs_status(gcs, MOB__GCS_INVALID, "%s",
+                        bad ? bad : "The actor is not registered: it may be destroyed already.");
     mob_rpc_reply(call, &reply);
     return;
   }
@@ -226,11 +235,12 @@ static void on_restart(void *owner, mob_rpc_call_t *call, const void *request) {
   Ray__Rpc__RestartActorForLineageReconstructionReply reply =
       RAY__RPC__RESTART_ACTOR_FOR_LINEAGE_RECONSTRUCTION_REPLY__INIT;
   mob__actor_t *actor = mob__actor_find(gcs, req->actor_id.data, req->actor_id.len);
-  bool out_of_scope =
-      actor && actor->phase == MOB__ACTOR_DEAD && actor->spec && actor->data->death_cause &&
-      actor->data->death_cause->context_case == RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT &&
-      actor->data->death_cause->actor_died_error_context->reason ==
-          RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__OUT_OF_SCOPE;
+  bool out_of_scope = actor && actor->phase == MOB__ACTOR_DEAD && actor->spec &&
+                      actor->data->death_cause &&
+                      actor->data->death_cause->context_case ==
+                          RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT &&
+                      actor->data->death_cause->actor_died_error_context->reason ==
+                          RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__OUT_OF_SCOPE;
   if (!actor) {
     reply.status = mob__gcs_status(gcs, MOB__GCS_INVALID, "Actor is permanently dead.");
   } else if (req->num_restarts_due_to_lineage_reconstruction <=
@@ -252,14 +262,15 @@ static void on_restart(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_rpc_reply(call, &reply);
 }
 
-// ------------------------------------------------------------------------------------------ queries
+// ----------------------------------------------------------------------------------------- queries
 
 static void on_get(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_gcs_t *gcs = ((mob__actors_t *)owner)->gcs;
   const Ray__Rpc__GetActorInfoRequest *req = request;
   Ray__Rpc__GetActorInfoReply reply = RAY__RPC__GET_ACTOR_INFO_REPLY__INIT;
   mob__actor_t *actor = mob__actor_find(gcs, req->actor_id.data, req->actor_id.len);
-  reply.status = mob__gcs_status(gcs, MOB__GCS_OK, "%s", actor && actor->reason ? actor->reason : "");
+  reply.status =
+      mob__gcs_status(gcs, MOB__GCS_OK, "%s", actor && actor->reason ? actor->reason : "");
   reply.actor_table_data = actor ? actor->data : NULL;
   mob_rpc_reply(call, &reply);
 }
@@ -274,7 +285,8 @@ static void on_get_named(void *owner, mob_rpc_call_t *call, const void *request)
     reply.actor_table_data = actor->data;
     reply.task_spec = actor->spec;
   } else {
-    reply.status = mob__gcs_status(gcs, MOB__GCS_NOT_FOUND, "Actor with name '%s' was not found.", req->name);
+    reply.status =
+        mob__gcs_status(gcs, MOB__GCS_NOT_FOUND, "Actor with name '%s' was not found.", req->name);
   }
   mob_rpc_reply(call, &reply);
 }
@@ -289,7 +301,8 @@ static void on_list_named(void *owner, mob_rpc_call_t *call, const void *request
   size_t n = 0;
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&actors->named, e));) {
     mob__actor_t *actor = e->value;
-    if (!req->all_namespaces && strcmp(actor->data->ray_namespace, req->ray_namespace) != 0) continue;
+    if (!req->all_namespaces && strcmp(actor->data->ray_namespace, req->ray_namespace) != 0)
+      continue;
     ray__rpc__named_actor_info__init(&rows[n]);
     rows[n].ray_namespace = actor->data->ray_namespace;
     rows[n].name = actor->data->name;
@@ -304,9 +317,11 @@ static void on_list_named(void *owner, mob_rpc_call_t *call, const void *request
   free(rows);
 }
 
-static bool filtered_out(const mob__actor_t *actor, const Ray__Rpc__GetAllActorInfoRequest__Filters *f) {
+static bool filtered_out(const mob__actor_t *actor,
+                         const Ray__Rpc__GetAllActorInfoRequest__Filters *f) {
   if (!f) return false;
-  if (f->opt_actor_id_case && !mob_pb_bytes_equal(f->actor_id, actor->id, sizeof actor->id)) return true;
+  if (f->opt_actor_id_case && !mob_pb_bytes_equal(f->actor_id, actor->id, sizeof actor->id))
+    return true;
   if (f->opt_job_id_case &&
       !mob_pb_bytes_equal(f->job_id, actor->data->job_id.data, actor->data->job_id.len)) {
     return true;
@@ -319,7 +334,8 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__GetAllActorInfoRequest *req = request;
   Ray__Rpc__GetAllActorInfoReply reply = RAY__RPC__GET_ALL_ACTOR_INFO_REPLY__INIT;
   size_t limit = actors->all.count;
-  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit) limit = (size_t)req->limit;
+  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit)
+    limit = (size_t)req->limit;
   Ray__Rpc__ActorTableData **rows = MOB_NEW_ARRAY(Ray__Rpc__ActorTableData *, limit + 1);
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&actors->all, e));) {
     if (filtered_out(e->value, req->filters)) {
@@ -335,7 +351,7 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   free(rows);
 }
 
-// ------------------------------------------------------------------------------------------- ending
+// ------------------------------------------------------------------------------------------ ending
 
 static void on_kill(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_gcs_t *gcs = ((mob__actors_t *)owner)->gcs;
@@ -357,7 +373,8 @@ static void on_kill(void *owner, mob_rpc_call_t *call, const void *request) {
       actor->kill_gently = !req->force_kill;
       mob__actor_die(actor, &cause);
     } else {
-      mob__actor_kill_process(actor, req->force_kill, &cause); // its end is reported: it starts again, or not
+      mob__actor_kill_process(actor, req->force_kill,
+                              &cause); // its end is reported: it starts again, or not
     }
   }
   reply.status = MOB__OK(gcs);
@@ -375,7 +392,8 @@ static void on_out_of_scope(void *owner, mob_rpc_call_t *call, const void *reque
           actor->data->num_restarts_due_to_lineage_reconstruction) {
     Ray__Rpc__ActorDeathCause cause;
     Ray__Rpc__ActorDiedErrorContext context;
-    mob__actor_died(actor, &cause, &context, RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__OUT_OF_SCOPE,
+    mob__actor_died(actor, &cause, &context,
+                    RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__OUT_OF_SCOPE,
                     "The actor is dead because all references to the actor were removed.");
     actor->kill_gently = true;
     mob__actor_die(actor, &cause);
@@ -406,7 +424,7 @@ void mob__actor_retire(mob__actor_t *actor) {
   }
 }
 
-// ------------------------------------------------------------------------------------------ service
+// ----------------------------------------------------------------------------------------- service
 
 #define ACTORS "/ray.rpc.ActorInfoGcsService/"
 static const mob_rpc_method_t methods[] = {
@@ -419,7 +437,8 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(ACTORS "ListNamedActors", ray__rpc__list_named_actors, on_list_named),
     MOB_RPC_METHOD(ACTORS "GetAllActorInfo", ray__rpc__get_all_actor_info, on_get_all),
     MOB_RPC_METHOD(ACTORS "KillActorViaGcs", ray__rpc__kill_actor_via_gcs, on_kill),
-    MOB_RPC_METHOD(ACTORS "ReportActorOutOfScope", ray__rpc__report_actor_out_of_scope, on_out_of_scope),
+    MOB_RPC_METHOD(ACTORS "ReportActorOutOfScope", ray__rpc__report_actor_out_of_scope,
+                   on_out_of_scope),
 };
 
 mob__actors_t *mob__actors_new(mob_gcs_t *gcs) {
@@ -434,7 +453,8 @@ void mob__actors_close(mob__actors_t *actors) {
     mob__actor_t *actor = e->value;
     for (size_t i = 0; i < actor->waiters.len; i++) {
       mob_rpc_call_on_cancel(actor->waiters.at[i], NULL, NULL);
-      mob_rpc_reply_status(actor->waiters.at[i], GRPC_STATUS_UNAVAILABLE, "the GCS is shutting down");
+      mob_rpc_reply_status(actor->waiters.at[i], GRPC_STATUS_UNAVAILABLE,
+                           "the GCS is shutting down");
     }
     actor->waiters.len = 0;
     if (actor->worker) mob_rpc_client_close(actor->worker);

@@ -1,5 +1,5 @@
-// The actors' own shared parts: the table and service (actors.c), finding a node and creating the actor
-// there (actor_create.c), and how actors end or start again (actor_death.c).
+// The actors' own shared parts: the table and service (actors.c), finding a node and creating the
+// actor there (actor_create.c), and how actors end or start again (actor_death.c).
 #ifndef MOB_GCS_ACTORS_H
 #define MOB_GCS_ACTORS_H
 
@@ -21,7 +21,7 @@ typedef struct mob__actor {
   uint8_t id[MOB_ACTOR_ID_SIZE];
   char hex[2 * MOB_ACTOR_ID_SIZE + 1];
   Ray__Rpc__ActorTableData *data;
-  Ray__Rpc__TaskSpec *spec; // NULL once dead
+  Ray__Rpc__TaskSpec *spec;        // NULL once dead
   mob_resources_t held, placed_by; // what it takes while it runs; what decides about its node
   mob__actor_phase_t phase;
   uint64_t epoch; // of the current attempt: answers to an earlier one are stale
@@ -29,15 +29,15 @@ typedef struct mob__actor {
   uint8_t node_id[MOB_NODE_ID_SIZE]; // from LEASING on
   mob_rpc_client_t *worker;          // while CREATING
   Ray__Rpc__Address *worker_address; // from CREATING on
-  bool worker_gone; // its process is known to have ended
-  bool kill_gently; // when it dies: let its process end in order
+  bool worker_gone;                  // its process is known to have ended
+  bool kill_gently;                  // when it dies: let its process end in order
   uint64_t not_before;
-  // Its creation failed, but why is better known to its node, which is about to report the worker's end: until
-  // when to wait for that report; 0: it did not fail.
+  // Its creation failed, but why is better known to its node, which is about to report the worker's
+  // end: until when to wait for that report; 0: it did not fail.
   uint64_t lost_at;
   char *lost_why;
-  bool constructor_failed; // else the worker could not be reached
-  char *reason; // why it waits; owned
+  bool constructor_failed;           // else the worker could not be reached
+  char *reason;                      // why it waits; owned
   MOB_VEC(mob_rpc_call_t *) waiters; // CreateActor
   struct mob__owner_watch *owner;
 } mob__actor_t;
@@ -59,7 +59,8 @@ void mob__actor_retire(mob__actor_t *actor); // it has become DEAD
 
 // actor_create.c
 void mob__actor_queue(mob__actor_t *actor, uint64_t delay_ms);
-void mob__actor_drop_worker(mob__actor_t *actor); // forgets worker and node, without telling anybody
+void mob__actor_drop_worker(
+    mob__actor_t *actor); // forgets worker and node, without telling anybody
 void mob__actor_read_demand(mob__actor_t *actor);
 
 // actor_death.c. `cause` is copied. The actor may be freed by these.

@@ -15,7 +15,7 @@ enum { DRAIN_TIMEOUT_MS = 10000 };
 struct mob__autoscaler {
   mob_gcs_t *gcs;
   int64_t version; // of the state given out; grows with every reading
-  Ray__Rpc__Autoscaler__AutoscalingState *reported;      // NULL until an autoscaler reports
+  Ray__Rpc__Autoscaler__AutoscalingState *reported;       // NULL until an autoscaler reports
   Ray__Rpc__Autoscaler__ClusterResourceConstraint *asked; // by request_resources; or NULL
   int64_t seen_version;
 };
@@ -57,7 +57,8 @@ static void add_node(void *arg, mob__node_t *node) {
     PUSH(row->node_activity, row->n_node_activity, mob_strdup(node->activity.at[i]));
   }
   for (size_t i = 0; i < node->info->n_labels; i++) {
-    mob_pb_string_put(&row->labels, &row->n_labels, node->info->labels[i]->key, node->info->labels[i]->value);
+    mob_pb_string_put(&row->labels, &row->n_labels, node->info->labels[i]->key,
+                      node->info->labels[i]->value);
   }
   PUSH(state->node_states, state->n_node_states, row);
 }
@@ -80,20 +81,21 @@ static bool same_bundle(const resource_request_t *a, const resource_request_t *b
   return true;
 }
 
-static void add_demand(void *arg, const mob_resources_t *shape) {
+static void add_demand(void *arg, const mob_resources_t *shape, int64_t count) {
   state_t *state = arg;
   resource_request_t *request = new_request();
   mob_resources_write(shape, &request->resources_bundle, &request->n_resources_bundle);
   for (size_t i = 0; i < state->n_pending_resource_requests; i++) {
     if (!same_bundle(state->pending_resource_requests[i]->request, request)) continue;
-    state->pending_resource_requests[i]->count++;
+    state->pending_resource_requests[i]->count += count;
     mob_pb_free(request);
     return;
   }
-  Ray__Rpc__Autoscaler__ResourceRequestByCount *row = MOB_NEW(Ray__Rpc__Autoscaler__ResourceRequestByCount);
+  Ray__Rpc__Autoscaler__ResourceRequestByCount *row =
+      MOB_NEW(Ray__Rpc__Autoscaler__ResourceRequestByCount);
   ray__rpc__autoscaler__resource_request_by_count__init(row);
   row->request = request;
-  row->count = 1;
+  row->count = count;
   PUSH(state->pending_resource_requests, state->n_pending_resource_requests, row);
 }
 
@@ -119,10 +121,11 @@ static void constrain(resource_request_t *request, const Ray__Rpc__PlacementGrou
 
 static void add_group(void *arg, const Ray__Rpc__PlacementGroupTableData *group) {
   state_t *state = arg;
-  Ray__Rpc__Autoscaler__GangResourceRequest *gang = MOB_NEW(Ray__Rpc__Autoscaler__GangResourceRequest);
+  Ray__Rpc__Autoscaler__GangResourceRequest *gang =
+      MOB_NEW(Ray__Rpc__Autoscaler__GangResourceRequest);
   ray__rpc__autoscaler__gang_resource_request__init(gang);
-  const ProtobufCEnumValue *strategy =
-      protobuf_c_enum_descriptor_get_value(&ray__rpc__placement_strategy__descriptor, group->strategy);
+  const ProtobufCEnumValue *strategy = protobuf_c_enum_descriptor_get_value(
+      &ray__rpc__placement_strategy__descriptor, group->strategy);
   const ProtobufCEnumValue *now = protobuf_c_enum_descriptor_get_value(
       &ray__rpc__placement_group_table_data__placement_group_state__descriptor, group->state);
   gang->details = mob_sprintf("%s:%s|%s", mob_id_text(group->placement_group_id).text,
@@ -145,10 +148,11 @@ static state_t *make_state(mob__autoscaler_t *a) {
   state->last_seen_autoscaler_state_version = a->seen_version;
   state->cluster_session_name = mob_strdup(a->gcs->session_name);
   mob__nodes_each(a->gcs, add_node, state);
-  mob__actors_demand(a->gcs, add_demand, state);
+  mob__gcs_demand(a->gcs, add_demand, state);
   mob__pgs_each_waiting(a->gcs, add_group, state);
   if (a->asked) {
-    PUSH(state->cluster_resource_constraints, state->n_cluster_resource_constraints, mob_pb_clone(a->asked));
+    PUSH(state->cluster_resource_constraints, state->n_cluster_resource_constraints,
+         mob_pb_clone(a->asked));
   }
   return state;
 }
@@ -165,7 +169,8 @@ static void on_get_state(void *owner, mob_rpc_call_t *call, const void *request)
 static void on_get_status(void *owner, mob_rpc_call_t *call, const void *request) {
   (void)request;
   mob__autoscaler_t *a = owner;
-  Ray__Rpc__Autoscaler__GetClusterStatusReply reply = RAY__RPC__AUTOSCALER__GET_CLUSTER_STATUS_REPLY__INIT;
+  Ray__Rpc__Autoscaler__GetClusterStatusReply reply =
+      RAY__RPC__AUTOSCALER__GET_CLUSTER_STATUS_REPLY__INIT;
   Ray__Rpc__Autoscaler__AutoscalingState none = RAY__RPC__AUTOSCALER__AUTOSCALING_STATE__INIT;
   reply.autoscaling_state = a->reported ? a->reported : &none;
   reply.cluster_resource_state = make_state(a);
@@ -176,7 +181,8 @@ static void on_get_status(void *owner, mob_rpc_call_t *call, const void *request
 static void on_report(void *owner, mob_rpc_call_t *call, const void *request) {
   mob__autoscaler_t *a = owner;
   const Ray__Rpc__Autoscaler__ReportAutoscalingStateRequest *req = request;
-  if (req->autoscaling_state && req->autoscaling_state->autoscaler_state_version > a->seen_version) {
+  if (req->autoscaling_state &&
+      req->autoscaling_state->autoscaler_state_version > a->seen_version) {
     mob_pb_free(a->reported);
     a->reported = mob_pb_clone(req->autoscaling_state);
     a->seen_version = a->reported->autoscaler_state_version;
@@ -195,7 +201,8 @@ static void on_config(void *owner, mob_rpc_call_t *call, const void *request) {
     mob_gcs_kv_put(gcs, "__autoscaler", "__autoscaler_cluster_config", bytes, len);
     free(bytes);
   }
-  Ray__Rpc__Autoscaler__ReportClusterConfigReply reply = RAY__RPC__AUTOSCALER__REPORT_CLUSTER_CONFIG_REPLY__INIT;
+  Ray__Rpc__Autoscaler__ReportClusterConfigReply reply =
+      RAY__RPC__AUTOSCALER__REPORT_CLUSTER_CONFIG_REPLY__INIT;
   mob_rpc_reply(call, &reply);
 }
 
@@ -203,7 +210,8 @@ static void on_constraint(void *owner, mob_rpc_call_t *call, const void *request
   mob__autoscaler_t *a = owner;
   const Ray__Rpc__Autoscaler__RequestClusterResourceConstraintRequest *req = request;
   mob_pb_free(a->asked);
-  a->asked = req->cluster_resource_constraint ? mob_pb_clone(req->cluster_resource_constraint) : NULL;
+  a->asked =
+      req->cluster_resource_constraint ? mob_pb_clone(req->cluster_resource_constraint) : NULL;
   Ray__Rpc__Autoscaler__RequestClusterResourceConstraintReply reply =
       RAY__RPC__AUTOSCALER__REQUEST_CLUSTER_RESOURCE_CONSTRAINT_REPLY__INIT;
   mob_rpc_reply(call, &reply);
@@ -275,16 +283,18 @@ static void on_drain(void *owner, mob_rpc_call_t *call, const void *request) {
                &ray__rpc__drain_raylet_reply__descriptor, DRAIN_TIMEOUT_MS, on_drained, drain);
 }
 
-// ------------------------------------------------------------------------------------------ service
+// ----------------------------------------------------------------------------------------- service
 
 #define SCALER "/ray.rpc.autoscaler.AutoscalerStateService/"
 static const mob_rpc_method_t methods[] = {
-    MOB_RPC_METHOD(SCALER "GetClusterResourceState", ray__rpc__autoscaler__get_cluster_resource_state,
-                   on_get_state),
-    MOB_RPC_METHOD(SCALER "GetClusterStatus", ray__rpc__autoscaler__get_cluster_status, on_get_status),
+    MOB_RPC_METHOD(SCALER "GetClusterResourceState",
+                   ray__rpc__autoscaler__get_cluster_resource_state, on_get_state),
+    MOB_RPC_METHOD(SCALER "GetClusterStatus", ray__rpc__autoscaler__get_cluster_status,
+                   on_get_status),
     MOB_RPC_METHOD(SCALER "ReportAutoscalingState", ray__rpc__autoscaler__report_autoscaling_state,
                    on_report),
-    MOB_RPC_METHOD(SCALER "ReportClusterConfig", ray__rpc__autoscaler__report_cluster_config, on_config),
+    MOB_RPC_METHOD(SCALER "ReportClusterConfig", ray__rpc__autoscaler__report_cluster_config,
+                   on_config),
     MOB_RPC_METHOD(SCALER "RequestClusterResourceConstraint",
                    ray__rpc__autoscaler__request_cluster_resource_constraint, on_constraint),
     MOB_RPC_METHOD(SCALER "DrainNode", ray__rpc__autoscaler__drain_node, on_drain),

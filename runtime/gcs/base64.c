@@ -18,7 +18,8 @@ mob_status mob__base64_decode(const char *text, mob_buf_t *out) {
   int have = 0;
   for (size_t i = 0; i < len; i++) {
     int d = digit(text[i]);
-    if (d < 0) return mob_fail(MOB_E_FORMAT, "the text is no base64: character %zu is '%c'", i, text[i]);
+    if (d < 0)
+      return mob_fail(MOB_E_FORMAT, "the text is no base64: character %zu is '%c'", i, text[i]);
     bits = (bits << 6 | (unsigned)d) & 0xffffff;
     have += 6;
     if (have < 8) continue;

@@ -44,13 +44,15 @@ static void on_pass(uv_timer_t *timer) {
 }
 
 void mob__gcs_schedule_soon(mob_gcs_t *gcs) {
-  if (!gcs->closing && !uv_is_active((uv_handle_t *)&gcs->pass)) uv_timer_start(&gcs->pass, on_pass, 0, 0);
+  if (!gcs->closing && !uv_is_active((uv_handle_t *)&gcs->pass))
+    uv_timer_start(&gcs->pass, on_pass, 0, 0);
 }
 
 static void on_tick(uv_timer_t *timer) {
   mob_gcs_t *gcs = timer->data;
   mob__syncer_tick(gcs);
   mob__health_tick(gcs);
+  mob__load_tick(gcs);
   mob__jobs_tick(gcs);
   mob__pubsub_tick(gcs);
   mob__pgs_tick(gcs);
@@ -82,8 +84,9 @@ static bool cluster_auth_on(void) {
 
 // What Ray's Python writes on a head.
 static void put_head_keys(mob_gcs_t *gcs, const mob_gcs_config_t *config) {
-  json_t *metadata = json_pack("{s:s, s:s, s:b}", "ray_version", MOB_RAY_VERSION, "python_version",
-                               config->python_version ? config->python_version : "", "ray_init_cluster", 0);
+  json_t *metadata =
+      json_pack("{s:s, s:s, s:b}", "ray_version", MOB_RAY_VERSION, "python_version",
+                config->python_version ? config->python_version : "", "ray_init_cluster", 0);
   char *text = json_dumps(metadata, 0);
   json_decref(metadata);
   mob_gcs_kv_put(gcs, "cluster", "CLUSTER_METADATA", text, strlen(text));
@@ -148,7 +151,8 @@ static void close_timers(void *arg) {
   uv_close((uv_handle_t *)&gcs->tick, on_timer_closed);
 }
 
-mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs_t **out, int *bound) {
+mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs_t **out,
+                         int *bound) {
   mob_gcs_t *gcs = MOB_NEW(mob_gcs_t);
   gcs->rpc = rpc;
   gcs->loop = mob_rpc_loop(rpc);
@@ -186,7 +190,8 @@ mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs
     return status;
   }
   uv_timer_start(&gcs->tick, on_tick, TICK_MS, TICK_MS);
-  MOB_INFO("listening on port %d, cluster %.8s, store: %s", *bound, gcs->cluster_id_hex, gcs->store->name);
+  MOB_INFO("listening on port %d, cluster %.8s, store: %s", *bound, gcs->cluster_id_hex,
+           gcs->store->name);
   *out = gcs;
   return MOB_OK;
 }

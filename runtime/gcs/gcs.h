@@ -1,5 +1,5 @@
-// The Global Control Store: the state of a cluster and the services that read and change it, on a loop
-// that the caller runs. README.md says what nodes, drivers and actors agree on with it.
+// The Global Control Store: the state of a cluster and the services that read and change it, on a
+// loop that the caller runs. README.md says what nodes, drivers and actors agree on with it.
 #ifndef MOB_GCS_GCS_H
 #define MOB_GCS_GCS_H
 
@@ -26,7 +26,8 @@ typedef struct mob_gcs_config {
 } mob_gcs_config_t;
 
 // `*bound` is the port. MOB_E_NO_RESOURCES when it is taken.
-mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs_t **out, int *bound);
+mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs_t **out,
+                         int *bound);
 // Answers what waits with UNAVAILABLE, closes the server and frees everything; `done` may be NULL.
 void mob_gcs_close(mob_gcs_t *gcs, void (*done)(void *arg), void *arg);
 

@@ -1,6 +1,6 @@
-// Nodes that keep no heartbeat stream (raylets) are asked over grpc.health.v1, by Ray's own rules: first
-// after 5 s, then every 3 s, each answer within 10 s, dead after 5 misses in a row. The environment
-// variables RAY_health_check_* change them, as with Ray.
+// Nodes that keep no heartbeat stream (raylets) are asked over grpc.health.v1, by Ray's own rules:
+// first after 5 s, then every 3 s, each answer within 10 s, dead after 5 misses in a row. The
+// environment variables RAY_health_check_* change them, as with Ray.
 #define MOB_LOG_COMPONENT "gcs"
 #include <stdlib.h>
 
@@ -27,7 +27,8 @@ static uint64_t from_env(const char *name, uint64_t fallback) {
   if (!text || !*text) return fallback;
   uint64_t value = strtoull(text, &end, 10);
   if (*end == 0) return value;
-  MOB_WARN("%s=%s is no number of milliseconds: %llu is used", name, text, (unsigned long long)fallback);
+  MOB_WARN("%s=%s is no number of milliseconds: %llu is used", name, text,
+           (unsigned long long)fallback);
   return fallback;
 }
 
@@ -81,7 +82,8 @@ static void on_checked(void *arg, grpc_status_code code, const char *why, const 
   mob__node_t *node = mob__node_alive(gcs, check->node_id, sizeof check->node_id);
   char *text = mob_sprintf("health check failed %llu times in a row: %s",
                            (unsigned long long)check->misses, code ? why : "not serving");
-  if (node) mob__node_die(gcs, node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION, text);
+  if (node)
+    mob__node_die(gcs, node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION, text);
   free(text);
 }
 
@@ -99,8 +101,8 @@ static void look(void *arg, mob__node_t *node) {
   Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
   request.service = node->hex;
   mob_rpc_call(mob__node_client(gcs, node), "/grpc.health.v1.Health/Check", &request,
-               &grpc__health__v1__health_check_response__descriptor, gcs->health->timeout_ms, on_checked,
-               check);
+               &grpc__health__v1__health_check_response__descriptor, gcs->health->timeout_ms,
+               on_checked, check);
 }
 
 void mob__health_tick(mob_gcs_t *gcs) {

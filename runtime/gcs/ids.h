@@ -8,13 +8,13 @@
 #include <stdint.h>
 
 enum {
-  MOB_JOB_ID_SIZE = 4,      // a little-endian number
-  MOB_ACTOR_ID_SIZE = 16,   // 12 random, job id
-  MOB_PG_ID_SIZE = 18,      // 14 random, job id
-  MOB_TASK_ID_SIZE = 24,    // 8 random, actor id
-  MOB_NODE_ID_SIZE = 28,    // random; worker and cluster ids too
+  MOB_JOB_ID_SIZE = 4,    // a little-endian number
+  MOB_ACTOR_ID_SIZE = 16, // 12 random, job id
+  MOB_PG_ID_SIZE = 18,    // 14 random, job id
+  MOB_TASK_ID_SIZE = 24,  // 8 random, actor id
+  MOB_NODE_ID_SIZE = 28,  // random; worker and cluster ids too
   MOB_WORKER_ID_SIZE = 28,
-  MOB_LEASE_ID_SIZE = 32,   // 4 counting, worker id
+  MOB_LEASE_ID_SIZE = 32, // 4 counting, worker id
   MOB_ID_HEX_MAX = 2 * 32 + 1,
 };
 

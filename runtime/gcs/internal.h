@@ -1,5 +1,5 @@
-// What the services of the GCS share. Each service has a file with its state; gcs.c starts and stops them
-// and passes on what concerns several: a node that came, a node or a job that ended.
+// What the services of the GCS share. Each service has a file with its state; gcs.c starts and
+// stops them and passes on what concerns several: a node that came, a node or a job that ended.
 #ifndef MOB_GCS_INTERNAL_H
 #define MOB_GCS_INTERNAL_H
 
@@ -49,16 +49,17 @@ struct mob_gcs {
   mob__tasks_t *tasks;
   uv_timer_t pass; // the next scheduling pass
   uv_timer_t tick; // every 250 ms: silence, back-offs, time-outs
-  size_t holds; // the two timers, and calls to nodes and workers that come back here
+  size_t holds;    // the two timers, and calls to nodes and workers that come back here
   bool closing;
   void (*closed)(void *arg);
   void *closed_arg;
+  uint64_t load_at; // when raylets are next asked for what waits there
   // The status of the reply being built.
   Ray__Rpc__GcsStatus status;
   char status_text[1024];
 };
 
-// ------------------------------------------------------------------------------------------ replies
+// ----------------------------------------------------------------------------------------- replies
 
 // Ray's status codes, as far as the GCS says them.
 enum {
@@ -89,7 +90,7 @@ void mob__gcs_put_reply(mob_gcs_t *gcs, mob_table_t table, const void *key, size
 void mob__gcs_hold(mob_gcs_t *gcs);
 void mob__gcs_release(mob_gcs_t *gcs);
 
-// ------------------------------------------------------------------------------------------- events
+// ------------------------------------------------------------------------------------------ events
 
 typedef struct mob__node mob__node_t;
 void mob__gcs_node_added(mob_gcs_t *gcs, mob__node_t *node);
@@ -99,7 +100,7 @@ void mob__gcs_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *worke
 // Something may have become placeable: a scheduling pass runs on the next turn of the loop.
 void mob__gcs_schedule_soon(mob_gcs_t *gcs);
 
-// -------------------------------------------------------------------------------------------- nodes
+// ------------------------------------------------------------------------------------------- nodes
 
 struct mob__node {
   uint8_t id[MOB_NODE_ID_SIZE];
@@ -118,6 +119,8 @@ struct mob__node {
   uint32_t heartbeat_ms;    // 0: a raylet, watched by health checks
   uint64_t heard_at;        // mob_now_ms() of the last message on it
   struct mob__check *check; // the health check of a raylet
+  bool asking_load;
+  Ray__Rpc__ResourceLoad *load; // what waits in a raylet's own queue; NULL when nothing is known
 };
 
 mob__nodes_t *mob__nodes_new(mob_gcs_t *gcs);
@@ -130,12 +133,13 @@ mob__node_t **mob__nodes_alive(mob_gcs_t *gcs, size_t *count);
 // The node may be freed by this: it is not to be used afterwards.
 void mob__node_die(mob_gcs_t *gcs, mob__node_t *node, Ray__Rpc__NodeDeathInfo__Reason reason,
                    const char *why);
-// Between a promise and the node's next view, the GCS reckons itself with what it promised. A promise that
-// came to nothing is taken back, unless a newer view has come meanwhile and knows nothing of it.
-int64_t mob__node_promise(mob__node_t *node, const mob_resources_t *what); // for mob__node_take_back()
+// Between a promise and the node's next view, the GCS reckons itself with what it promised. A
+// promise that came to nothing is taken back, unless a newer view has come meanwhile and knows
+// nothing of it.
+int64_t mob__node_promise(mob__node_t *node,
+                          const mob_resources_t *what); // for mob__node_take_back()
 void mob__node_take_back(mob__node_t *node, const mob_resources_t *what, int64_t promise);
 mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node);
-size_t mob__nodes_count(mob_gcs_t *gcs, size_t *alive);
 typedef void (*mob__node_fn)(void *arg, mob__node_t *node);
 void mob__nodes_each(mob_gcs_t *gcs, mob__node_fn fn, void *arg); // dead ones too
 
@@ -143,13 +147,16 @@ mob__syncer_t *mob__syncer_new(mob_gcs_t *gcs);
 void mob__syncer_free(mob__syncer_t *syncer);
 void mob__syncer_tick(mob_gcs_t *gcs);
 
+void mob__load_tick(mob_gcs_t *gcs);
+
 mob__health_t *mob__health_new(mob_gcs_t *gcs);
 void mob__health_free(mob__health_t *health);
 void mob__health_watch(mob_gcs_t *gcs, mob__node_t *node);
 void mob__health_forget(mob_gcs_t *gcs, mob__node_t *node);
 void mob__health_tick(mob_gcs_t *gcs);
 
-// ------------------------------------------------------------------------------------ other services
+// ------------------------------------------------------------------------------------------- other
+// services
 
 mob__kv_t *mob__kv_new(mob_gcs_t *gcs);
 void mob__kv_free(mob__kv_t *kv);
@@ -171,7 +178,6 @@ void mob__jobs_free(mob__jobs_t *jobs);
 void mob__jobs_tick(mob_gcs_t *gcs);
 void mob__jobs_node_dead(mob_gcs_t *gcs, mob__node_t *node);
 const char *mob__job_namespace(mob_gcs_t *gcs, const void *job_id, size_t len); // "" when unknown
-bool mob__job_running(mob_gcs_t *gcs, const void *job_id, size_t len);
 
 mob__actors_t *mob__actors_new(mob_gcs_t *gcs);
 void mob__actors_close(mob__actors_t *actors); // answers what waits
@@ -183,8 +189,10 @@ void mob__actors_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *wo
 void mob__actors_job_finished(mob_gcs_t *gcs, const uint8_t *job_id);
 // The actors of a removed group die, whether placed or waiting.
 void mob__actors_group_removed(mob_gcs_t *gcs, const uint8_t *group_id);
-// The shapes that wait for a node: `fn` once for each actor not placed.
-typedef void (*mob__demand_fn)(void *arg, const mob_resources_t *shape);
+// The shapes that wait for room, and how many of each: actors that the GCS has to place, and what
+// raylets queue themselves.
+typedef void (*mob__demand_fn)(void *arg, const mob_resources_t *shape, int64_t count);
+void mob__gcs_demand(mob_gcs_t *gcs, mob__demand_fn fn, void *arg);
 void mob__actors_demand(mob_gcs_t *gcs, mob__demand_fn fn, void *arg);
 
 mob__pgs_t *mob__pgs_new(mob_gcs_t *gcs);
@@ -195,14 +203,19 @@ void mob__pgs_tick(mob_gcs_t *gcs);
 void mob__pgs_node_dead(mob_gcs_t *gcs, mob__node_t *node);
 void mob__pgs_job_finished(mob_gcs_t *gcs, const uint8_t *job_id);
 void mob__pgs_actor_dead(mob_gcs_t *gcs, const uint8_t *actor_id);
-typedef enum mob__group_state { MOB__GROUP_UNKNOWN, MOB__GROUP_LIVE, MOB__GROUP_REMOVED } mob__group_state_t;
+typedef enum mob__group_state {
+  MOB__GROUP_UNKNOWN,
+  MOB__GROUP_LIVE,
+  MOB__GROUP_REMOVED
+} mob__group_state_t;
 mob__group_state_t mob__pg_state(mob_gcs_t *gcs, const void *id, size_t len);
 typedef void (*mob__pg_fn)(void *arg, const Ray__Rpc__PlacementGroupTableData *group);
 void mob__pgs_each_waiting(mob_gcs_t *gcs, mob__pg_fn fn, void *arg); // PENDING and RESCHEDULING
 
 mob__autoscaler_t *mob__autoscaler_new(mob_gcs_t *gcs);
 void mob__autoscaler_free(mob__autoscaler_t *autoscaler);
-// The value of the key that `ray status` reads, made from the state as it is now. The caller frees it.
+// The value of the key that `ray status` reads, made from the state as it is now. The caller frees
+// it.
 char *mob__status_report(mob_gcs_t *gcs, size_t *len);
 
 mob__workers_t *mob__workers_new(mob_gcs_t *gcs);

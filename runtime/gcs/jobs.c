@@ -33,11 +33,6 @@ const char *mob__job_namespace(mob_gcs_t *gcs, const void *job_id, size_t len) {
   return job && job->data->config ? job->data->config->ray_namespace : "";
 }
 
-bool mob__job_running(mob_gcs_t *gcs, const void *job_id, size_t len) {
-  job_t *job = find(gcs->jobs, job_id, len);
-  return job && !job->data->is_dead;
-}
-
 static void free_job(job_t *job) {
   mob_pb_free(job->data);
   free(job);
@@ -47,8 +42,8 @@ static void publish(mob_gcs_t *gcs, job_t *job) {
   Ray__Rpc__PubMessage message = RAY__RPC__PUB_MESSAGE__INIT;
   message.inner_message_case = RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_JOB_MESSAGE;
   message.job_message = job->data;
-  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__GCS_JOB_CHANNEL, job->data->job_id.data, job->data->job_id.len,
-               &message);
+  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__GCS_JOB_CHANNEL, job->data->job_id.data,
+               job->data->job_id.len, &message);
 }
 
 static void forget_oldest(mob__jobs_t *jobs) {
@@ -117,11 +112,11 @@ static void on_add(void *owner, mob_rpc_call_t *call, const void *request) {
   job->data->is_dead = false;
   if (!job->data->start_time) job->data->start_time = (uint64_t)mob_wall_ms();
   job->data->timestamp = mob_wall_ms() / 1000;
-  MOB_INFO("job %s started from %s, process %lld", mob_id_text(id).text, job->data->driver_ip_address,
-           (long long)job->data->driver_pid);
+  MOB_INFO("job %s started from %s, process %lld", mob_id_text(id).text,
+           job->data->driver_ip_address, (long long)job->data->driver_pid);
   reply.status = MOB__OK(gcs);
-  mob__gcs_put_reply(gcs, MOB_TABLE_JOB, job->data->job_id.data, job->data->job_id.len, job->data, call,
-                     &reply);
+  mob__gcs_put_reply(gcs, MOB_TABLE_JOB, job->data->job_id.data, job->data->job_id.len, job->data,
+                     call, &reply);
   publish(gcs, job);
 }
 
@@ -153,9 +148,11 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   bool one = req->opt_job_or_submission_id_case ==
              RAY__RPC__GET_ALL_JOB_INFO_REQUEST__OPT_JOB_OR_SUBMISSION_ID_JOB_OR_SUBMISSION_ID;
   Ray__Rpc__JobTableData **rows = MOB_NEW_ARRAY(Ray__Rpc__JobTableData *, limit + 1);
-  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&jobs->all, e)) && reply.n_job_info_list < limit;) {
+  for (mob_map_entry_t *e = NULL;
+       (e = mob_map_next(&jobs->all, e)) && reply.n_job_info_list < limit;) {
     job_t *job = e->value;
-    if (one && strcmp(mob_id_text(job->data->job_id).text, req->job_or_submission_id) != 0) continue;
+    if (one && strcmp(mob_id_text(job->data->job_id).text, req->job_or_submission_id) != 0)
+      continue;
     rows[reply.n_job_info_list++] = job->data;
   }
   reply.status = MOB__OK(jobs->gcs);
@@ -197,7 +194,8 @@ static const mob_rpc_method_t methods[] = {
      &ray__rpc__get_next_job_idreply__descriptor, on_next_id},
 };
 
-// ------------------------------------------------------------------------------------ drivers' streams
+// ---------------------------------------------------------------------------------------- drivers'
+// streams
 
 typedef struct hold {
   mob_gcs_t *gcs;
@@ -211,7 +209,8 @@ static void on_beat(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, 
   if (job && job->stream == stream) job->heard_at = mob_now_ms();
 }
 
-static void on_hold_closed(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_hold_closed(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                           const char *why) {
   (void)code, (void)why;
   hold_t *hold = owner;
   job_t *job = find(hold->gcs->jobs, hold->job_id, sizeof hold->job_id);
@@ -231,7 +230,8 @@ static void on_hold(void *owner, mob_rpc_stream_t *stream) {
   mob_rpc_stream_listen(stream, &hold_events, hold);
   const char *hex = mob_rpc_stream_metadata(stream, "job_id");
   if (!hex || mob_unhex(hex, hold->job_id, sizeof hold->job_id) != MOB_OK) {
-    mob_rpc_stream_close(stream, GRPC_STATUS_INVALID_ARGUMENT, "the metadata holds no job_id of 8 hex digits");
+    mob_rpc_stream_close(stream, GRPC_STATUS_INVALID_ARGUMENT,
+                         "the metadata holds no job_id of 8 hex digits");
     return;
   }
   job_t *job = find(jobs, hold->job_id, sizeof hold->job_id);
@@ -258,7 +258,8 @@ void mob__jobs_tick(mob_gcs_t *gcs) {
     if (beat && mob_rpc_stream_queued(job->stream) == 0) mob_rpc_stream_send(job->stream, "", 0);
   }
   if (!silent) return; // another one is found by the next tick
-  mob_rpc_stream_close(silent->stream, GRPC_STATUS_DEADLINE_EXCEEDED, "nothing was heard of the driver");
+  mob_rpc_stream_close(silent->stream, GRPC_STATUS_DEADLINE_EXCEEDED,
+                       "nothing was heard of the driver");
   silent->stream = NULL;
   finish(gcs, silent, "its driver hangs or its network is down");
 }

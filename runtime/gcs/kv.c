@@ -30,7 +30,8 @@ static value_t *find(mob__kv_t *kv, ProtobufCBinaryData ns, ProtobufCBinaryData 
   return space ? mob_map_get(space, key.data, key.len) : NULL;
 }
 
-// The key in the store: Ray's form, "@namespace_<ns>:<key>", or the key alone in the empty namespace.
+// The key in the store: Ray's form, "@namespace_<ns>:<key>", or the key alone in the empty
+// namespace.
 static void *store_key(ProtobufCBinaryData ns, ProtobufCBinaryData key, size_t *len) {
   mob_buf_t buf = {0};
   if (ns.len) {
@@ -124,12 +125,14 @@ static void on_put(void *owner, mob_rpc_call_t *call, const void *request) {
   remember(kv, req->namespace_, req->key, req->value);
   size_t len;
   void *key = store_key(req->namespace_, req->key, &len);
-  mob__gcs_put_bytes_reply(kv->gcs, MOB_TABLE_KV, key, len, req->value.data, req->value.len, call, &reply);
+  mob__gcs_put_bytes_reply(kv->gcs, MOB_TABLE_KV, key, len, req->value.data, req->value.len, call,
+                           &reply);
   free(key);
 }
 
 static bool has_prefix(const mob_map_entry_t *e, ProtobufCBinaryData prefix) {
-  return e->key_len >= prefix.len && (prefix.len == 0 || memcmp(e->key, prefix.data, prefix.len) == 0);
+  return e->key_len >= prefix.len &&
+         (prefix.len == 0 || memcmp(e->key, prefix.data, prefix.len) == 0);
 }
 
 static void on_del(void *owner, mob_rpc_call_t *call, const void *request) {
@@ -173,8 +176,8 @@ static void on_exists(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__InternalKVExistsRequest *req = request;
   Ray__Rpc__InternalKVExistsReply reply = RAY__RPC__INTERNAL_KVEXISTS_REPLY__INIT;
   reply.status = check_key(kv->gcs, req->key);
-  reply.exists = find(kv, req->namespace_, req->key) != NULL ||
-                 is_report_key(kv, req->namespace_, req->key);
+  reply.exists =
+      find(kv, req->namespace_, req->key) != NULL || is_report_key(kv, req->namespace_, req->key);
   mob_rpc_reply(call, &reply);
 }
 
@@ -234,7 +237,8 @@ void mob__kv_free(mob__kv_t *kv) {
   free(kv);
 }
 
-void mob_gcs_kv_put(mob_gcs_t *gcs, const char *ns, const char *key, const void *value, size_t len) {
+void mob_gcs_kv_put(mob_gcs_t *gcs, const char *ns, const char *key, const void *value,
+                    size_t len) {
   ProtobufCBinaryData space = mob_pb_bytes(ns, strlen(ns)), name = mob_pb_bytes(key, strlen(key));
   remember(gcs->kv, space, name, mob_pb_bytes(value, len));
   size_t key_len;

@@ -32,7 +32,8 @@ bool mob_label_matches(const char *value, const char *condition) {
 bool mob_labels_match(mob_pb_string_t *const *labels, size_t n, mob_pb_string_t *const *selector,
                       size_t conditions) {
   for (size_t i = 0; i < conditions; i++) {
-    if (!mob_label_matches(mob_pb_string_get(labels, n, selector[i]->key), selector[i]->value)) return false;
+    if (!mob_label_matches(mob_pb_string_get(labels, n, selector[i]->key), selector[i]->value))
+      return false;
   }
   return true;
 }
@@ -43,8 +44,10 @@ bool mob_labels_match_selector(mob_pb_string_t *const *labels, size_t n,
     const Ray__Rpc__LabelSelectorConstraint *c = selector->label_constraints[i];
     const char *value = mob_pb_string_get(labels, n, c->label_key);
     bool found = false;
-    for (size_t k = 0; value && k < c->n_label_values; k++) found |= strcmp(value, c->label_values[k]) == 0;
-    if (found == (c->operator_ == RAY__RPC__LABEL_SELECTOR_OPERATOR__LABEL_OPERATOR_NOT_IN)) return false;
+    for (size_t k = 0; value && k < c->n_label_values; k++)
+      found |= strcmp(value, c->label_values[k]) == 0;
+    if (found == (c->operator_ == RAY__RPC__LABEL_SELECTOR_OPERATOR__LABEL_OPERATOR_NOT_IN))
+      return false;
   }
   return true;
 }
@@ -57,25 +60,26 @@ bool mob_labels_match_expressions(mob_pb_string_t *const *labels, size_t n,
     const Ray__Rpc__LabelOperator *op = e->operator_;
     bool found = false;
     switch (op ? op->label_operator_case : RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR__NOT_SET) {
-      case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_IN:
-        for (size_t k = 0; value && k < op->label_in->n_values; k++) {
-          found |= strcmp(value, op->label_in->values[k]) == 0;
-        }
-        if (!found) return false;
-        break;
-      case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_NOT_IN:
-        for (size_t k = 0; value && k < op->label_not_in->n_values; k++) {
-          found |= strcmp(value, op->label_not_in->values[k]) == 0;
-        }
-        if (found) return false;
-        break;
-      case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_EXISTS:
-        if (!value) return false;
-        break;
-      case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_DOES_NOT_EXIST:
-        if (value) return false;
-        break;
-      default: break;
+    case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_IN:
+      for (size_t k = 0; value && k < op->label_in->n_values; k++) {
+        found |= strcmp(value, op->label_in->values[k]) == 0;
+      }
+      if (!found) return false;
+      break;
+    case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_NOT_IN:
+      for (size_t k = 0; value && k < op->label_not_in->n_values; k++) {
+        found |= strcmp(value, op->label_not_in->values[k]) == 0;
+      }
+      if (found) return false;
+      break;
+    case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_EXISTS:
+      if (!value) return false;
+      break;
+    case RAY__RPC__LABEL_OPERATOR__LABEL_OPERATOR_LABEL_DOES_NOT_EXIST:
+      if (value) return false;
+      break;
+    default:
+      break;
     }
   }
   return true;

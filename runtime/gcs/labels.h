@@ -1,4 +1,5 @@
-// Label selectors: conditions on a node's labels, each of the form "v", "!v", "in(a,b)" or "!in(a,b)".
+// Label selectors: conditions on a node's labels, each of the form "v", "!v", "in(a,b)" or
+// "!in(a,b)".
 #ifndef MOB_GCS_LABELS_H
 #define MOB_GCS_LABELS_H
 
@@ -11,7 +12,8 @@ bool mob_labels_match(mob_pb_string_t *const *labels, size_t n, mob_pb_string_t 
                       size_t conditions);
 bool mob_labels_match_selector(mob_pb_string_t *const *labels, size_t n,
                                const Ray__Rpc__LabelSelector *selector); // NULL matches
-bool mob_labels_match_expressions(mob_pb_string_t *const *labels, size_t n,
-                                  const Ray__Rpc__LabelMatchExpressions *expressions); // NULL matches
+bool mob_labels_match_expressions(
+    mob_pb_string_t *const *labels, size_t n,
+    const Ray__Rpc__LabelMatchExpressions *expressions); // NULL matches
 
 #endif

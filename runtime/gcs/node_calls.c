@@ -21,7 +21,8 @@ void mob__node_shut_down(mob_gcs_t *gcs, mob__node_t *node, mob_rpc_done_fn done
 }
 
 void mob__node_kill_actor(mob_gcs_t *gcs, mob__node_t *node, ProtobufCBinaryData actor_id,
-                          ProtobufCBinaryData worker_id, bool force, Ray__Rpc__ActorDeathCause *cause) {
+                          ProtobufCBinaryData worker_id, bool force,
+                          Ray__Rpc__ActorDeathCause *cause) {
   Ray__Rpc__KillLocalActorRequest request = RAY__RPC__KILL_LOCAL_ACTOR_REQUEST__INIT;
   request.intended_actor_id = actor_id;
   request.worker_id = worker_id;
@@ -32,8 +33,8 @@ void mob__node_kill_actor(mob_gcs_t *gcs, mob__node_t *node, ProtobufCBinaryData
                "killing an actor");
 }
 
-void mob__node_return_lease(mob_gcs_t *gcs, mob__node_t *node, ProtobufCBinaryData lease_id, int port,
-                            bool disconnect, const char *why) {
+void mob__node_return_lease(mob_gcs_t *gcs, mob__node_t *node, ProtobufCBinaryData lease_id,
+                            int port, bool disconnect, const char *why) {
   Ray__Rpc__ReturnWorkerLeaseRequest request = RAY__RPC__RETURN_WORKER_LEASE_REQUEST__INIT;
   request.worker_port = port;
   request.lease_id = lease_id;

@@ -44,15 +44,11 @@ void mob__nodes_each(mob_gcs_t *gcs, mob__node_fn fn, void *arg) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(all, e));) fn(arg, e->value);
 }
 
-size_t mob__nodes_count(mob_gcs_t *gcs, size_t *alive) {
-  if (alive) *alive = gcs->nodes->alive;
-  return gcs->nodes->all.count;
-}
-
 mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node) {
   if (node->client) return node->client;
   const char *ip = node->info->node_manager_address;
-  char *address = mob_sprintf(strchr(ip, ':') ? "[%s]:%d" : "%s:%d", ip, node->info->node_manager_port);
+  char *address =
+      mob_sprintf(strchr(ip, ':') ? "[%s]:%d" : "%s:%d", ip, node->info->node_manager_port);
   mob_status status = mob_rpc_client_new(gcs->rpc, address, NULL, &node->client);
   free(address);
   MOB_ASSERT(status == MOB_OK); // the address was checked at registration
@@ -75,6 +71,7 @@ static void free_node(mob__node_t *node) {
   mob_resources_free(&node->total);
   mob_resources_free(&node->available);
   mob_pb_free(node->info);
+  mob_pb_free(node->load);
   free(node);
 }
 
@@ -82,7 +79,8 @@ static void publish(mob_gcs_t *gcs, mob__node_t *node) {
   Ray__Rpc__PubMessage message = RAY__RPC__PUB_MESSAGE__INIT;
   message.inner_message_case = RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_NODE_INFO_MESSAGE;
   message.node_info_message = node->info;
-  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, node->id, sizeof node->id, &message);
+  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, node->id, sizeof node->id,
+               &message);
   Ray__Rpc__GcsNodeAddressAndLiveness brief = RAY__RPC__GCS_NODE_ADDRESS_AND_LIVENESS__INIT;
   brief.node_id = node->info->node_id;
   brief.node_manager_address = node->info->node_manager_address;
@@ -91,7 +89,8 @@ static void publish(mob_gcs_t *gcs, mob__node_t *node) {
   brief.state = node->info->state;
   brief.death_info = node->info->death_info;
   ray__rpc__pub_message__init(&message);
-  message.inner_message_case = RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_NODE_ADDRESS_AND_LIVENESS_MESSAGE;
+  message.inner_message_case =
+      RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_NODE_ADDRESS_AND_LIVENESS_MESSAGE;
   message.node_address_and_liveness_message = &brief;
   mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_ADDRESS_AND_LIVENESS_CHANNEL, node->id,
                sizeof node->id, &message);
@@ -131,18 +130,20 @@ void mob__node_die(mob_gcs_t *gcs, mob__node_t *node, Ray__Rpc__NodeDeathInfo__R
   mob__gcs_store_put(gcs, MOB_TABLE_NODE, node->id, sizeof node->id, node->info);
   publish(gcs, node);
   if (reason == RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION) {
-    char *text = mob_sprintf("The node with node id: %s and address: %s and node name: %s has been marked "
-                             "dead: %s",
-                             node->hex, node->info->node_manager_address, node->info->node_name, why);
+    char *text =
+        mob_sprintf("The node with node id: %s and address: %s and node name: %s has been marked "
+                    "dead: %s",
+                    node->hex, node->info->node_manager_address, node->info->node_name, why);
     mob__publish_error(gcs, NULL, "node_removed", text);
     free(text);
   }
-  if (node->stream) mob_rpc_stream_close(node->stream, GRPC_STATUS_FAILED_PRECONDITION, "the node is dead");
+  if (node->stream)
+    mob_rpc_stream_close(node->stream, GRPC_STATUS_FAILED_PRECONDITION, "the node is dead");
   mob__gcs_node_dead(gcs, node);
   forget_dead(gcs);
 }
 
-// ----------------------------------------------------------------------------------------- services
+// ---------------------------------------------------------------------------------------- services
 
 static void on_cluster_id(void *owner, mob_rpc_call_t *call, const void *request) {
   (void)request;
@@ -157,7 +158,8 @@ static const char *bad_registration(const Ray__Rpc__GcsNodeInfo *info) {
   if (!info) return "The request carries no node_info.";
   if (info->node_id.len != MOB_NODE_ID_SIZE) return "The node id is not 28 bytes long.";
   if (!info->node_manager_address[0]) return "The node has no address.";
-  if (info->node_manager_port < 0 || info->node_manager_port > 65535) return "The port is out of range.";
+  if (info->node_manager_port < 0 || info->node_manager_port > 65535)
+    return "The port is out of range.";
   return NULL;
 }
 
@@ -177,7 +179,8 @@ static void on_register(void *owner, mob_rpc_call_t *call, const void *request) 
   const Ray__Rpc__RegisterNodeRequest *req = request;
   Ray__Rpc__RegisterNodeReply reply = RAY__RPC__REGISTER_NODE_REPLY__INIT;
   const char *bad = bad_registration(req->node_info);
-  mob__node_t *known = bad ? NULL : mob__node_find(gcs, req->node_info->node_id.data, MOB_NODE_ID_SIZE);
+  mob__node_t *known =
+      bad ? NULL : mob__node_find(gcs, req->node_info->node_id.data, MOB_NODE_ID_SIZE);
   if (known && !known->alive) bad = "This node id is dead: register under a new one.";
   if (bad || known) { // a repeated registration is as good as the first
     reply.status = bad ? mob__gcs_status(gcs, MOB__GCS_INVALID, "%s", bad) : MOB__OK(gcs);
@@ -223,26 +226,28 @@ static void on_unregister(void *owner, mob_rpc_call_t *call, const void *request
 }
 
 static bool selected(const mob__node_t *node, const Ray__Rpc__GetAllNodeInfoRequest *req) {
-  if (req->opt_state_filter_case == RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_STATE_FILTER_STATE_FILTER &&
+  if (req->opt_state_filter_case ==
+          RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_STATE_FILTER_STATE_FILTER &&
       req->state_filter != node->info->state) {
     return false;
   }
   for (size_t i = 0; i < req->n_node_selectors; i++) {
     const Ray__Rpc__GetAllNodeInfoRequest__NodeSelector *by = req->node_selectors[i];
     switch (by->node_selector_case) {
-      case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_ID:
-        if (mob_pb_bytes_equal(by->node_id, node->id, sizeof node->id)) return true;
-        break;
-      case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_NAME:
-        if (strcmp(by->node_name, node->info->node_name) == 0) return true;
-        break;
-      case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_IP_ADDRESS:
-        if (strcmp(by->node_ip_address, node->info->node_manager_address) == 0) return true;
-        break;
-      case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_IS_HEAD_NODE:
-        if (by->is_head_node == node->info->is_head_node) return true;
-        break;
-      default: break;
+    case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_ID:
+      if (mob_pb_bytes_equal(by->node_id, node->id, sizeof node->id)) return true;
+      break;
+    case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_NAME:
+      if (strcmp(by->node_name, node->info->node_name) == 0) return true;
+      break;
+    case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_NODE_IP_ADDRESS:
+      if (strcmp(by->node_ip_address, node->info->node_manager_address) == 0) return true;
+      break;
+    case RAY__RPC__GET_ALL_NODE_INFO_REQUEST__NODE_SELECTOR__NODE_SELECTOR_IS_HEAD_NODE:
+      if (by->is_head_node == node->info->is_head_node) return true;
+      break;
+    default:
+      break;
     }
   }
   return req->n_node_selectors == 0;
@@ -268,7 +273,8 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   Ray__Rpc__GetAllNodeInfoReply reply = RAY__RPC__GET_ALL_NODE_INFO_REPLY__INIT;
   mob_map_t *all = &gcs->nodes->all;
   int64_t limit = INT64_MAX;
-  if (req->opt_limit_case == RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_LIMIT_LIMIT && req->limit > 0) {
+  if (req->opt_limit_case == RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_LIMIT_LIMIT &&
+      req->limit > 0) {
     limit = req->limit;
   }
   Ray__Rpc__GcsNodeInfo **rows = MOB_NEW_ARRAY(Ray__Rpc__GcsNodeInfo *, all->count + 1);
@@ -301,10 +307,12 @@ static bool listed(const ProtobufCBinaryData *ids, size_t n, const mob__node_t *
 static void on_addresses(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_gcs_t *gcs = ((mob__nodes_t *)owner)->gcs;
   const Ray__Rpc__GetAllNodeAddressAndLivenessRequest *req = request;
-  Ray__Rpc__GetAllNodeAddressAndLivenessReply reply = RAY__RPC__GET_ALL_NODE_ADDRESS_AND_LIVENESS_REPLY__INIT;
+  Ray__Rpc__GetAllNodeAddressAndLivenessReply reply =
+      RAY__RPC__GET_ALL_NODE_ADDRESS_AND_LIVENESS_REPLY__INIT;
   mob_map_t *all = &gcs->nodes->all;
-  bool by_state = req->opt_state_filter_case ==
-                  RAY__RPC__GET_ALL_NODE_ADDRESS_AND_LIVENESS_REQUEST__OPT_STATE_FILTER_STATE_FILTER;
+  bool by_state =
+      req->opt_state_filter_case ==
+      RAY__RPC__GET_ALL_NODE_ADDRESS_AND_LIVENESS_REQUEST__OPT_STATE_FILTER_STATE_FILTER;
   bool limited =
       req->opt_limit_case == RAY__RPC__GET_ALL_NODE_ADDRESS_AND_LIVENESS_REQUEST__OPT_LIMIT_LIMIT;
   Ray__Rpc__GcsNodeAddressAndLiveness *rows =
@@ -360,7 +368,8 @@ static void on_drain(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_gcs_t *gcs = ((mob__nodes_t *)owner)->gcs;
   const Ray__Rpc__DrainNodeRequest *req = request;
   Ray__Rpc__DrainNodeReply reply = RAY__RPC__DRAIN_NODE_REPLY__INIT;
-  Ray__Rpc__DrainNodeStatus *rows = MOB_NEW_ARRAY(Ray__Rpc__DrainNodeStatus, req->n_drain_node_data + 1);
+  Ray__Rpc__DrainNodeStatus *rows =
+      MOB_NEW_ARRAY(Ray__Rpc__DrainNodeStatus, req->n_drain_node_data + 1);
   Ray__Rpc__DrainNodeStatus **list =
       MOB_NEW_ARRAY(Ray__Rpc__DrainNodeStatus *, req->n_drain_node_data + 1);
   for (size_t i = 0; i < req->n_drain_node_data; i++) {
@@ -387,8 +396,8 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(NODES "UnregisterNode", ray__rpc__unregister_node, on_unregister),
     MOB_RPC_METHOD(NODES "DrainNode", ray__rpc__drain_node, on_drain),
     MOB_RPC_METHOD(NODES "GetAllNodeInfo", ray__rpc__get_all_node_info, on_get_all),
-    MOB_RPC_METHOD(NODES "GetAllNodeAddressAndLiveness", ray__rpc__get_all_node_address_and_liveness,
-                   on_addresses),
+    MOB_RPC_METHOD(NODES "GetAllNodeAddressAndLiveness",
+                   ray__rpc__get_all_node_address_and_liveness, on_addresses),
     MOB_RPC_METHOD(NODES "CheckAlive", ray__rpc__check_alive, on_check_alive),
 };
 

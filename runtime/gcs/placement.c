@@ -32,7 +32,8 @@ static size_t *sorted(const mob_resources_t *bundles, size_t n) {
   size_t *order = MOB_NEW_ARRAY(size_t, n + 1);
   for (size_t i = 0; i < n; i++) {
     size_t at = i;
-    for (; at > 0 && compare_scarcity(&bundles[i], &bundles[order[at - 1]]) < 0; at--) order[at] = order[at - 1];
+    for (; at > 0 && compare_scarcity(&bundles[i], &bundles[order[at - 1]]) < 0; at--)
+      order[at] = order[at - 1];
     order[at] = i;
   }
   return order;
@@ -97,8 +98,8 @@ static bool place_pack(room_t *room, const mob_resources_t *bundles, const size_
   return left == 0;
 }
 
-static bool place_spread(room_t *room, const mob_resources_t *bundles, const size_t *order, size_t n,
-                         size_t *chosen, bool strict) {
+static bool place_spread(room_t *room, const mob_resources_t *bundles, const size_t *order,
+                         size_t n, size_t *chosen, bool strict) {
   for (size_t k = 0; k < n; k++) {
     const mob_resources_t *need = &bundles[order[k]];
     size_t node = best_node(room, need, true);
@@ -110,7 +111,8 @@ static bool place_spread(room_t *room, const mob_resources_t *bundles, const siz
   return true;
 }
 
-static bool place_strict_pack(room_t *room, const mob_resources_t *bundles, size_t n, size_t *chosen) {
+static bool place_strict_pack(room_t *room, const mob_resources_t *bundles, size_t n,
+                              size_t *chosen) {
   mob_resources_t all = {0};
   for (size_t i = 0; i < n; i++) mob_resources_add(&all, &bundles[i]);
   size_t node = best_node(room, &all, false);
@@ -123,8 +125,9 @@ static bool place_strict_pack(room_t *room, const mob_resources_t *bundles, size
   return true;
 }
 
-static bool place(mob_placement_strategy_t strategy, const mob_place_node_t *nodes, size_t node_count,
-                  bool as_if_empty, const mob_resources_t *bundles, size_t n, size_t *chosen) {
+static bool place(mob_placement_strategy_t strategy, const mob_place_node_t *nodes,
+                  size_t node_count, bool as_if_empty, const mob_resources_t *bundles, size_t n,
+                  size_t *chosen) {
   room_t room = {nodes, node_count, MOB_NEW_ARRAY(mob_resources_t, node_count + 1),
                  MOB_NEW_ARRAY(bool, node_count + 1)};
   for (size_t i = 0; i < node_count; i++) {
@@ -134,10 +137,18 @@ static bool place(mob_placement_strategy_t strategy, const mob_place_node_t *nod
   size_t *order = sorted(bundles, n);
   bool placed = false;
   switch (strategy) {
-    case MOB_PLACE_PACK: placed = place_pack(&room, bundles, order, n, chosen); break;
-    case MOB_PLACE_SPREAD: placed = place_spread(&room, bundles, order, n, chosen, false); break;
-    case MOB_PLACE_STRICT_PACK: placed = place_strict_pack(&room, bundles, n, chosen); break;
-    case MOB_PLACE_STRICT_SPREAD: placed = place_spread(&room, bundles, order, n, chosen, true); break;
+  case MOB_PLACE_PACK:
+    placed = place_pack(&room, bundles, order, n, chosen);
+    break;
+  case MOB_PLACE_SPREAD:
+    placed = place_spread(&room, bundles, order, n, chosen, false);
+    break;
+  case MOB_PLACE_STRICT_PACK:
+    placed = place_strict_pack(&room, bundles, n, chosen);
+    break;
+  case MOB_PLACE_STRICT_SPREAD:
+    placed = place_spread(&room, bundles, order, n, chosen, true);
+    break;
   }
   free(order);
   for (size_t i = 0; i < node_count; i++) mob_resources_free(&room.left[i]);
@@ -147,8 +158,9 @@ static bool place(mob_placement_strategy_t strategy, const mob_place_node_t *nod
 }
 
 // What is asked in all, and of that what each node has.
-static void explain(const mob_place_node_t *nodes, size_t node_count, const mob_resources_t *bundles,
-                    size_t n, mob_placement_strategy_t strategy, bool feasible, mob_buf_t *why) {
+static void explain(const mob_place_node_t *nodes, size_t node_count,
+                    const mob_resources_t *bundles, size_t n, mob_placement_strategy_t strategy,
+                    bool feasible, mob_buf_t *why) {
   static const char *const names[] = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"};
   mob_resources_t asked = {0};
   for (size_t i = 0; i < n; i++) mob_resources_add(&asked, &bundles[i]);
@@ -172,9 +184,10 @@ static void explain(const mob_place_node_t *nodes, size_t node_count, const mob_
   mob_resources_free(&asked);
 }
 
-mob_place_result_t mob_place_bundles(mob_placement_strategy_t strategy, const mob_place_node_t *nodes,
-                                     size_t node_count, const mob_resources_t *bundles,
-                                     size_t bundle_count, size_t *chosen, mob_buf_t *why) {
+mob_place_result_t mob_place_bundles(mob_placement_strategy_t strategy,
+                                     const mob_place_node_t *nodes, size_t node_count,
+                                     const mob_resources_t *bundles, size_t bundle_count,
+                                     size_t *chosen, mob_buf_t *why) {
   if (place(strategy, nodes, node_count, false, bundles, bundle_count, chosen)) return MOB_PLACED;
   size_t *scratch = MOB_NEW_ARRAY(size_t, bundle_count + 1);
   bool feasible = place(strategy, nodes, node_count, true, bundles, bundle_count, scratch);
@@ -183,22 +196,24 @@ mob_place_result_t mob_place_bundles(mob_placement_strategy_t strategy, const mo
   return feasible ? MOB_PLACE_NO_RESOURCES : MOB_PLACE_INFEASIBLE;
 }
 
-// How full a node would be, by the fullest of its basic resources; below one half counts as nothing.
+// How full a node would be, by the fullest of its basic resources; below one half counts as
+// nothing.
 static double fullness(const mob_place_node_t *node, const mob_resources_t *demand) {
   static const char *const critical[] = {"CPU", "GPU", "memory", "object_store_memory"};
   double worst = 0;
   for (size_t i = 0; i < MOB_LEN(critical); i++) {
     int64_t total = mob_resources_get(node->total, critical[i]);
     if (total <= 0) continue;
-    int64_t left = mob_resources_get(node->available, critical[i]) - mob_resources_get(demand, critical[i]);
+    int64_t left =
+        mob_resources_get(node->available, critical[i]) - mob_resources_get(demand, critical[i]);
     double used = 1 - (double)left / (double)total;
     if (used > worst) worst = used;
   }
   return worst < 0.5 ? 0 : worst;
 }
 
-size_t mob_place_task(const mob_place_node_t *nodes, size_t node_count, const mob_resources_t *demand,
-                      bool *feasible) {
+size_t mob_place_task(const mob_place_node_t *nodes, size_t node_count,
+                      const mob_resources_t *demand, bool *feasible) {
   bool wants_gpu = mob_resources_get(demand, "GPU") > 0;
   *feasible = false;
   for (int with_gpu_nodes = wants_gpu; with_gpu_nodes < 2; with_gpu_nodes++) {
@@ -211,7 +226,8 @@ size_t mob_place_task(const mob_place_node_t *nodes, size_t node_count, const mo
       if (!mob_resources_cover(nodes[i].available, demand)) continue;
       double s = fullness(&nodes[i], demand);
       bool tie = best < node_count && s == best_score;
-      if (best == node_count || s < best_score || (tie && nodes[i].preferred && !nodes[best].preferred)) {
+      if (best == node_count || s < best_score ||
+          (tie && nodes[i].preferred && !nodes[best].preferred)) {
         best = i;
         best_score = s;
       }
@@ -220,4 +236,3 @@ size_t mob_place_task(const mob_place_node_t *nodes, size_t node_count, const mo
   }
   return node_count;
 }
-

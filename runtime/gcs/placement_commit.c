@@ -45,7 +45,8 @@ void mob__pg_give_back(mob__pg_t *pg, size_t i) {
 
 static void retry_later(mob__pg_t *pg) {
   pg->not_before = mob_now_ms() + pg->backoff_ms;
-  pg->backoff_ms = pg->backoff_ms * 3 / 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : pg->backoff_ms * 3 / 2;
+  pg->backoff_ms =
+      pg->backoff_ms * 3 / 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : pg->backoff_ms * 3 / 2;
   if ((double)pg->backoff_ms > pg->data->stats->highest_retry_delay_ms) {
     pg->data->stats->highest_retry_delay_ms = (double)pg->backoff_ms;
   }
@@ -61,7 +62,8 @@ static batches_t batches_of(mob__pg_t *pg, mob__bundle_state_t state) {
     ProtobufCBinaryData node = pg->data->bundles[i]->node_id;
     batch_t *batch = NULL;
     for (size_t k = 0; k < list.len; k++) {
-      if (mob_pb_bytes_equal(node, list.at[k]->node_id, sizeof list.at[k]->node_id)) batch = list.at[k];
+      if (mob_pb_bytes_equal(node, list.at[k]->node_id, sizeof list.at[k]->node_id))
+        batch = list.at[k];
     }
     if (!batch) {
       batch = MOB_NEW(batch_t);
@@ -82,12 +84,14 @@ static Ray__Rpc__Bundle **bundles_of(mob__pg_t *pg, const batch_t *batch) {
   return list;
 }
 
-// A node that is asked or has answered for bundles of a group that is no longer wanted gives them back.
+// A node that is asked or has answered for bundles of a group that is no longer wanted gives them
+// back.
 static mob__pg_t *still_wanted(batch_t *batch, bool holds) {
   mob__pg_t *pg = mob__pg_find(batch->gcs, batch->group_id, sizeof batch->group_id);
   MOB_ASSERT(pg != NULL); // removed groups are kept while answers are under way
   pg->under_way--;
-  if (pg->data->state != RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__REMOVED) return pg;
+  if (pg->data->state != RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__REMOVED)
+    return pg;
   for (size_t i = 0; i < batch->bundles.len; i++) {
     if (holds) {
       mob__pg_give_back(pg, batch->bundles.at[i]);
@@ -98,7 +102,7 @@ static mob__pg_t *still_wanted(batch_t *batch, bool holds) {
   return NULL;
 }
 
-// --------------------------------------------------------------------------------------- committing
+// -------------------------------------------------------------------------------------- committing
 
 static void after_commits(mob__pg_t *pg) {
   if (pg->under_way > 0 || pg->gcs->closing) return;
@@ -151,17 +155,19 @@ static void commit(mob__pg_t *pg) {
     }
     mob__node_t *node = mob__node_alive(pg->gcs, batch->node_id, sizeof batch->node_id);
     MOB_ASSERT(node != NULL); // a dead node's bundles are not PREPARED
-    Ray__Rpc__CommitBundleResourcesRequest request = RAY__RPC__COMMIT_BUNDLE_RESOURCES_REQUEST__INIT;
+    Ray__Rpc__CommitBundleResourcesRequest request =
+        RAY__RPC__COMMIT_BUNDLE_RESOURCES_REQUEST__INIT;
     request.bundle_specs = bundles_of(pg, batch);
     request.n_bundle_specs = batch->bundles.len;
-    mob_rpc_call(mob__node_client(pg->gcs, node), MOB__NODE_MANAGER "CommitBundleResources", &request,
-                 &ray__rpc__commit_bundle_resources_reply__descriptor, NODE_TIMEOUT_MS, on_committed, batch);
+    mob_rpc_call(mob__node_client(pg->gcs, node), MOB__NODE_MANAGER "CommitBundleResources",
+                 &request, &ray__rpc__commit_bundle_resources_reply__descriptor, NODE_TIMEOUT_MS,
+                 on_committed, batch);
     free(request.bundle_specs);
   }
   mob_vec_free(&batches);
 }
 
-// ---------------------------------------------------------------------------------------- preparing
+// --------------------------------------------------------------------------------------- preparing
 
 static void after_prepares(mob__pg_t *pg) {
   if (pg->under_way > 0 || pg->gcs->closing) return;
@@ -176,8 +182,10 @@ static void after_prepares(mob__pg_t *pg) {
   for (size_t i = 0; i < pg->data->n_bundles; i++) {
     if (pg->bundles[i].state == MOB__BUNDLE_PREPARED) mob__pg_give_back(pg, i);
   }
-  pg->data->stats->scheduling_state = RAY__RPC__PLACEMENT_GROUP_STATS__SCHEDULING_STATE__NO_RESOURCES;
-  mob__pg_set_reason(pg, "a node refused or died while its bundles were being set aside; trying again");
+  pg->data->stats->scheduling_state =
+      RAY__RPC__PLACEMENT_GROUP_STATS__SCHEDULING_STATE__NO_RESOURCES;
+  mob__pg_set_reason(pg,
+                     "a node refused or died while its bundles were being set aside; trying again");
   retry_later(pg);
   mob__gcs_schedule_soon(pg->gcs);
 }
@@ -223,34 +231,36 @@ static void prepare(mob__pg_t *pg) {
       mob_resources_add(&batch->promised, &pg->bundles[batch->bundles.at[i]].need);
     }
     batch->promise = mob__node_promise(node, &batch->promised);
-    Ray__Rpc__PrepareBundleResourcesRequest request = RAY__RPC__PREPARE_BUNDLE_RESOURCES_REQUEST__INIT;
+    Ray__Rpc__PrepareBundleResourcesRequest request =
+        RAY__RPC__PREPARE_BUNDLE_RESOURCES_REQUEST__INIT;
     request.bundle_specs = bundles_of(pg, batch);
     request.n_bundle_specs = batch->bundles.len;
-    mob_rpc_call(mob__node_client(pg->gcs, node), MOB__NODE_MANAGER "PrepareBundleResources", &request,
-                 &ray__rpc__prepare_bundle_resources_reply__descriptor, NODE_TIMEOUT_MS, on_prepared,
-                 batch);
+    mob_rpc_call(mob__node_client(pg->gcs, node), MOB__NODE_MANAGER "PrepareBundleResources",
+                 &request, &ray__rpc__prepare_bundle_resources_reply__descriptor, NODE_TIMEOUT_MS,
+                 on_prepared, batch);
     free(request.bundle_specs);
   }
   mob_vec_free(&batches);
 }
 
-// ------------------------------------------------------------------------------------------ placing
+// ----------------------------------------------------------------------------------------- placing
 
-// Label conditions as resources: a node that meets those of bundle i has plenty of "labels of bundle i", which the
-// bundle needs. So placement knows nothing of labels.
+// Label conditions as resources: a node that meets those of bundle i has plenty of "labels of
+// bundle i", which the bundle needs. So placement knows nothing of labels.
 typedef struct view {
   mob_resources_t total, available;
 } view_t;
 
-static void add_labels(const Ray__Rpc__Bundle *bundle, size_t i, mob_resources_t *need, mob__node_t **nodes,
-                       size_t n, view_t *views) {
+static void add_labels(const Ray__Rpc__Bundle *bundle, size_t i, mob_resources_t *need,
+                       mob__node_t **nodes, size_t n, view_t *views) {
   if (bundle->n_label_selector == 0) return;
   char name[48];
   snprintf(name, sizeof name, "labels of bundle %zu", i);
   mob_resources_set(need, name, 1);
   for (size_t k = 0; k < n; k++) {
     const Ray__Rpc__GcsNodeInfo *info = nodes[k]->info;
-    if (!mob_labels_match(info->labels, info->n_labels, bundle->label_selector, bundle->n_label_selector)) {
+    if (!mob_labels_match(info->labels, info->n_labels, bundle->label_selector,
+                          bundle->n_label_selector)) {
       continue;
     }
     mob_resources_set(&views[k].total, name, INT32_MAX);
@@ -277,7 +287,8 @@ static void describe_nodes(mob__pg_t *pg, mob__node_t **nodes, size_t n, const v
         .total = &views[k].total,
         .available = &views[k].available,
         .excluded = apart && holds_bundle(pg, nodes[k]),
-        .preferred = mob_pb_bytes_equal(pg->data->soft_target_node_id, nodes[k]->id, sizeof nodes[k]->id),
+        .preferred =
+            mob_pb_bytes_equal(pg->data->soft_target_node_id, nodes[k]->id, sizeof nodes[k]->id),
     };
   }
 }
@@ -319,9 +330,8 @@ void mob__pg_place(mob__pg_t *pg) {
   Ray__Rpc__PlacementGroupStats *stats = pg->data->stats;
   stats->scheduling_attempt++;
   if (stats->scheduling_attempt == 1) stats->scheduling_started_time_ns = mob_wall_ms() * 1000000;
-  mob_place_result_t result =
-      mob_place_bundles((mob_placement_strategy_t)pg->data->strategy, described, n, needs, missing_count,
-                        chosen, &why);
+  mob_place_result_t result = mob_place_bundles((mob_placement_strategy_t)pg->data->strategy,
+                                                described, n, needs, missing_count, chosen, &why);
   if (result == MOB_PLACED) {
     stats->scheduling_state = RAY__RPC__PLACEMENT_GROUP_STATS__SCHEDULING_STATE__SCHEDULING_STARTED;
     pg->refused = false;

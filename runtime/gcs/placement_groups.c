@@ -57,7 +57,7 @@ static void free_pg(mob__pg_t *pg) {
   free(pg);
 }
 
-// ------------------------------------------------------------------------------------------ waiters
+// ----------------------------------------------------------------------------------------- waiters
 
 static void on_waiter_cancelled(void *arg, mob_rpc_call_t *call) {
   mob__pg_t *pg = arg;
@@ -70,7 +70,8 @@ static void on_waiter_cancelled(void *arg, mob_rpc_call_t *call) {
 }
 
 static void answer_waiters(mob__pg_t *pg, int code, const char *text) {
-  Ray__Rpc__WaitPlacementGroupUntilReadyReply reply = RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REPLY__INIT;
+  Ray__Rpc__WaitPlacementGroupUntilReadyReply reply =
+      RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REPLY__INIT;
   reply.status = mob__gcs_status(pg->gcs, code, "%s", text);
   for (size_t i = 0; i < pg->waiters.len; i++) {
     mob_rpc_call_on_cancel(pg->waiters.at[i], NULL, NULL);
@@ -85,7 +86,8 @@ void mob__pg_created(mob__pg_t *pg) {
   stats->scheduling_state = SCHEDULING(FINISHED);
   uint64_t now = (uint64_t)mob_wall_ms();
   stats->scheduling_latency_us = (int64_t)now * 1000 - stats->scheduling_started_time_ns / 1000;
-  stats->end_to_end_creation_latency_us = (int64_t)now * 1000 - stats->creation_request_received_ns / 1000;
+  stats->end_to_end_creation_latency_us =
+      (int64_t)now * 1000 - stats->creation_request_received_ns / 1000;
   pg->data->placement_group_final_bundle_placement_timestamp_ms = (int64_t)now;
   pg->backoff_ms = BACKOFF_FIRST_MS;
   mob__pg_set_reason(pg, NULL);
@@ -96,7 +98,7 @@ void mob__pg_created(mob__pg_t *pg) {
   mob__gcs_schedule_soon(pg->gcs);
 }
 
-// ----------------------------------------------------------------------------------------- removing
+// ---------------------------------------------------------------------------------------- removing
 
 static void forget_oldest(mob__pgs_t *pgs) {
   if (pgs->removed <= REMOVED_KEPT) return;
@@ -121,7 +123,8 @@ static void remove_group(mob__pg_t *pg, const char *why) {
   mob__actors_group_removed(pg->gcs, pg->id);
   for (size_t i = 0; i < pg->data->n_bundles; i++) {
     // A node that is still to answer for a bundle is told when it has.
-    if (pg->bundles[i].state == MOB__BUNDLE_PREPARED || pg->bundles[i].state == MOB__BUNDLE_COMMITTED) {
+    if (pg->bundles[i].state == MOB__BUNDLE_PREPARED ||
+        pg->bundles[i].state == MOB__BUNDLE_COMMITTED) {
       mob__pg_give_back(pg, i);
     }
   }
@@ -131,8 +134,8 @@ static void remove_group(mob__pg_t *pg, const char *why) {
   mob__gcs_schedule_soon(pg->gcs);
 }
 
-static void remove_where(mob_gcs_t *gcs, bool (*match)(const mob__pg_t *, const void *), const void *key,
-                         const char *why) {
+static void remove_where(mob_gcs_t *gcs, bool (*match)(const mob__pg_t *, const void *),
+                         const void *key, const char *why) {
   mob__pg_t *found;
   do { // one at a time: removing may forget another
     found = NULL;
@@ -175,15 +178,15 @@ void mob__pgs_node_dead(mob_gcs_t *gcs, mob__node_t *node) {
       lost++;
     }
     if (lost == 0 || pg->data->state != STATE(CREATED)) continue;
-    MOB_INFO("placement group %.8s (%s) lost %zu bundles with node %.8s", pg->hex, pg->data->name, lost,
-             node->hex);
+    MOB_INFO("placement group %.8s (%s) lost %zu bundles with node %.8s", pg->hex, pg->data->name,
+             lost, node->hex);
     pg->data->state = STATE(RESCHEDULING);
     pg->data->stats->scheduling_state = SCHEDULING(QUEUED);
     mob__pg_store(pg);
   }
 }
 
-// ---------------------------------------------------------------------------------------- scheduling
+// -------------------------------------------------------------------------------------- scheduling
 
 void mob__pgs_schedule(mob_gcs_t *gcs) {
   uint64_t now = mob_now_ms();
@@ -210,11 +213,12 @@ void mob__pgs_tick(mob_gcs_t *gcs) {
 void mob__pgs_each_waiting(mob_gcs_t *gcs, mob__pg_fn fn, void *arg) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->pgs->all, e));) {
     mob__pg_t *pg = e->value;
-    if (pg->data->state == STATE(PENDING) || pg->data->state == STATE(RESCHEDULING)) fn(arg, pg->data);
+    if (pg->data->state == STATE(PENDING) || pg->data->state == STATE(RESCHEDULING))
+      fn(arg, pg->data);
   }
 }
 
-// ------------------------------------------------------------------------------------------ service
+// ----------------------------------------------------------------------------------------- service
 
 static mob__pg_t *find_named(mob_gcs_t *gcs, const char *name, const char *space) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->pgs->all, e));) {
@@ -230,14 +234,17 @@ static mob__pg_t *find_named(mob_gcs_t *gcs, const char *name, const char *space
 // NULL when the specification is in order, else why not.
 static const char *check_spec(const Ray__Rpc__PlacementGroupSpec *spec) {
   if (!spec) return "The request carries no specification.";
-  if (spec->placement_group_id.len != MOB_PG_ID_SIZE) return "The placement group id is not 18 bytes long.";
+  if (spec->placement_group_id.len != MOB_PG_ID_SIZE)
+    return "The placement group id is not 18 bytes long.";
   if (spec->n_bundles == 0) return "A placement group needs at least one bundle.";
-  if ((unsigned)spec->strategy > RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD) return "Unknown strategy.";
+  if ((unsigned)spec->strategy > RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD)
+    return "Unknown strategy.";
   for (size_t i = 0; i < spec->n_bundles; i++) {
     bool any = false;
     for (size_t k = 0; k < spec->bundles[i]->n_unit_resources; k++) {
       double value = spec->bundles[i]->unit_resources[k]->value;
-      if (!(value >= 0) || value > 1e14) return "A resource of a bundle is negative or out of range.";
+      if (!(value >= 0) || value > 1e14)
+        return "A resource of a bundle is negative or out of range.";
       any = any || value > 0;
     }
     if (!any) return "A bundle asks for nothing: every bundle needs at least one resource above 0.";
@@ -288,7 +295,8 @@ static mob__pg_t *new_pg(mob_gcs_t *gcs, const Ray__Rpc__PlacementGroupSpec *spe
 static void on_create(void *owner, mob_rpc_call_t *call, const void *request) {
   mob__pgs_t *pgs = owner;
   mob_gcs_t *gcs = pgs->gcs;
-  const Ray__Rpc__PlacementGroupSpec *spec = ((const Ray__Rpc__CreatePlacementGroupRequest *)request)->placement_group_spec;
+  const Ray__Rpc__PlacementGroupSpec *spec =
+      ((const Ray__Rpc__CreatePlacementGroupRequest *)request)->placement_group_spec;
   Ray__Rpc__CreatePlacementGroupReply reply = RAY__RPC__CREATE_PLACEMENT_GROUP_REPLY__INIT;
   const char *bad = check_spec(spec);
   if (bad) {
@@ -303,9 +311,10 @@ static void on_create(void *owner, mob_rpc_call_t *call, const void *request) {
   }
   const char *space = mob__job_namespace(gcs, spec->creator_job_id.data, spec->creator_job_id.len);
   if (spec->name[0] && find_named(gcs, spec->name, space)) {
-    reply.status = mob__gcs_status(gcs, MOB__GCS_INVALID,
-                                   "Failed to create placement group '%s' because name '%s' already exists.",
-                                   mob_id_text(spec->placement_group_id).text, spec->name);
+    reply.status =
+        mob__gcs_status(gcs, MOB__GCS_INVALID,
+                        "Failed to create placement group '%s' because name '%s' already exists.",
+                        mob_id_text(spec->placement_group_id).text, spec->name);
     mob_rpc_reply(call, &reply);
     return;
   }
@@ -351,8 +360,10 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__GetAllPlacementGroupRequest *req = request;
   Ray__Rpc__GetAllPlacementGroupReply reply = RAY__RPC__GET_ALL_PLACEMENT_GROUP_REPLY__INIT;
   size_t limit = pgs->all.count;
-  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit) limit = (size_t)req->limit;
-  Ray__Rpc__PlacementGroupTableData **rows = MOB_NEW_ARRAY(Ray__Rpc__PlacementGroupTableData *, limit + 1);
+  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit)
+    limit = (size_t)req->limit;
+  Ray__Rpc__PlacementGroupTableData **rows =
+      MOB_NEW_ARRAY(Ray__Rpc__PlacementGroupTableData *, limit + 1);
   size_t n = 0;
   for (mob_map_entry_t *e = NULL; n < limit && (e = mob_map_next(&pgs->all, e));) {
     rows[n++] = ((mob__pg_t *)e->value)->data;
@@ -368,7 +379,8 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
 static void on_wait(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_gcs_t *gcs = ((mob__pgs_t *)owner)->gcs;
   const Ray__Rpc__WaitPlacementGroupUntilReadyRequest *req = request;
-  Ray__Rpc__WaitPlacementGroupUntilReadyReply reply = RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REPLY__INIT;
+  Ray__Rpc__WaitPlacementGroupUntilReadyReply reply =
+      RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REPLY__INIT;
   mob__pg_t *pg = mob__pg_find(gcs, req->placement_group_id.data, req->placement_group_id.len);
   if (pg && pg->data->state != STATE(CREATED) && pg->data->state != STATE(REMOVED)) {
     *mob_vec_push(&pg->waiters) = call;
@@ -387,10 +399,11 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(GROUPS "CreatePlacementGroup", ray__rpc__create_placement_group, on_create),
     MOB_RPC_METHOD(GROUPS "RemovePlacementGroup", ray__rpc__remove_placement_group, on_remove),
     MOB_RPC_METHOD(GROUPS "GetPlacementGroup", ray__rpc__get_placement_group, on_get),
-    MOB_RPC_METHOD(GROUPS "GetNamedPlacementGroup", ray__rpc__get_named_placement_group, on_get_named),
+    MOB_RPC_METHOD(GROUPS "GetNamedPlacementGroup", ray__rpc__get_named_placement_group,
+                   on_get_named),
     MOB_RPC_METHOD(GROUPS "GetAllPlacementGroup", ray__rpc__get_all_placement_group, on_get_all),
-    MOB_RPC_METHOD(GROUPS "WaitPlacementGroupUntilReady", ray__rpc__wait_placement_group_until_ready,
-                   on_wait),
+    MOB_RPC_METHOD(GROUPS "WaitPlacementGroupUntilReady",
+                   ray__rpc__wait_placement_group_until_ready, on_wait),
 };
 
 mob__pgs_t *mob__pgs_new(mob_gcs_t *gcs) {

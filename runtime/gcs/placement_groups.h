@@ -1,5 +1,5 @@
-// The placement groups' own shared parts: the table (placement_groups.c) and the two-phase reservation of
-// bundles on nodes (placement_commit.c).
+// The placement groups' own shared parts: the table (placement_groups.c) and the two-phase
+// reservation of bundles on nodes (placement_commit.c).
 //
 // A bundle is NONE until the group is placed; then its node is asked to set it aside (PREPARING ->
 // PREPARED), and when all bundles are, to hand it out (COMMITTING -> COMMITTED). One refusal gives
@@ -27,9 +27,10 @@ typedef struct mob__pg {
   uint8_t id[MOB_PG_ID_SIZE];
   char hex[2 * MOB_PG_ID_SIZE + 1];
   Ray__Rpc__PlacementGroupTableData *data;
-  mob__bundle_t *bundles; // as many as data->n_bundles; the node stands in data->bundles[i]->node_id
-  size_t under_way;       // answers of nodes that are still to come
-  bool refused;           // by a node, in this attempt
+  mob__bundle_t
+      *bundles;     // as many as data->n_bundles; the node stands in data->bundles[i]->node_id
+  size_t under_way; // answers of nodes that are still to come
+  bool refused;     // by a node, in this attempt
   uint64_t backoff_ms, not_before;
   char *reason; // why it is not placed; owned, NULL when it is
   MOB_VEC(mob_rpc_call_t *) waiters;
@@ -38,7 +39,8 @@ typedef struct mob__pg {
 mob__pg_t *mob__pg_find(mob_gcs_t *gcs, const void *id, size_t len);
 bool mob__pg_is_waiting(const mob__pg_t *pg); // PENDING or RESCHEDULING, and nothing under way
 void mob__pg_place(mob__pg_t *pg);            // tries now
-void mob__pg_give_back(mob__pg_t *pg, size_t bundle); // to its node, if that lives; the bundle is NONE then
+void mob__pg_give_back(mob__pg_t *pg,
+                       size_t bundle); // to its node, if that lives; the bundle is NONE then
 void mob__pg_set_reason(mob__pg_t *pg, const char *reason);
 void mob__pg_created(mob__pg_t *pg);
 void mob__pg_store(mob__pg_t *pg);

@@ -1,5 +1,6 @@
-// InternalPubSubGcsService: subscribers poll for what is published on the channels they asked for. A poll
-// without news waits; messages carry rising numbers and are kept until the subscriber has confirmed them.
+// InternalPubSubGcsService: subscribers poll for what is published on the channels they asked for.
+// A poll without news waits; messages carry rising numbers and are kept until the subscriber has
+// confirmed them.
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,7 +79,8 @@ static void answer(subscriber_t *s, bool force) {
   free(messages);
 }
 
-// The subscriber's connection is gone, or it gave the poll up. What it asked for stays until it times out.
+// The subscriber's connection is gone, or it gave the poll up. What it asked for stays until it
+// times out.
 static void on_poll_cancelled(void *arg, mob_rpc_call_t *call) {
   subscriber_t *s = arg;
   if (s->poll == call) s->poll = NULL;
@@ -90,7 +92,8 @@ static void confirm(subscriber_t *s, int64_t upto) {
     drop_shared(s->mailbox.at[s->head++]);
   }
   if (s->head * 2 > s->mailbox.len) {
-    memmove(s->mailbox.at, s->mailbox.at + s->head, (s->mailbox.len - s->head) * sizeof *s->mailbox.at);
+    memmove(s->mailbox.at, s->mailbox.at + s->head,
+            (s->mailbox.len - s->head) * sizeof *s->mailbox.at);
     s->mailbox.len -= s->head;
     s->head = 0;
   }
@@ -114,8 +117,8 @@ static void on_poll(void *owner, mob_rpc_call_t *call, const void *request) {
 static void run_command(subscriber_t *s, const Ray__Rpc__Command *command) {
   int channel = (int)command->channel_type;
   if (channel < 0 || channel >= CHANNELS) return;
-  bool subscribe =
-      command->command_message_one_of_case == RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
+  bool subscribe = command->command_message_one_of_case ==
+                   RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
   if (command->key_id.len == 0) {
     s->channels[channel].all = subscribe;
   } else if (subscribe) {
@@ -129,7 +132,8 @@ static void on_commands(void *owner, mob_rpc_call_t *call, const void *request) 
   const Ray__Rpc__GcsSubscriberCommandBatchRequest *req = request;
   subscriber_t *s = subscriber_of(owner, req->subscriber_id);
   for (size_t i = 0; i < req->n_commands; i++) run_command(s, req->commands[i]);
-  Ray__Rpc__GcsSubscriberCommandBatchReply reply = RAY__RPC__GCS_SUBSCRIBER_COMMAND_BATCH_REPLY__INIT;
+  Ray__Rpc__GcsSubscriberCommandBatchReply reply =
+      RAY__RPC__GCS_SUBSCRIBER_COMMAND_BATCH_REPLY__INIT;
   mob_rpc_reply(call, &reply);
 }
 
@@ -181,8 +185,8 @@ void mob__publish_error(mob_gcs_t *gcs, const uint8_t *job_id, const char *type,
   Ray__Rpc__PubMessage message = RAY__RPC__PUB_MESSAGE__INIT;
   message.inner_message_case = RAY__RPC__PUB_MESSAGE__INNER_MESSAGE_ERROR_INFO_MESSAGE;
   message.error_info_message = &error;
-  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__RAY_ERROR_INFO_CHANNEL, error.job_id.data, error.job_id.len,
-               &message);
+  mob__publish(gcs, RAY__RPC__CHANNEL_TYPE__RAY_ERROR_INFO_CHANNEL, error.job_id.data,
+               error.job_id.len, &message);
 }
 
 void mob__pubsub_tick(mob_gcs_t *gcs) {
@@ -204,7 +208,8 @@ void mob__pubsub_tick(mob_gcs_t *gcs) {
 static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(PUBSUB "GcsPublish", ray__rpc__gcs_publish, on_publish),
     MOB_RPC_METHOD(PUBSUB "GcsSubscriberPoll", ray__rpc__gcs_subscriber_poll, on_poll),
-    MOB_RPC_METHOD(PUBSUB "GcsSubscriberCommandBatch", ray__rpc__gcs_subscriber_command_batch, on_commands),
+    MOB_RPC_METHOD(PUBSUB "GcsSubscriberCommandBatch", ray__rpc__gcs_subscriber_command_batch,
+                   on_commands),
 };
 
 mob__pubsub_t *mob__pubsub_new(mob_gcs_t *gcs) {
@@ -227,7 +232,8 @@ void mob__pubsub_close(mob__pubsub_t *pubsub) {
 }
 
 void mob__pubsub_free(mob__pubsub_t *pubsub) {
-  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&pubsub->subscribers, e));) free_subscriber(e->value);
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&pubsub->subscribers, e));)
+    free_subscriber(e->value);
   mob_map_free(&pubsub->subscribers);
   free(pubsub);
 }

@@ -62,21 +62,22 @@ static void on_total(void *owner, mob_rpc_call_t *call, const void *request) {
 
 // ------------------------------------------------------------------------------------------- usage
 
-static void add_demand(void *arg, const mob_resources_t *shape) {
+static void add_demand(void *arg, const mob_resources_t *shape, int64_t count) {
   Ray__Rpc__ResourceLoad *load = arg;
-  load->resource_demands =
-      mob_realloc(load->resource_demands, (load->n_resource_demands + 1) * sizeof *load->resource_demands);
+  load->resource_demands = mob_realloc(load->resource_demands, (load->n_resource_demands + 1) *
+                                                                   sizeof *load->resource_demands);
   Ray__Rpc__ResourceDemand *demand = MOB_NEW(Ray__Rpc__ResourceDemand);
   ray__rpc__resource_demand__init(demand);
   mob_resources_write(shape, &demand->shape, &demand->n_shape);
-  demand->num_ready_requests_queued = 1;
+  demand->num_ready_requests_queued = (uint64_t)count;
   load->resource_demands[load->n_resource_demands++] = demand;
 }
 
 static void add_group(void *arg, const Ray__Rpc__PlacementGroupTableData *group) {
   Ray__Rpc__PlacementGroupLoad *load = arg;
-  load->placement_group_data = mob_realloc(
-      load->placement_group_data, (load->n_placement_group_data + 1) * sizeof *load->placement_group_data);
+  load->placement_group_data =
+      mob_realloc(load->placement_group_data,
+                  (load->n_placement_group_data + 1) * sizeof *load->placement_group_data);
   load->placement_group_data[load->n_placement_group_data++] = mob_pb_clone(group);
 }
 
@@ -110,7 +111,7 @@ static void on_usage(void *owner, mob_rpc_call_t *call, const void *request) {
   free(nodes);
   data->resource_load_by_shape = MOB_NEW(Ray__Rpc__ResourceLoad);
   ray__rpc__resource_load__init(data->resource_load_by_shape);
-  mob__actors_demand(gcs, add_demand, data->resource_load_by_shape);
+  mob__gcs_demand(gcs, add_demand, data->resource_load_by_shape);
   data->placement_group_load = MOB_NEW(Ray__Rpc__PlacementGroupLoad);
   ray__rpc__placement_group_load__init(data->placement_group_load);
   mob__pgs_each_waiting(gcs, add_group, data->placement_group_load);

@@ -7,7 +7,8 @@
 #include "runtime/base/mem.h"
 
 int64_t mob_resource_fixed(double value) {
-  if (!(value > -MOB_RESOURCE_MAX)) return isnan(value) ? 0 : (int64_t)-MOB_RESOURCE_MAX * MOB_RESOURCE_UNIT;
+  if (!(value > -MOB_RESOURCE_MAX))
+    return isnan(value) ? 0 : (int64_t)-MOB_RESOURCE_MAX * MOB_RESOURCE_UNIT;
   if (value > MOB_RESOURCE_MAX) value = MOB_RESOURCE_MAX;
   return llround(value * MOB_RESOURCE_UNIT);
 }
@@ -83,7 +84,8 @@ void mob_resources_copy(mob_resources_t *to, const mob_resources_t *from) {
 
 void mob_resources_read(mob_resources_t *to, mob_pb_double_t *const *entries, size_t n) {
   mob_resources_free(to);
-  for (size_t i = 0; i < n; i++) mob_resources_set(to, entries[i]->key, mob_resource_fixed(entries[i]->value));
+  for (size_t i = 0; i < n; i++)
+    mob_resources_set(to, entries[i]->key, mob_resource_fixed(entries[i]->value));
 }
 
 void mob_resources_write(const mob_resources_t *set, mob_pb_double_t ***entries, size_t *n) {
@@ -95,14 +97,16 @@ void mob_resources_write(const mob_resources_t *set, mob_pb_double_t ***entries,
 
 void mob_resources_add(mob_resources_t *to, const mob_resources_t *from) {
   for (size_t i = 0; i < from->len; i++) {
-    mob_resources_set(to, from->at[i].name, plus(mob_resources_get(to, from->at[i].name), from->at[i].amount));
+    mob_resources_set(to, from->at[i].name,
+                      plus(mob_resources_get(to, from->at[i].name), from->at[i].amount));
   }
 }
 
 void mob_resources_sub(mob_resources_t *from, const mob_resources_t *what) {
   for (size_t i = 0; i < what->len; i++) {
     int64_t less = what->at[i].amount == INT64_MIN ? INT64_MAX : -what->at[i].amount;
-    mob_resources_set(from, what->at[i].name, plus(mob_resources_get(from, what->at[i].name), less));
+    mob_resources_set(from, what->at[i].name,
+                      plus(mob_resources_get(from, what->at[i].name), less));
   }
 }
 
@@ -118,7 +122,8 @@ bool mob_resources_cover(const mob_resources_t *have, const mob_resources_t *nee
 bool mob_resources_equal(const mob_resources_t *a, const mob_resources_t *b) {
   if (a->len != b->len) return false;
   for (size_t i = 0; i < a->len; i++) {
-    if (a->at[i].amount != b->at[i].amount || strcmp(a->at[i].name, b->at[i].name) != 0) return false;
+    if (a->at[i].amount != b->at[i].amount || strcmp(a->at[i].name, b->at[i].name) != 0)
+      return false;
   }
   return true;
 }
@@ -151,13 +156,13 @@ static void with_group(mob_resources_t *out, const mob_resources_t *plain, const
   if (index >= 0) set_named(out, "bundle", group_hex, index, marker);
 }
 
-void mob_resources_of_bundle(mob_resources_t *out, const mob_resources_t *bundle, const char *group_hex,
-                             int64_t index) {
+void mob_resources_of_bundle(mob_resources_t *out, const mob_resources_t *bundle,
+                             const char *group_hex, int64_t index) {
   with_group(out, bundle, group_hex, index, (int64_t)1000 * MOB_RESOURCE_UNIT);
 }
 
-void mob_resources_in_group(mob_resources_t *out, const mob_resources_t *plain, const char *group_hex,
-                            int64_t index) {
+void mob_resources_in_group(mob_resources_t *out, const mob_resources_t *plain,
+                            const char *group_hex, int64_t index) {
   with_group(out, plain, group_hex, index, MOB_RESOURCE_UNIT / 1000);
 }
 

@@ -1,5 +1,5 @@
-// `mobula gcs-server`: the GCS as a process of its own, with the flags of Ray's gcs_server, so that it can
-// stand in for that program.
+// `mobula gcs-server`: the GCS as a process of its own, with the flags of Ray's gcs_server, so that
+// it can stand in for that program.
 #define MOB_LOG_COMPONENT "gcs"
 #include <signal.h>
 #include <stdio.h>
@@ -16,7 +16,8 @@
 typedef enum flag_type { TEXT, NUMBER, TRUTH } flag_type_t;
 
 typedef struct flags {
-  const char *redis_address, *redis_username, *redis_password, *log_dir, *stdout_filepath, *stderr_filepath;
+  const char *redis_address, *redis_username, *redis_password, *log_dir, *stdout_filepath,
+      *stderr_filepath;
   const char *config_list, *node_ip_address, *session_name, *session_dir, *ray_commit, *node_id;
   const char *python_version, *temp_dir;
   long redis_port, gcs_server_port, metrics_agent_port;
@@ -30,7 +31,8 @@ typedef struct flag {
   const char *help;
 } flag_t;
 
-#define FLAG(name, type, help) {#name, type, offsetof(flags_t, name), help}
+#define FLAG(name, type, help)                                                                     \
+  { #name, type, offsetof(flags_t, name), help }
 static const flag_t table[] = {
     FLAG(gcs_server_port, NUMBER, "port to listen on; 0 picks a free one"),
     FLAG(node_ip_address, TEXT, "this node's address (stated, not bound)"),
@@ -55,8 +57,10 @@ static const flag_t table[] = {
 };
 
 static void print_help(void) {
-  printf("usage: mobula gcs-server [--FLAG=VALUE]...\n\nThe cluster's state server, alone. Flags:\n");
-  for (size_t i = 0; i < MOB_LEN(table); i++) printf("  --%-22s %s\n", table[i].name, table[i].help);
+  printf(
+      "usage: mobula gcs-server [--FLAG=VALUE]...\n\nThe cluster's state server, alone. Flags:\n");
+  for (size_t i = 0; i < MOB_LEN(table); i++)
+    printf("  --%-22s %s\n", table[i].name, table[i].help);
 }
 
 // gflags takes '-' and '_' in names alike.
@@ -64,7 +68,8 @@ static const flag_t *find_flag(const char *name, size_t len) {
   for (size_t i = 0; i < MOB_LEN(table); i++) {
     if (strlen(table[i].name) != len) continue;
     size_t k = 0;
-    while (k < len && (table[i].name[k] == name[k] || (table[i].name[k] == '_' && name[k] == '-'))) k++;
+    while (k < len && (table[i].name[k] == name[k] || (table[i].name[k] == '_' && name[k] == '-')))
+      k++;
     if (k == len) return &table[i];
   }
   return NULL;
@@ -74,15 +79,17 @@ static mob_status set_flag(flags_t *flags, const flag_t *flag, const char *value
   void *at = (char *)flags + flag->offset;
   char *end;
   switch (flag->type) {
-    case TEXT: *(const char **)at = value; break;
-    case NUMBER:
-      *(long *)at = strtol(value, &end, 10);
-      if (!*value || *end) return mob_fail(MOB_E_INVALID, "--%s=%s is no number", flag->name, value);
-      break;
-    case TRUTH:
-      *(bool *)at = strcmp(value, "true") == 0 || strcmp(value, "1") == 0 || strcmp(value, "t") == 0 ||
-                    strcmp(value, "yes") == 0;
-      break;
+  case TEXT:
+    *(const char **)at = value;
+    break;
+  case NUMBER:
+    *(long *)at = strtol(value, &end, 10);
+    if (!*value || *end) return mob_fail(MOB_E_INVALID, "--%s=%s is no number", flag->name, value);
+    break;
+  case TRUTH:
+    *(bool *)at = strcmp(value, "true") == 0 || strcmp(value, "1") == 0 ||
+                  strcmp(value, "t") == 0 || strcmp(value, "yes") == 0;
+    break;
   }
   return MOB_OK;
 }
@@ -106,7 +113,8 @@ static mob_status parse(int argc, char **argv, flags_t *flags, bool *help) {
     MOB_TRY(set_flag(flags, flag, value));
   }
   if (flags->redis_address && flags->redis_address[0]) {
-    return mob_fail(MOB_E_UNSUPPORTED, "--redis_address: Redis is not supported, state is kept in memory");
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "--redis_address: Redis is not supported, state is kept in memory");
   }
   if (flags->gcs_server_port < 0 || flags->gcs_server_port > 65535) {
     return mob_fail(MOB_E_INVALID, "--gcs_server_port=%ld is no port", flags->gcs_server_port);

@@ -1,4 +1,5 @@
-// What `ray status` prints, as the JSON value that Ray's monitor keeps in the key-value store: the first
+// What `ray status` prints, as the JSON value that Ray's monitor keeps in the key-value store: the
+// first
 // ("legacy") form, of a cluster that nothing scales.
 #include <jansson.h>
 #include <stdlib.h>
@@ -35,20 +36,21 @@ static json_t *shape_of(const mob_resources_t *set) {
 }
 
 // Counts equal ones: [[item, n], ...]. Takes the item over.
-static void count_item(json_t *list, json_t *item) {
+static void count_item(json_t *list, json_t *item, int64_t count) {
   size_t i;
   json_t *entry;
   json_array_foreach(list, i, entry) {
     if (!json_equal(json_array_get(entry, 0), item)) continue;
-    json_array_set_new(entry, 1, json_integer(json_integer_value(json_array_get(entry, 1)) + 1));
+    json_array_set_new(entry, 1,
+                       json_integer(json_integer_value(json_array_get(entry, 1)) + count));
     json_decref(item);
     return;
   }
-  json_array_append_new(list, json_pack("[o, i]", item, 1));
+  json_array_append_new(list, json_pack("[o, I]", item, (json_int_t)count));
 }
 
-static void add_demand(void *arg, const mob_resources_t *shape) {
-  count_item(arg, shape_of(shape));
+static void add_demand(void *arg, const mob_resources_t *shape, int64_t count) {
+  count_item(arg, shape_of(shape), count);
 }
 
 static void add_group(void *arg, const Ray__Rpc__PlacementGroupTableData *group) {
@@ -60,11 +62,14 @@ static void add_group(void *arg, const Ray__Rpc__PlacementGroupTableData *group)
       const mob_pb_double_t *entry = group->bundles[i]->unit_resources[k];
       json_object_set_new(shape, entry->key, json_real(entry->value));
     }
-    count_item(bundles, shape);
+    count_item(bundles, shape, 1);
   }
-  const ProtobufCEnumValue *strategy =
-      protobuf_c_enum_descriptor_get_value(&ray__rpc__placement_strategy__descriptor, group->strategy);
-  count_item(arg, json_pack("{s:s, s:o}", "strategy", strategy ? strategy->name : "PACK", "bundles", bundles));
+  const ProtobufCEnumValue *strategy = protobuf_c_enum_descriptor_get_value(
+      &ray__rpc__placement_strategy__descriptor, group->strategy);
+  count_item(
+      arg,
+      json_pack("{s:s, s:o}", "strategy", strategy ? strategy->name : "PACK", "bundles", bundles),
+      1);
 }
 
 char *mob__status_report(mob_gcs_t *gcs, size_t *len) {
@@ -88,26 +93,27 @@ char *mob__status_report(mob_gcs_t *gcs, size_t *len) {
       const mob_amount_t *a = &nodes[i]->total.at[k];
       if (!mob_resource_is_group(a->name)) mob_resources_set(&plain, a->name, a->amount);
     }
-    count_item(node_types, shape_of(&plain));
+    count_item(node_types, shape_of(&plain), 1);
     mob_resources_free(&plain);
   }
   free(nodes);
   json_t *demand = json_array(), *groups = json_array();
-  mob__actors_demand(gcs, add_demand, demand);
+  mob__gcs_demand(gcs, add_demand, demand);
   mob__pgs_each_waiting(gcs, add_group, groups);
-  json_t *metrics = json_pack("{s:o, s:o, s:o, s:[], s:o, s:n, s:o, s:n, s:n}", "usage", usage,
-                              "resource_demand", demand, "pg_demand", groups, "request_demand", "node_types",
-                              node_types, "head_ip", "usage_by_node", by_node, "node_type_mapping",
-                              "idle_time_map");
-  json_t *scaler = json_pack("{s:o, s:n, s:[], s:{}, s:[], s:{s:{}}, s:n, s:{}, s:o, s:b}", "active_nodes",
-                             active, "idle_nodes", "pending_nodes", "pending_launches", "failed_nodes",
-                             "node_availability_summary", "node_availabilities", "node_activities",
-                             "pending_resources", "node_type_mapping", type_of, "legacy", 1);
+  json_t *metrics =
+      json_pack("{s:o, s:o, s:o, s:[], s:o, s:n, s:o, s:n, s:n}", "usage", usage, "resource_demand",
+                demand, "pg_demand", groups, "request_demand", "node_types", node_types, "head_ip",
+                "usage_by_node", by_node, "node_type_mapping", "idle_time_map");
+  json_t *scaler =
+      json_pack("{s:o, s:n, s:[], s:{}, s:[], s:{s:{}}, s:n, s:{}, s:o, s:b}", "active_nodes",
+                active, "idle_nodes", "pending_nodes", "pending_launches", "failed_nodes",
+                "node_availability_summary", "node_availabilities", "node_activities",
+                "pending_resources", "node_type_mapping", type_of, "legacy", 1);
   double took = (double)(mob_now_ns() - begun) * 1e-9;
-  json_t *report = json_pack("{s:f, s:f, s:i, s:f, s:o, s:f, s:o}", "gcs_request_time", took, "time",
-                             mob_wall_seconds(), "monitor_pid", (int)uv_os_getpid(), "autoscaler_update_time",
-                             took, "autoscaler_report", scaler, "non_terminated_nodes_time", listed,
-                             "load_metrics_report", metrics);
+  json_t *report = json_pack("{s:f, s:f, s:i, s:f, s:o, s:f, s:o}", "gcs_request_time", took,
+                             "time", mob_wall_seconds(), "monitor_pid", (int)uv_os_getpid(),
+                             "autoscaler_update_time", took, "autoscaler_report", scaler,
+                             "non_terminated_nodes_time", listed, "load_metrics_report", metrics);
   char *text = json_dumps(report, JSON_COMPACT);
   json_decref(report);
   *len = strlen(text);

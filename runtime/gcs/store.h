@@ -1,9 +1,9 @@
-// Where the GCS's state outlives its process. The GCS keeps its tables in memory and passes every change
-// here before it acknowledges it; at start it reads them back.
+// Where the GCS's state outlives its process. The GCS keeps its tables in memory and passes every
+// change here before it acknowledges it; at start it reads them back.
 //
-// A table maps byte-string keys to byte-string values. Changes of one key take effect in the order in
-// which they were asked for. `done` runs on the loop, perhaps before the call returns; it may be NULL. The key and
-// value bytes belong to the caller and are copied when kept.
+// A table maps byte-string keys to byte-string values. Changes of one key take effect in the order
+// in which they were asked for. `done` runs on the loop, perhaps before the call returns; it may be
+// NULL. The key and value bytes belong to the caller and are copied when kept.
 #ifndef MOB_GCS_STORE_H
 #define MOB_GCS_STORE_H
 
@@ -31,13 +31,13 @@ typedef void (*mob_store_each_fn)(void *arg, const void *key, size_t key_len, co
 
 struct mob_store {
   const char *name; // "memory"
-  void (*put)(mob_store_t *store, mob_table_t table, const void *key, size_t key_len, const void *value,
-              size_t value_len, mob_store_done_fn done, void *arg);
+  void (*put)(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
+              const void *value, size_t value_len, mob_store_done_fn done, void *arg);
   void (*del)(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
               mob_store_done_fn done, void *arg);
   // Calls `each` for every entry of the table, then `done`.
-  void (*load)(mob_store_t *store, mob_table_t table, mob_store_each_fn each, mob_store_done_fn done,
-               void *arg);
+  void (*load)(mob_store_t *store, mob_table_t table, mob_store_each_fn each,
+               mob_store_done_fn done, void *arg);
   void (*close)(mob_store_t *store); // frees it; nothing may be under way
 };
 

@@ -3,8 +3,8 @@
 #include "runtime/base/mem.h"
 #include "runtime/gcs/store.h"
 
-static void put(mob_store_t *store, mob_table_t table, const void *key, size_t key_len, const void *value,
-                size_t value_len, mob_store_done_fn done, void *arg) {
+static void put(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
+                const void *value, size_t value_len, mob_store_done_fn done, void *arg) {
   (void)store, (void)table, (void)key, (void)key_len, (void)value, (void)value_len;
   if (done) done(arg, MOB_OK);
 }
@@ -15,8 +15,8 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   if (done) done(arg, MOB_OK);
 }
 
-static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, mob_store_done_fn done,
-                 void *arg) {
+static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each,
+                 mob_store_done_fn done, void *arg) {
   (void)store, (void)table, (void)each;
   if (done) done(arg, MOB_OK);
 }

@@ -1,5 +1,6 @@
-// ray.rpc.syncer.RaySyncer: every node keeps a stream to the GCS and says on it what it has. For nodes that
-// ask for it (metadata mob_heartbeat_ms) the stream is also the proof of life, see README.md.
+// ray.rpc.syncer.RaySyncer: every node keeps a stream to the GCS and says on it what it has. For
+// nodes that ask for it (metadata mob_heartbeat_ms) the stream is also the proof of life, see
+// README.md.
 #define MOB_LOG_COMPONENT "gcs"
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +24,12 @@ typedef struct link {
   uint8_t node_id[MOB_NODE_ID_SIZE];
 } link_t;
 
-static void take_view(mob_gcs_t *gcs, mob__node_t *node, const Ray__Rpc__Syncer__RaySyncMessage *message) {
+static void take_view(mob_gcs_t *gcs, mob__node_t *node,
+                      const Ray__Rpc__Syncer__RaySyncMessage *message) {
   if (node->view_at && message->version <= node->view_version) return;
   Ray__Rpc__Syncer__ResourceViewSyncMessage *view = NULL;
-  if (mob_pb_unpack(&ray__rpc__syncer__resource_view_sync_message__descriptor, message->sync_message.data,
-                    message->sync_message.len, &view) != MOB_OK) {
+  if (mob_pb_unpack(&ray__rpc__syncer__resource_view_sync_message__descriptor,
+                    message->sync_message.data, message->sync_message.len, &view) != MOB_OK) {
     MOB_WARN("node %.8s sent a resource view that cannot be read: %s", node->hex, mob_errmsg());
     return;
   }
@@ -35,7 +37,8 @@ static void take_view(mob_gcs_t *gcs, mob__node_t *node, const Ray__Rpc__Syncer_
   mob_resources_read(&total, view->resources_total, view->n_resources_total);
   mob_resources_read(&available, view->resources_available, view->n_resources_available);
   bool changed = !node->view_at || !mob_resources_equal(&total, &node->total) ||
-                 !mob_resources_equal(&available, &node->available) || node->draining != view->is_draining;
+                 !mob_resources_equal(&available, &node->available) ||
+                 node->draining != view->is_draining;
   mob_resources_free(&node->total);
   mob_resources_free(&node->available);
   node->total = total;
@@ -62,7 +65,8 @@ typedef struct broadcast {
 
 static void pass_on(void *arg, mob__node_t *node) {
   broadcast_t *b = arg;
-  // Raylets redirect leases by what they know of each other; nodes of ours leave placement to the GCS.
+  // Raylets redirect leases by what they know of each other; nodes of ours leave placement to the
+  // GCS.
   if (node == b->from || !node->alive || !node->stream || node->heartbeat_ms) return;
   mob_rpc_stream_send_message(node->stream, &b->batch->base);
 }
@@ -73,7 +77,8 @@ static void on_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *dat
   if (!node || node->stream != stream) return;
   node->heard_at = mob_now_ms();
   Ray__Rpc__Syncer__RaySyncMessageBatch *batch = NULL;
-  if (mob_pb_unpack(&ray__rpc__syncer__ray_sync_message_batch__descriptor, data, len, &batch) != MOB_OK) {
+  if (mob_pb_unpack(&ray__rpc__syncer__ray_sync_message_batch__descriptor, data, len, &batch) !=
+      MOB_OK) {
     MOB_WARN("node %.8s sent a batch that cannot be read: %s", node->hex, mob_errmsg());
     return;
   }
@@ -90,7 +95,8 @@ static void on_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *dat
   mob_pb_free(batch);
 }
 
-static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                     const char *why) {
   (void)code, (void)why;
   link_t *link = owner;
   mob_gcs_t *gcs = link->gcs;
@@ -111,7 +117,8 @@ static const mob_rpc_stream_events_t events = {on_message, on_close, NULL};
 static void send_known(void *arg, mob__node_t *node) {
   mob_rpc_stream_t *stream = arg;
   if (!node->alive || !node->view_at || node->stream == stream) return;
-  Ray__Rpc__Syncer__ResourceViewSyncMessage view = RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
+  Ray__Rpc__Syncer__ResourceViewSyncMessage view =
+      RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
   mob_resources_write(&node->total, &view.resources_total, &view.n_resources_total);
   mob_resources_write(&node->available, &view.resources_available, &view.n_resources_available);
   view.idle_duration_ms = node->idle_ms;
@@ -145,12 +152,14 @@ static void on_open(void *owner, mob_rpc_stream_t *stream) {
   link->gcs = gcs;
   mob_rpc_stream_listen(stream, &events, link);
   if (!hex || mob_unhex(hex, link->node_id, sizeof link->node_id) != MOB_OK) {
-    mob_rpc_stream_close(stream, GRPC_STATUS_INVALID_ARGUMENT, "the metadata holds no node_id of 56 hex digits");
+    mob_rpc_stream_close(stream, GRPC_STATUS_INVALID_ARGUMENT,
+                         "the metadata holds no node_id of 56 hex digits");
     return;
   }
   mob__node_t *node = mob__node_alive(gcs, link->node_id, sizeof link->node_id);
   if (!node) {
-    mob_rpc_stream_close(stream, GRPC_STATUS_NOT_FOUND, "no living node is registered under this id");
+    mob_rpc_stream_close(stream, GRPC_STATUS_NOT_FOUND,
+                         "no living node is registered under this id");
     return;
   }
   mob_rpc_stream_t *former = node->stream;
@@ -179,7 +188,8 @@ static void look(void *arg, mob__node_t *node) {
   if (!s->beat) return;
   Ray__Rpc__Syncer__RaySyncMessageBatch empty = RAY__RPC__SYNCER__RAY_SYNC_MESSAGE_BATCH__INIT;
   // A peer that takes nothing any more is not sent more and more.
-  if (mob_rpc_stream_queued(node->stream) == 0) mob_rpc_stream_send_message(node->stream, &empty.base);
+  if (mob_rpc_stream_queued(node->stream) == 0)
+    mob_rpc_stream_send_message(node->stream, &empty.base);
 }
 
 void mob__syncer_tick(mob_gcs_t *gcs) {
@@ -191,8 +201,9 @@ void mob__syncer_tick(mob_gcs_t *gcs) {
     mob__nodes_each(gcs, look, &s);
     s.beat = false;
     if (!s.node) continue;
-    char *why = mob_sprintf("nothing was heard of it for %llu ms: the process hangs or the network is down",
-                            (unsigned long long)(s.now - s.node->heard_at));
+    char *why =
+        mob_sprintf("nothing was heard of it for %llu ms: the process hangs or the network is down",
+                    (unsigned long long)(s.now - s.node->heard_at));
     mob__node_die(gcs, s.node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION, why);
     free(why);
   } while (s.node);

@@ -1,5 +1,5 @@
-// TaskInfoGcsService, RuntimeEnvGcsService and RayEventExportGcsService. Task events are kept for the state
-// API: the newest of each attempt, up to a bound, oldest dropped first.
+// TaskInfoGcsService, RuntimeEnvGcsService and RayEventExportGcsService. Task events are kept for
+// the state API: the newest of each attempt, up to a bound, oldest dropped first.
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,8 +13,8 @@ struct mob__tasks {
   int64_t dropped_status, dropped_profile;
 };
 
-// Later news of an attempt are merged into the earlier, as protobuf merges messages: fields of the later
-// win, times of states that only the earlier knows stay.
+// Later news of an attempt are merged into the earlier, as protobuf merges messages: fields of the
+// later win, times of states that only the earlier knows stay.
 static void merge(mob__tasks_t *tasks, const Ray__Rpc__TaskEvents *news) {
   uint8_t key[MOB_TASK_ID_SIZE + sizeof(int32_t)] = {0};
   if (news->task_id.len != MOB_TASK_ID_SIZE) return;
@@ -49,7 +49,8 @@ static void on_add(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__AddTaskEventDataRequest *req = request;
   Ray__Rpc__AddTaskEventDataReply reply = RAY__RPC__ADD_TASK_EVENT_DATA_REPLY__INIT;
   if (req->data) {
-    for (size_t i = 0; i < req->data->n_events_by_task; i++) merge(tasks, req->data->events_by_task[i]);
+    for (size_t i = 0; i < req->data->n_events_by_task; i++)
+      merge(tasks, req->data->events_by_task[i]);
     tasks->dropped_status += (int64_t)req->data->n_dropped_task_attempts;
     tasks->dropped_profile += req->data->num_profile_events_dropped;
   }
@@ -66,7 +67,8 @@ static const char *state_name(const Ray__Rpc__TaskEvents *events) {
   int32_t state = 0;
   if (events->state_updates) {
     for (size_t i = 0; i < events->state_updates->n_state_ts_ns; i++) {
-      if (events->state_updates->state_ts_ns[i]->key > state) state = events->state_updates->state_ts_ns[i]->key;
+      if (events->state_updates->state_ts_ns[i]->key > state)
+        state = events->state_updates->state_ts_ns[i]->key;
     }
   }
   const ProtobufCEnumValue *value =
@@ -74,20 +76,25 @@ static const char *state_name(const Ray__Rpc__TaskEvents *events) {
   return value ? value->name : "NIL";
 }
 
-static bool passes(const Ray__Rpc__TaskEvents *events, const Ray__Rpc__GetTaskEventsRequest__Filters *f) {
+static bool passes(const Ray__Rpc__TaskEvents *events,
+                   const Ray__Rpc__GetTaskEventsRequest__Filters *f) {
   if (!f) return true;
   const Ray__Rpc__TaskInfoEntry *info = events->task_info;
   for (size_t i = 0; i < f->n_job_filters; i++) {
     ProtobufCBinaryData id = f->job_filters[i]->job_id;
-    if (!agrees(mob_pb_bytes_equal(events->job_id, id.data, id.len), f->job_filters[i]->predicate)) return false;
+    if (!agrees(mob_pb_bytes_equal(events->job_id, id.data, id.len), f->job_filters[i]->predicate))
+      return false;
   }
   for (size_t i = 0; i < f->n_task_filters; i++) {
     ProtobufCBinaryData id = f->task_filters[i]->task_id;
-    if (!agrees(mob_pb_bytes_equal(events->task_id, id.data, id.len), f->task_filters[i]->predicate)) return false;
+    if (!agrees(mob_pb_bytes_equal(events->task_id, id.data, id.len),
+                f->task_filters[i]->predicate))
+      return false;
   }
   for (size_t i = 0; i < f->n_actor_filters; i++) {
     ProtobufCBinaryData id = f->actor_filters[i]->actor_id;
-    bool equal = info && info->opt_actor_id_case && mob_pb_bytes_equal(info->actor_id, id.data, id.len);
+    bool equal =
+        info && info->opt_actor_id_case && mob_pb_bytes_equal(info->actor_id, id.data, id.len);
     if (!agrees(equal, f->actor_filters[i]->predicate)) return false;
   }
   for (size_t i = 0; i < f->n_task_name_filters; i++) {
@@ -107,7 +114,8 @@ static void on_get(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__GetTaskEventsRequest *req = request;
   Ray__Rpc__GetTaskEventsReply reply = RAY__RPC__GET_TASK_EVENTS_REPLY__INIT;
   size_t limit = tasks->attempts.count;
-  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit) limit = (size_t)req->limit;
+  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit)
+    limit = (size_t)req->limit;
   Ray__Rpc__TaskEvents **rows = MOB_NEW_ARRAY(Ray__Rpc__TaskEvents *, limit + 1);
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&tasks->attempts, e));) {
     if (!passes(e->value, req->filters)) {
@@ -143,9 +151,11 @@ static void on_events(void *owner, mob_rpc_call_t *call, const void *request) {
 }
 
 static const mob_rpc_method_t methods[] = {
-    MOB_RPC_METHOD("/ray.rpc.TaskInfoGcsService/AddTaskEventData", ray__rpc__add_task_event_data, on_add),
+    MOB_RPC_METHOD("/ray.rpc.TaskInfoGcsService/AddTaskEventData", ray__rpc__add_task_event_data,
+                   on_add),
     MOB_RPC_METHOD("/ray.rpc.TaskInfoGcsService/GetTaskEvents", ray__rpc__get_task_events, on_get),
-    {"/ray.rpc.RuntimeEnvGcsService/PinRuntimeEnvURI", &ray__rpc__pin_runtime_env_urirequest__descriptor,
+    {"/ray.rpc.RuntimeEnvGcsService/PinRuntimeEnvURI",
+     &ray__rpc__pin_runtime_env_urirequest__descriptor,
      &ray__rpc__pin_runtime_env_urireply__descriptor, on_pin},
     MOB_RPC_METHOD("/ray.rpc.RayEventExportGcsService/AddEvents", ray__rpc__add_events, on_events),
 };

@@ -103,7 +103,8 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
   const Ray__Rpc__GetAllWorkerInfoRequest *req = request;
   Ray__Rpc__GetAllWorkerInfoReply reply = RAY__RPC__GET_ALL_WORKER_INFO_REPLY__INIT;
   size_t limit = workers->all.count;
-  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit) limit = (size_t)req->limit;
+  if (req->opt_limit_case && req->limit >= 0 && (size_t)req->limit < limit)
+    limit = (size_t)req->limit;
   Ray__Rpc__WorkerTableData **rows = MOB_NEW_ARRAY(Ray__Rpc__WorkerTableData *, limit + 1);
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&workers->all, e));) {
     if (filtered_out(e->value, req->filters)) {
@@ -133,14 +134,16 @@ static void on_add(void *owner, mob_rpc_call_t *call, const void *request) {
 }
 
 static Ray__Rpc__GcsStatus *unknown(mob__workers_t *workers, ProtobufCBinaryData id) {
-  return mob__gcs_status(workers->gcs, MOB__GCS_NOT_FOUND, "There is no worker %s.", mob_id_text(id).text);
+  return mob__gcs_status(workers->gcs, MOB__GCS_NOT_FOUND, "There is no worker %s.",
+                         mob_id_text(id).text);
 }
 
 static void on_debugger(void *owner, mob_rpc_call_t *call, const void *request) {
   mob__workers_t *workers = owner;
   const Ray__Rpc__UpdateWorkerDebuggerPortRequest *req = request;
   Ray__Rpc__UpdateWorkerDebuggerPortReply reply = RAY__RPC__UPDATE_WORKER_DEBUGGER_PORT_REPLY__INIT;
-  Ray__Rpc__WorkerTableData *data = mob_map_get(&workers->all, req->worker_id.data, req->worker_id.len);
+  Ray__Rpc__WorkerTableData *data =
+      mob_map_get(&workers->all, req->worker_id.data, req->worker_id.len);
   if (data) {
     data->opt_debugger_port_case = RAY__RPC__WORKER_TABLE_DATA__OPT_DEBUGGER_PORT_DEBUGGER_PORT;
     data->debugger_port = req->debugger_port;
@@ -152,12 +155,15 @@ static void on_debugger(void *owner, mob_rpc_call_t *call, const void *request) 
 static void on_paused(void *owner, mob_rpc_call_t *call, const void *request) {
   mob__workers_t *workers = owner;
   const Ray__Rpc__UpdateWorkerNumPausedThreadsRequest *req = request;
-  Ray__Rpc__UpdateWorkerNumPausedThreadsReply reply = RAY__RPC__UPDATE_WORKER_NUM_PAUSED_THREADS_REPLY__INIT;
-  Ray__Rpc__WorkerTableData *data = mob_map_get(&workers->all, req->worker_id.data, req->worker_id.len);
+  Ray__Rpc__UpdateWorkerNumPausedThreadsReply reply =
+      RAY__RPC__UPDATE_WORKER_NUM_PAUSED_THREADS_REPLY__INIT;
+  Ray__Rpc__WorkerTableData *data =
+      mob_map_get(&workers->all, req->worker_id.data, req->worker_id.len);
   if (data) {
     int64_t now = data->opt_num_paused_threads_case ? data->num_paused_threads : 0;
     now += req->num_paused_threads_delta;
-    data->opt_num_paused_threads_case = RAY__RPC__WORKER_TABLE_DATA__OPT_NUM_PAUSED_THREADS_NUM_PAUSED_THREADS;
+    data->opt_num_paused_threads_case =
+        RAY__RPC__WORKER_TABLE_DATA__OPT_NUM_PAUSED_THREADS_NUM_PAUSED_THREADS;
     data->num_paused_threads = now > 0 ? (uint32_t)now : 0;
   }
   reply.status = data ? MOB__OK(workers->gcs) : unknown(workers, req->worker_id);
@@ -167,7 +173,8 @@ static void on_paused(void *owner, mob_rpc_call_t *call, const void *request) {
 void mob__workers_node_dead(mob_gcs_t *gcs, mob__node_t *node) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->workers->all, e));) {
     Ray__Rpc__WorkerTableData *data = e->value;
-    if (!data->is_alive || !mob_pb_bytes_equal(data->worker_address->node_id, node->id, sizeof node->id)) {
+    if (!data->is_alive ||
+        !mob_pb_bytes_equal(data->worker_address->node_id, node->id, sizeof node->id)) {
       continue;
     }
     data->is_alive = false;
@@ -184,9 +191,10 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(WORKERS "GetWorkerInfo", ray__rpc__get_worker_info, on_get),
     MOB_RPC_METHOD(WORKERS "GetAllWorkerInfo", ray__rpc__get_all_worker_info, on_get_all),
     MOB_RPC_METHOD(WORKERS "AddWorkerInfo", ray__rpc__add_worker_info, on_add),
-    MOB_RPC_METHOD(WORKERS "UpdateWorkerDebuggerPort", ray__rpc__update_worker_debugger_port, on_debugger),
-    MOB_RPC_METHOD(WORKERS "UpdateWorkerNumPausedThreads", ray__rpc__update_worker_num_paused_threads,
-                   on_paused),
+    MOB_RPC_METHOD(WORKERS "UpdateWorkerDebuggerPort", ray__rpc__update_worker_debugger_port,
+                   on_debugger),
+    MOB_RPC_METHOD(WORKERS "UpdateWorkerNumPausedThreads",
+                   ray__rpc__update_worker_num_paused_threads, on_paused),
 };
 
 mob__workers_t *mob__workers_new(mob_gcs_t *gcs) {

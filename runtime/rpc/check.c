@@ -1,5 +1,5 @@
-// Walks a serialized message along its descriptor and looks at every string. protobuf-c checks neither
-// UTF-8 nor NULs, which every other implementation of proto3 refuses or keeps.
+// Walks a serialized message along its descriptor and looks at every string. protobuf-c checks
+// neither UTF-8 nor NULs, which every other implementation of proto3 refuses or keeps.
 #include <string.h>
 
 #include "runtime/rpc/message.h"
@@ -48,22 +48,28 @@ static mob_status malformed(const ProtobufCMessageDescriptor *desc) {
   return mob_fail(MOB_E_FORMAT, "the bytes are no message %s", desc->name);
 }
 
-static mob_status check(const ProtobufCMessageDescriptor *desc, const uint8_t *at, const uint8_t *end,
-                        int depth) {
+static mob_status check(const ProtobufCMessageDescriptor *desc, const uint8_t *at,
+                        const uint8_t *end, int depth) {
   if (depth > MAX_DEPTH) return mob_fail(MOB_E_FORMAT, "%s is nested too deeply", desc->name);
   while (at < end) {
     uint64_t tag, size;
-    if (!read_varint(&at, end, &tag) || tag >> 3 == 0 || tag >> 3 > 0x1fffffff) return malformed(desc);
+    if (!read_varint(&at, end, &tag) || tag >> 3 == 0 || tag >> 3 > 0x1fffffff)
+      return malformed(desc);
     switch (tag & 7) {
-      case 0:
-        if (!read_varint(&at, end, &size)) return malformed(desc);
-        continue;
-      case 1: size = 8; break;
-      case 5: size = 4; break;
-      case 2:
-        if (!read_varint(&at, end, &size)) return malformed(desc);
-        break;
-      default: return malformed(desc);
+    case 0:
+      if (!read_varint(&at, end, &size)) return malformed(desc);
+      continue;
+    case 1:
+      size = 8;
+      break;
+    case 5:
+      size = 4;
+      break;
+    case 2:
+      if (!read_varint(&at, end, &size)) return malformed(desc);
+      break;
+    default:
+      return malformed(desc);
     }
     if (size > (uint64_t)(end - at)) return malformed(desc);
     const ProtobufCFieldDescriptor *field = NULL;

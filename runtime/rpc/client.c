@@ -1,9 +1,9 @@
-// The client: a connection that this file sets up and watches itself (gRPC's own resolver and back-off
-// are not used), calls and streams over it.
+// The client: a connection that this file sets up and watches itself (gRPC's own resolver and
+// back-off are not used), calls and streams over it.
 //
 // State:  IDLE -> RESOLVING -> CONNECTING -> UP -> (broken) WAITING -> RESOLVING ...
-// A failed try fails the calls that waited for it and goes to WAITING (50-500 ms) if anybody watches,
-// else to IDLE.
+// A failed try fails the calls that waited for it and goes to WAITING (50-500 ms) if anybody
+// watches, else to IDLE.
 #include <arpa/inet.h>
 #include <grpc/grpc_security.h>
 #include <netdb.h>
@@ -77,7 +77,7 @@ struct mob_rpc_client {
 
 static void begin_try(mob_rpc_client_t *c);
 
-// ----------------------------------------------------------------------------------------- lifetime
+// ---------------------------------------------------------------------------------------- lifetime
 
 static void on_handle_closed(uv_handle_t *handle) {
   mob_rpc_client_t *c = handle->data;
@@ -175,13 +175,15 @@ static void on_queue_timer(uv_timer_t *timer);
 static void finish_pending(mob_rpc_pending_t *p) {
   mob_rpc_client_t *c = p->client;
   mob__link_drop(&p->link);
-  char *why = mob_strndup((const char *)GRPC_SLICE_START_PTR(p->details), GRPC_SLICE_LENGTH(p->details));
+  char *why =
+      mob_strndup((const char *)GRPC_SLICE_START_PTR(p->details), GRPC_SLICE_LENGTH(p->details));
   ProtobufCMessage *reply = NULL;
   if (p->code == GRPC_STATUS_OK) {
     grpc_slice bytes;
     mob_status status = MOB_E_FORMAT;
     if (p->reply && mob__buffer_view(p->reply, &bytes)) {
-      status = mob_pb_unpack(p->reply_type, GRPC_SLICE_START_PTR(bytes), GRPC_SLICE_LENGTH(bytes), &reply);
+      status = mob_pb_unpack(p->reply_type, GRPC_SLICE_START_PTR(bytes), GRPC_SLICE_LENGTH(bytes),
+                             &reply);
       grpc_slice_unref(bytes);
     } else {
       mob_fail(MOB_E_FORMAT, "the answer carries no message");
@@ -226,21 +228,19 @@ static gpr_timespec deadline_of(uint64_t deadline_ms) {
   if (deadline_ms == 0) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
   uint64_t now = mob_now_ms();
   uint64_t left = deadline_ms > now ? deadline_ms - now : 0;
-  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis((int64_t)left, GPR_TIMESPAN));
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                      gpr_time_from_millis((int64_t)left, GPR_TIMESPAN));
 }
 
 static void start_pending(mob_rpc_pending_t *p) {
   mob_rpc_client_t *c = p->client;
   mob__link_drop(&p->link);
   mob__link_push(&c->running, &p->link);
-  p->call = grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq, p->path,
-                                     NULL, deadline_of(p->deadline_ms), NULL);
-  grpc_op ops[6] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
-                    {.op = GRPC_OP_SEND_MESSAGE},
-                    {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
-                    {.op = GRPC_OP_RECV_INITIAL_METADATA},
-                    {.op = GRPC_OP_RECV_MESSAGE},
-                    {.op = GRPC_OP_RECV_STATUS_ON_CLIENT}};
+  p->call = grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq,
+                                     p->path, NULL, deadline_of(p->deadline_ms), NULL);
+  grpc_op ops[6] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},  {.op = GRPC_OP_SEND_MESSAGE},
+                    {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}, {.op = GRPC_OP_RECV_INITIAL_METADATA},
+                    {.op = GRPC_OP_RECV_MESSAGE},           {.op = GRPC_OP_RECV_STATUS_ON_CLIENT}};
   ops[0].data.send_initial_metadata.count = c->metadata.len;
   ops[0].data.send_initial_metadata.metadata = c->metadata.at;
   ops[1].data.send_message.send_message = p->request;
@@ -323,8 +323,9 @@ void mob_rpc_cancel(mob_rpc_pending_t *p) {
 
 static void start_stream(mob_rpc_client_t *c, mob_rpc_stream_t *stream, const char *path) {
   grpc_slice method = grpc_slice_from_copied_string(path);
-  grpc_call *call = grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq,
-                                             method, NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+  grpc_call *call =
+      grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq, method,
+                               NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
   grpc_slice_unref(method);
   mob__stream_start(stream, call, c->metadata.at, c->metadata.len);
 }
@@ -397,7 +398,8 @@ static void drop_conn(mob_rpc_client_t *c) {
 }
 
 static bool wanted(const mob_rpc_client_t *c) {
-  return c->on_state || c->waiting.next != &c->waiting || c->waiting_streams.next != &c->waiting_streams;
+  return c->on_state || c->waiting.next != &c->waiting ||
+         c->waiting_streams.next != &c->waiting_streams;
 }
 
 static void fail_waiting(mob_rpc_client_t *c, grpc_status_code code, const char *why) {
@@ -447,7 +449,8 @@ static void came_up(mob_rpc_client_t *c) {
   c->backoff_ms = BACKOFF_FIRST_MS;
   uv_timer_stop(&c->timer);
   uv_timer_stop(&c->queue_timer);
-  while (c->waiting.next != &c->waiting) start_pending(MOB__FROM(mob_rpc_pending_t, link, c->waiting.next));
+  while (c->waiting.next != &c->waiting)
+    start_pending(MOB__FROM(mob_rpc_pending_t, link, c->waiting.next));
   waiting_stream_t *w;
   while ((w = pop_waiting_stream(c))) {
     if (!mob__stream_ended(w->stream)) start_stream(c, w->stream, w->path);
@@ -464,7 +467,8 @@ static void went_down(mob_rpc_client_t *c) {
   free(why);
 }
 
-// gRPC does not say why a connection failed, but a call over it does: it fails at once with the cause.
+// gRPC does not say why a connection failed, but a call over it does: it fails at once with the
+// cause.
 typedef struct probe {
   mob__op_t op;
   uint64_t try_number;
@@ -481,7 +485,8 @@ static void on_probed(mob__op_t *op, bool ok) {
   mob_rpc_client_t *c = probe->client;
   char *why = mob_strndup((const char *)GRPC_SLICE_START_PTR(probe->details),
                           GRPC_SLICE_LENGTH(probe->details));
-  // "failed to connect to all addresses; last error: UNKNOWN: ipv4:1.2.3.4:5: Failed to connect ...: CAUSE"
+  // "failed to connect to all addresses; last error: UNKNOWN: ipv4:1.2.3.4:5: Failed to connect
+  // ...: CAUSE"
   const char *cause = strrchr(why, ':');
   cause = cause && cause[1] == ' ' ? cause + 2 : why;
   if (!c->closing && c->tries == probe->try_number && c->state == CONNECTING) try_failed(c, cause);
@@ -502,8 +507,9 @@ static void ask_cause(mob_rpc_client_t *c) {
   probe->details = grpc_empty_slice();
   grpc_metadata_array_init(&probe->trailing);
   grpc_slice path = grpc_slice_from_static_string("/grpc.health.v1.Health/Check");
-  probe->call = grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq, path,
-                                         NULL, deadline_of(mob_now_ms() + 100), NULL);
+  probe->call =
+      grpc_channel_create_call(c->conn->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->rpc->cq, path,
+                               NULL, deadline_of(mob_now_ms() + 100), NULL);
   grpc_op ops[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA}, {.op = GRPC_OP_RECV_STATUS_ON_CLIENT}};
   ops[1].data.recv_status_on_client.trailing_metadata = &probe->trailing;
   ops[1].data.recv_status_on_client.status = &probe->code;
@@ -513,8 +519,9 @@ static void ask_cause(mob_rpc_client_t *c) {
 }
 
 static void watch(conn_t *conn) {
-  grpc_channel_watch_connectivity_state(conn->channel, conn->seen, gpr_inf_future(GPR_CLOCK_MONOTONIC),
-                                        conn->rpc->cq, &conn->watch_op);
+  grpc_channel_watch_connectivity_state(conn->channel, conn->seen,
+                                        gpr_inf_future(GPR_CLOCK_MONOTONIC), conn->rpc->cq,
+                                        &conn->watch_op);
 }
 
 static void on_watch(mob__op_t *op, bool ok) {
@@ -540,13 +547,20 @@ static void on_watch(mob__op_t *op, bool ok) {
 
 static void connect_to(mob_rpc_client_t *c, const char *target) {
   int keepalive = c->options.keepalive_ms ? (int)c->options.keepalive_ms : INT32_MAX;
-  int keepalive_timeout = c->options.keepalive_timeout_ms ? (int)c->options.keepalive_timeout_ms : 20000;
+  int keepalive_timeout =
+      c->options.keepalive_timeout_ms ? (int)c->options.keepalive_timeout_ms : 20000;
   grpc_arg list[] = {
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = 512 << 20},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, .value.integer = 512 << 20},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
+       .value.integer = 512 << 20},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_MAX_SEND_MESSAGE_LENGTH,
+       .value.integer = 512 << 20},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ENABLE_HTTP_PROXY, .value.integer = 0},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ENABLE_RETRIES, .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, .value.integer = 1},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION,
+       .value.integer = 1},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, .value.integer = 1},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, .value.integer = 50},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, .value.integer = 500},
@@ -555,8 +569,12 @@ static void connect_to(mob_rpc_client_t *c, const char *target) {
        .key = GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
        .value.integer = (int)c->options.connect_timeout_ms},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = keepalive},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = keepalive_timeout},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+       .value.integer = keepalive_timeout},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS,
+       .value.integer = 1},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, .value.integer = 0},
       {.type = GRPC_ARG_INTEGER,
        .key = GRPC_ARG_HTTP2_MIN_SENT_PING_INTERVAL_WITHOUT_DATA_MS,
@@ -565,7 +583,9 @@ static void connect_to(mob_rpc_client_t *c, const char *target) {
        .key = GRPC_ARG_MAX_CHANNEL_TRACE_EVENT_MEMORY_PER_NODE,
        .value.integer = 0},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS, .value.integer = INT32_MAX},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS,
+       .value.integer = INT32_MAX},
       {.type = GRPC_ARG_STRING, .key = GRPC_ARG_DEFAULT_AUTHORITY, .value.string = c->address},
   };
   grpc_channel_args args = {MOB_LEN(list), list};
@@ -586,7 +606,8 @@ static void connect_to(mob_rpc_client_t *c, const char *target) {
   uv_timer_start(&c->timer, on_connect_timeout, c->options.connect_timeout_ms, 0);
 }
 
-// "ipv4:10.0.0.1:4711,10.0.0.2:4711": all addresses of the first one's family, which gRPC tries in order.
+// "ipv4:10.0.0.1:4711,10.0.0.2:4711": all addresses of the first one's family, which gRPC tries in
+// order.
 static char *target_of(const struct addrinfo *list) {
   mob_buf_t target = {0};
   int family = list->ai_family;
@@ -665,7 +686,8 @@ void mob_rpc_client_close(mob_rpc_client_t *c) {
   fail_waiting(c, GRPC_STATUS_CANCELLED, "the client is closed");
   for (mob__link_t *l = c->running.next; l != &c->running; l = l->next) {
     mob_rpc_pending_t *p = MOB__FROM(mob_rpc_pending_t, link, l);
-    if (p->call) grpc_call_cancel_with_status(p->call, GRPC_STATUS_CANCELLED, "the client is closed", NULL);
+    if (p->call)
+      grpc_call_cancel_with_status(p->call, GRPC_STATUS_CANCELLED, "the client is closed", NULL);
   }
   mob__link_t *next;
   for (mob__link_t *l = c->streams.next; l != &c->streams; l = next) {

@@ -18,7 +18,8 @@ static void push(mob_rpc_t *rpc, mob__op_t *op) {
 static void *drain_queue(void *arg) {
   mob_rpc_t *rpc = arg;
   for (;;) {
-    grpc_event event = grpc_completion_queue_next(rpc->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    grpc_event event =
+        grpc_completion_queue_next(rpc->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
     if (event.type == GRPC_QUEUE_SHUTDOWN) return NULL;
     if (event.type != GRPC_OP_COMPLETE) continue;
     mob__op_t *op = event.tag;
@@ -121,38 +122,59 @@ void mob_rpc_close(mob_rpc_t *rpc, void (*done)(void *arg), void *arg) {
 
 mob_status mob_rpc_to_status(grpc_status_code code) {
   switch (code) {
-    case GRPC_STATUS_OK: return MOB_OK;
-    case GRPC_STATUS_CANCELLED:
-    case GRPC_STATUS_ABORTED: return MOB_E_ABORTED;
-    case GRPC_STATUS_INVALID_ARGUMENT:
-    case GRPC_STATUS_FAILED_PRECONDITION:
-    case GRPC_STATUS_OUT_OF_RANGE:
-    case GRPC_STATUS_UNAUTHENTICATED:
-    case GRPC_STATUS_PERMISSION_DENIED: return MOB_E_INVALID;
-    case GRPC_STATUS_DEADLINE_EXCEEDED: return MOB_E_TIMEOUT;
-    case GRPC_STATUS_NOT_FOUND: return MOB_E_NOT_FOUND;
-    case GRPC_STATUS_ALREADY_EXISTS: return MOB_E_EXISTS;
-    case GRPC_STATUS_RESOURCE_EXHAUSTED: return MOB_E_NO_RESOURCES;
-    case GRPC_STATUS_UNIMPLEMENTED: return MOB_E_UNSUPPORTED;
-    case GRPC_STATUS_UNAVAILABLE: return MOB_E_UNAVAILABLE;
-    case GRPC_STATUS_DATA_LOSS: return MOB_E_FORMAT;
-    default: return MOB_E_INTERNAL;
+  case GRPC_STATUS_OK:
+    return MOB_OK;
+  case GRPC_STATUS_CANCELLED:
+  case GRPC_STATUS_ABORTED:
+    return MOB_E_ABORTED;
+  case GRPC_STATUS_INVALID_ARGUMENT:
+  case GRPC_STATUS_FAILED_PRECONDITION:
+  case GRPC_STATUS_OUT_OF_RANGE:
+  case GRPC_STATUS_UNAUTHENTICATED:
+  case GRPC_STATUS_PERMISSION_DENIED:
+    return MOB_E_INVALID;
+  case GRPC_STATUS_DEADLINE_EXCEEDED:
+    return MOB_E_TIMEOUT;
+  case GRPC_STATUS_NOT_FOUND:
+    return MOB_E_NOT_FOUND;
+  case GRPC_STATUS_ALREADY_EXISTS:
+    return MOB_E_EXISTS;
+  case GRPC_STATUS_RESOURCE_EXHAUSTED:
+    return MOB_E_NO_RESOURCES;
+  case GRPC_STATUS_UNIMPLEMENTED:
+    return MOB_E_UNSUPPORTED;
+  case GRPC_STATUS_UNAVAILABLE:
+    return MOB_E_UNAVAILABLE;
+  case GRPC_STATUS_DATA_LOSS:
+    return MOB_E_FORMAT;
+  default:
+    return MOB_E_INTERNAL;
   }
 }
 
 grpc_status_code mob_rpc_from_status(mob_status status) {
   switch (status) {
-    case MOB_OK: return GRPC_STATUS_OK;
-    case MOB_E_INVALID:
-    case MOB_E_FORMAT: return GRPC_STATUS_INVALID_ARGUMENT;
-    case MOB_E_NOT_FOUND: return GRPC_STATUS_NOT_FOUND;
-    case MOB_E_EXISTS: return GRPC_STATUS_ALREADY_EXISTS;
-    case MOB_E_UNSUPPORTED: return GRPC_STATUS_UNIMPLEMENTED;
-    case MOB_E_NO_RESOURCES: return GRPC_STATUS_RESOURCE_EXHAUSTED;
-    case MOB_E_TIMEOUT: return GRPC_STATUS_DEADLINE_EXCEEDED;
-    case MOB_E_IO:
-    case MOB_E_UNAVAILABLE: return GRPC_STATUS_UNAVAILABLE;
-    case MOB_E_ABORTED: return GRPC_STATUS_CANCELLED;
-    default: return GRPC_STATUS_INTERNAL;
+  case MOB_OK:
+    return GRPC_STATUS_OK;
+  case MOB_E_INVALID:
+  case MOB_E_FORMAT:
+    return GRPC_STATUS_INVALID_ARGUMENT;
+  case MOB_E_NOT_FOUND:
+    return GRPC_STATUS_NOT_FOUND;
+  case MOB_E_EXISTS:
+    return GRPC_STATUS_ALREADY_EXISTS;
+  case MOB_E_UNSUPPORTED:
+    return GRPC_STATUS_UNIMPLEMENTED;
+  case MOB_E_NO_RESOURCES:
+    return GRPC_STATUS_RESOURCE_EXHAUSTED;
+  case MOB_E_TIMEOUT:
+    return GRPC_STATUS_DEADLINE_EXCEEDED;
+  case MOB_E_IO:
+  case MOB_E_UNAVAILABLE:
+    return GRPC_STATUS_UNAVAILABLE;
+  case MOB_E_ABORTED:
+    return GRPC_STATUS_CANCELLED;
+  default:
+    return GRPC_STATUS_INTERNAL;
   }
 }

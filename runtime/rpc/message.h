@@ -15,8 +15,8 @@
 typedef Ray__Rpc__DoubleEntry mob_pb_double_t;
 typedef Ray__Rpc__StringEntry mob_pb_string_t;
 
-// Whether `data` is a well-formed message of type `desc` as far as strings go: all of them UTF-8 without
-// NUL, in nested messages too. MOB_E_FORMAT names the field.
+// Whether `data` is a well-formed message of type `desc` as far as strings go: all of them UTF-8
+// without NUL, in nested messages too. MOB_E_FORMAT names the field.
 mob_status mob_pb_check(const ProtobufCMessageDescriptor *desc, const void *data, size_t len);
 
 // Checks and unpacks. Free with mob_pb_free().
@@ -41,8 +41,10 @@ double mob_pb_double_get(mob_pb_double_t *const *entries, size_t n, const char *
 bool mob_pb_double_has(mob_pb_double_t *const *entries, size_t n, const char *key);
 void mob_pb_double_put(mob_pb_double_t ***entries, size_t *n, const char *key, double value);
 void mob_pb_double_clear(mob_pb_double_t ***entries, size_t *n);
-void mob_pb_double_copy(mob_pb_double_t ***entries, size_t *n, mob_pb_double_t *const *from, size_t count);
-const char *mob_pb_string_get(mob_pb_string_t *const *entries, size_t n, const char *key); // or NULL
+void mob_pb_double_copy(mob_pb_double_t ***entries, size_t *n, mob_pb_double_t *const *from,
+                        size_t count);
+const char *mob_pb_string_get(mob_pb_string_t *const *entries, size_t n,
+                              const char *key); // or NULL
 void mob_pb_string_put(mob_pb_string_t ***entries, size_t *n, const char *key, const char *value);
 void mob_pb_string_clear(mob_pb_string_t ***entries, size_t *n);
 

@@ -1,8 +1,9 @@
 // The server: method tables, arrival of calls, answers.
 //
-// Every method is registered with gRPC, so a unary call arrives together with its message: one operation
-// for the arrival, one for the answer. A slot waits at gRPC for the next call of each method; the queue's
-// thread replaces it the moment it is used, so that calls never wait for the loop to ask for more.
+// Every method is registered with gRPC, so a unary call arrives together with its message: one
+// operation for the arrival, one for the answer. A slot waits at gRPC for the next call of each
+// method; the queue's thread replaces it the moment it is used, so that calls never wait for the
+// loop to ask for more.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <grpc/grpc_security.h>
@@ -62,7 +63,7 @@ struct mob_rpc_call {
   _Alignas(16) uint8_t inline_arena[INLINE_ARENA];
 };
 
-// ---------------------------------------------------------------------------------------- arrival
+// ----------------------------------------------------------------------------------------- arrival
 
 static void on_arrived(mob__op_t *op, bool ok);
 static void arrived_early(mob__op_t *op, bool ok);
@@ -79,13 +80,13 @@ static void ask_next(entry_t *entry) {
   grpc_completion_queue *cq = server->rpc->cq;
   grpc_call_error error;
   if (entry->registered) {
-    error = grpc_server_request_registered_call(server->impl, entry->registered, &call->impl,
-                                                &call->deadline, &call->metadata,
-                                                entry->method ? &call->payload : NULL, cq, cq, &call->op);
+    error = grpc_server_request_registered_call(
+        server->impl, entry->registered, &call->impl, &call->deadline, &call->metadata,
+        entry->method ? &call->payload : NULL, cq, cq, &call->op);
   } else {
     grpc_call_details_init(&call->details);
-    error = grpc_server_request_call(server->impl, &call->impl, &call->details, &call->metadata, cq, cq,
-                                     &call->op);
+    error = grpc_server_request_call(server->impl, &call->impl, &call->details, &call->metadata, cq,
+                                     cq, &call->op);
   }
   MOB_ASSERT(error == GRPC_CALL_OK);
 }
@@ -194,7 +195,7 @@ static void on_arrived(mob__op_t *op, bool ok) {
   entry->method->handle(entry->owner, call, call->request);
 }
 
-// ----------------------------------------------------------------------------------------- answer
+// ------------------------------------------------------------------------------------------ answer
 
 static void batch_done(mob_rpc_call_t *call) {
   if (--call->under_way == 0 && call->answered) free_call(call);
@@ -288,8 +289,12 @@ mob_status mob_rpc_server_new(mob_rpc_t *rpc, mob_rpc_server_t **out) {
   MOB_ASSERT(!rpc->closing);
   grpc_arg list[] = {
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ALLOW_REUSEPORT, .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = 512 << 20},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, .value.integer = 512 << 20},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
+       .value.integer = 512 << 20},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_MAX_SEND_MESSAGE_LENGTH,
+       .value.integer = 512 << 20},
       // Clients may ping as often as they need to notice a silent server.
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_HTTP2_MAX_PING_STRIKES, .value.integer = 0},
       {.type = GRPC_ARG_INTEGER,
@@ -297,7 +302,9 @@ mob_status mob_rpc_server_new(mob_rpc_t *rpc, mob_rpc_server_t **out) {
        .value.integer = 100},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 10000},
       {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 20000},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},
+      {.type = GRPC_ARG_INTEGER,
+       .key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS,
+       .value.integer = 1},
       {.type = GRPC_ARG_INTEGER,
        .key = GRPC_ARG_MAX_CHANNEL_TRACE_EVENT_MEMORY_PER_NODE,
        .value.integer = 0},
@@ -319,10 +326,9 @@ static void add_entry(mob_rpc_server_t *server, const mob_rpc_method_t *method, 
   MOB_ASSERT(!server->started);
   entry_t *entry = MOB_NEW(entry_t);
   *entry = (entry_t){server, method, path, open, owner, NULL};
-  entry->registered =
-      grpc_server_register_method(server->impl, path, NULL,
-                                  method ? GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER : GRPC_SRM_PAYLOAD_NONE,
-                                  0);
+  entry->registered = grpc_server_register_method(
+      server->impl, path, NULL,
+      method ? GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER : GRPC_SRM_PAYLOAD_NONE, 0);
   MOB_ASSERT(entry->registered != NULL); // NULL when the path was added before
   *mob_vec_push(&server->entries) = entry;
 }
@@ -365,8 +371,8 @@ static mob_status probe_port(const char *ip, int port) {
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   mob_status status = MOB_OK;
   if (bind(fd, (struct sockaddr *)&addr, len) != 0 || listen(fd, 1) != 0) {
-    status = mob_fail(errno == EADDRINUSE ? MOB_E_NO_RESOURCES : MOB_E_IO, "cannot listen on %s port %d: %s",
-                      ip, port, strerror(errno));
+    status = mob_fail(errno == EADDRINUSE ? MOB_E_NO_RESOURCES : MOB_E_IO,
+                      "cannot listen on %s port %d: %s", ip, port, strerror(errno));
   }
   close(fd);
   return status;
@@ -440,7 +446,8 @@ void mob_rpc_server_close(mob_rpc_server_t *server, uint64_t grace_ms, void (*do
   server->closed = done;
   server->closed_arg = arg;
   server->stop_op.fn = on_stopped;
-  if (!server->started) grpc_server_start(server->impl); // a server never started cannot be shut down
+  if (!server->started)
+    grpc_server_start(server->impl); // a server never started cannot be shut down
   grpc_server_shutdown_and_notify(server->impl, server->rpc->cq, &server->stop_op);
   if (grace_ms == 0) {
     grpc_server_cancel_all_calls(server->impl);

@@ -1,5 +1,5 @@
-// Bidirectional streams, both ends. At most one read and one write are at gRPC at a time; a stream is
-// freed when it has ended and gRPC has given every operation back.
+// Bidirectional streams, both ends. At most one read and one write are at gRPC at a time; a stream
+// is freed when it has ended and gRPC has given every operation back.
 #include <string.h>
 
 #include "runtime/rpc/internal.h"
@@ -17,7 +17,7 @@ struct mob_rpc_stream {
   mob_rpc_stream_events_t events;
   void *owner;
   mob__op_t meta_op, recv_op, send_op, status_op, close_op, end_op;
-  size_t under_way; // of those
+  size_t under_way;             // of those
   grpc_metadata_array metadata; // what the peer sent
   grpc_metadata_array trailing;
   MOB_VEC(grpc_metadata) reply_metadata;
@@ -45,7 +45,8 @@ static void start_batch(mob_rpc_stream_t *s, mob__op_t *op, void (*fn)(mob__op_t
 }
 
 static void clear_queue(mob_rpc_stream_t *s) {
-  for (size_t i = s->queue_head; i < s->queue.len; i++) grpc_byte_buffer_destroy(s->queue.at[i].buffer);
+  for (size_t i = s->queue_head; i < s->queue.len; i++)
+    grpc_byte_buffer_destroy(s->queue.at[i].buffer);
   s->queue.len = s->queue_head = 0;
   s->queued = 0;
 }
@@ -263,7 +264,8 @@ static void on_closed(mob__op_t *op, bool ok) {
   mob_rpc_stream_t *s = MOB__FROM(mob_rpc_stream_t, close_op, op);
   s->under_way--;
   if (!s->server) {
-    char *why = mob_strndup((const char *)GRPC_SLICE_START_PTR(s->details), GRPC_SLICE_LENGTH(s->details));
+    char *why =
+        mob_strndup((const char *)GRPC_SLICE_START_PTR(s->details), GRPC_SLICE_LENGTH(s->details));
     end(s, s->code, why);
     free(why);
   } else if (s->cancelled) {
@@ -293,7 +295,8 @@ static mob_rpc_stream_t *new_stream(mob_rpc_t *rpc) {
   return s;
 }
 
-mob_rpc_stream_t *mob__stream_accept(mob_rpc_t *rpc, grpc_call *call, grpc_metadata_array *metadata) {
+mob_rpc_stream_t *mob__stream_accept(mob_rpc_t *rpc, grpc_call *call,
+                                     grpc_metadata_array *metadata) {
   mob_rpc_stream_t *s = new_stream(rpc);
   s->server = true;
   s->call = call;
@@ -315,7 +318,8 @@ void mob__stream_accepted(mob_rpc_stream_t *s) {
   pump_read(s);
 }
 
-mob_rpc_stream_t *mob__stream_new(mob_rpc_t *rpc, const mob_rpc_stream_events_t *events, void *owner) {
+mob_rpc_stream_t *mob__stream_new(mob_rpc_t *rpc, const mob_rpc_stream_events_t *events,
+                                  void *owner) {
   mob_rpc_stream_t *s = new_stream(rpc);
   mob_rpc_stream_listen(s, events, owner);
   return s;
@@ -325,7 +329,8 @@ static void on_client_meta_sent(mob__op_t *op, bool ok) {
   on_meta(op, ok);
 }
 
-void mob__stream_start(mob_rpc_stream_t *s, grpc_call *call, grpc_metadata *metadata, size_t count) {
+void mob__stream_start(mob_rpc_stream_t *s, grpc_call *call, grpc_metadata *metadata,
+                       size_t count) {
   s->call = call;
   grpc_op meta[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA}, {.op = GRPC_OP_RECV_INITIAL_METADATA}};
   meta[0].data.send_initial_metadata.count = count;
@@ -342,7 +347,8 @@ void mob__stream_start(mob_rpc_stream_t *s, grpc_call *call, grpc_metadata *meta
   pump_read(s);
 }
 
-void mob_rpc_stream_listen(mob_rpc_stream_t *s, const mob_rpc_stream_events_t *events, void *owner) {
+void mob_rpc_stream_listen(mob_rpc_stream_t *s, const mob_rpc_stream_events_t *events,
+                           void *owner) {
   s->events = *events;
   s->owner = owner;
 }

@@ -55,7 +55,8 @@ char *mob__metadata_get(const grpc_metadata_array *array, const char *key) {
   return mob_strndup((const char *)GRPC_SLICE_START_PTR(*value), GRPC_SLICE_LENGTH(*value));
 }
 
-const char *mob__metadata_peek(const mob_rpc_gate_info_t *info, const char *key, char *buf, size_t cap) {
+const char *mob__metadata_peek(const mob_rpc_gate_info_t *info, const char *key, char *buf,
+                               size_t cap) {
   const grpc_slice *value = find(info->impl, key);
   if (!value) return NULL;
   size_t len = GRPC_SLICE_LENGTH(*value);

@@ -21,8 +21,11 @@ void cluster_open_with(cluster_t *c, mob_store_t *store) {
   uv_timer_init(&c->loop, &c->tick);
   uv_timer_start(&c->tick, on_tick, 10, 10);
   assert_int_equal(mob_rpc_new(&c->loop, &c->rpc), MOB_OK);
-  mob_gcs_config_t config = {.listen_ip = "127.0.0.1", .session_name = "s", .session_dir = "/nowhere",
-                             .python_version = "3.11.7", .store = store};
+  mob_gcs_config_t config = {.listen_ip = "127.0.0.1",
+                             .session_name = "s",
+                             .session_dir = "/nowhere",
+                             .python_version = "3.11.7",
+                             .store = store};
   assert_int_equal(mob_gcs_start(c->rpc, &config, &c->gcs, &c->port), MOB_OK);
   char address[64];
   snprintf(address, sizeof address, "127.0.0.1:%d", c->port);
@@ -65,7 +68,8 @@ mob_rpc_pending_t *ask_later(cluster_t *c, const char *path, const void *request
   return mob_rpc_call(c->client, path, request, reply, 0, on_answer, out);
 }
 
-void *ask(cluster_t *c, const char *path, const void *request, const ProtobufCMessageDescriptor *reply) {
+void *ask(cluster_t *c, const char *path, const void *request,
+          const ProtobufCMessageDescriptor *reply) {
   answer_t out;
   ask_later(c, path, request, reply, &out);
   WAIT_FOR(c, out.done);
@@ -159,7 +163,8 @@ static void on_lease(void *owner, mob_rpc_call_t *call, const void *request) {
   node->leased++;
   mob_resources_t asked = {0};
   mob_buf_t text = {0};
-  mob_resources_read(&asked, req->lease_spec->required_resources, req->lease_spec->n_required_resources);
+  mob_resources_read(&asked, req->lease_spec->required_resources,
+                     req->lease_spec->n_required_resources);
   mob_resources_print(&asked, &text);
   snprintf(node->lease_resources, sizeof node->lease_resources, "%s", mob_buf_cstr(&text));
   mob_buf_free(&text);
@@ -218,6 +223,34 @@ static void on_drain(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_rpc_reply(call, &reply);
 }
 
+static int serving(void *owner, const char *service) {
+  fake_node_t *node = owner;
+  char hex[2 * MOB_NODE_ID_SIZE + 1];
+  return strcmp(service, mob_hex(node->id, sizeof node->id, hex)) == 0 ? node->serving : -1;
+}
+
+static void on_load(void *owner, mob_rpc_call_t *call, const void *request) {
+  (void)request;
+  ((fake_node_t *)owner)->load_asked++;
+  Ray__Rpc__DoubleEntry gpu = RAY__RPC__DOUBLE_ENTRY__INIT;
+  gpu.key = "GPU";
+  gpu.value = 2;
+  Ray__Rpc__DoubleEntry *entries[] = {&gpu};
+  Ray__Rpc__ResourceDemand demand = RAY__RPC__RESOURCE_DEMAND__INIT;
+  demand.shape = entries;
+  demand.n_shape = 1;
+  demand.num_infeasible_requests_queued = 3;
+  Ray__Rpc__ResourceDemand *demands[] = {&demand};
+  Ray__Rpc__ResourceLoad load = RAY__RPC__RESOURCE_LOAD__INIT;
+  load.resource_demands = demands;
+  load.n_resource_demands = 1;
+  Ray__Rpc__ResourcesData data = RAY__RPC__RESOURCES_DATA__INIT;
+  data.resource_load_by_shape = &load;
+  Ray__Rpc__GetResourceLoadReply reply = RAY__RPC__GET_RESOURCE_LOAD_REPLY__INIT;
+  reply.resources = &data;
+  mob_rpc_reply(call, &reply);
+}
+
 #define NODE "/ray.rpc.NodeManagerService/"
 static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(NODE "PrepareBundleResources", ray__rpc__prepare_bundle_resources, on_prepare),
@@ -226,17 +259,20 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(NODE "RequestWorkerLease", ray__rpc__request_worker_lease, on_lease),
     MOB_RPC_METHOD(NODE "ReturnWorkerLease", ray__rpc__return_worker_lease, on_return),
     MOB_RPC_METHOD(NODE "KillLocalActor", ray__rpc__kill_local_actor, on_kill),
+    MOB_RPC_METHOD(NODE "GetResourceLoad", ray__rpc__get_resource_load, on_load),
     MOB_RPC_METHOD(NODE "DrainRaylet", ray__rpc__drain_raylet, on_drain),
     MOB_RPC_METHOD("/ray.rpc.CoreWorkerService/PushTask", ray__rpc__push_task, on_push),
 };
 
-static void on_stream_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, size_t len) {
+static void on_stream_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data,
+                              size_t len) {
   (void)data, (void)len;
   fake_node_t *node = owner; // the GCS beats: the node beats back
   if (!node->silent) mob_rpc_stream_send(stream, "", 0);
 }
 
-static void on_stream_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_stream_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                            const char *why) {
   (void)stream, (void)code, (void)why;
   fake_node_t *node = owner;
   node->stream = NULL;
@@ -247,7 +283,8 @@ static const mob_rpc_stream_events_t stream_events = {on_stream_message, on_stre
 
 void node_say(fake_node_t *node) {
   if (!node->stream) return;
-  Ray__Rpc__Syncer__ResourceViewSyncMessage view = RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
+  Ray__Rpc__Syncer__ResourceViewSyncMessage view =
+      RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
   mob_resources_write(&node->total, &view.resources_total, &view.n_resources_total);
   mob_resources_write(&node->available, &view.resources_available, &view.n_resources_available);
   Ray__Rpc__Syncer__RaySyncMessage message = RAY__RPC__SYNCER__RAY_SYNC_MESSAGE__INIT;
@@ -271,6 +308,7 @@ void node_join(cluster_t *c, fake_node_t *node, const char *ip, const char *reso
   mob_resources_copy(&node->available, &node->total);
   assert_int_equal(mob_rpc_server_new(c->rpc, &node->server), MOB_OK);
   mob_rpc_server_add(node->server, methods, MOB_LEN(methods), node);
+  if (node->raylet) mob_rpc_server_add_health(node->server, serving, node);
   assert_int_equal(mob_rpc_server_listen(node->server, "127.0.0.1", 0, &node->port), MOB_OK);
   Ray__Rpc__GcsNodeInfo info = RAY__RPC__GCS_NODE_INFO__INIT;
   info.node_id = mob_pb_bytes(node->id, sizeof node->id);
@@ -290,8 +328,9 @@ void node_join(cluster_t *c, fake_node_t *node, const char *ip, const char *reso
   snprintf(address, sizeof address, "127.0.0.1:%d", c->port);
   assert_int_equal(mob_rpc_client_new(c->rpc, address, NULL, &node->client), MOB_OK);
   mob_rpc_client_set_metadata(node->client, "node_id", mob_hex(node->id, sizeof node->id, hex));
-  mob_rpc_client_set_metadata(node->client, "mob_heartbeat_ms", "500");
-  node->stream = mob_rpc_stream_open(node->client, "/ray.rpc.syncer.RaySyncer/StartSync", &stream_events, node);
+  if (!node->raylet) mob_rpc_client_set_metadata(node->client, "mob_heartbeat_ms", "500");
+  node->stream = mob_rpc_stream_open(node->client, "/ray.rpc.syncer.RaySyncer/StartSync",
+                                     &stream_events, node);
   node_say(node);
   WAIT_FOR(c, mob_rpc_stream_metadata(node->stream, "node_id") != NULL);
 }
@@ -363,8 +402,8 @@ void add_job(cluster_t *c, uint32_t number, const char *name_space) {
   mob_pb_free(reply);
 }
 
-pg_id_t create_group(cluster_t *c, const char *name, Ray__Rpc__PlacementStrategy strategy, size_t count,
-                     const char *const *bundles, bool detached, int *code) {
+pg_id_t create_group(cluster_t *c, const char *name, Ray__Rpc__PlacementStrategy strategy,
+                     size_t count, const char *const *bundles, bool detached, int *code) {
   pg_id_t id;
   uint32_t job = 1;
   mob_random(id.bytes, sizeof id.bytes);
@@ -406,7 +445,8 @@ Ray__Rpc__GetPlacementGroupReply *get_group(cluster_t *c, const pg_id_t *id) {
              &ray__rpc__get_placement_group_reply__descriptor);
 }
 
-bool group_is(cluster_t *c, const pg_id_t *id, Ray__Rpc__PlacementGroupTableData__PlacementGroupState state) {
+bool group_is(cluster_t *c, const pg_id_t *id,
+              Ray__Rpc__PlacementGroupTableData__PlacementGroupState state) {
   Ray__Rpc__GetPlacementGroupReply *reply = get_group(c, id);
   bool is = reply->placement_group_table_data && reply->placement_group_table_data->state == state;
   mob_pb_free(reply);
@@ -420,7 +460,8 @@ int create_actor(cluster_t *c, const actor_args_t *args, actor_id_t *id, answer_
   Ray__Rpc__CppFunctionDescriptor cpp = RAY__RPC__CPP_FUNCTION_DESCRIPTOR__INIT;
   cpp.class_name = "Stage";
   Ray__Rpc__FunctionDescriptor function = RAY__RPC__FUNCTION_DESCRIPTOR__INIT;
-  function.function_descriptor_case = RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR;
+  function.function_descriptor_case =
+      RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR;
   function.cpp_function_descriptor = &cpp;
   Ray__Rpc__ActorCreationTaskSpec creation = RAY__RPC__ACTOR_CREATION_TASK_SPEC__INIT;
   creation.actor_id = mob_pb_bytes(id->bytes, sizeof id->bytes);
@@ -428,7 +469,8 @@ int create_actor(cluster_t *c, const actor_args_t *args, actor_id_t *id, answer_
   creation.ray_namespace = (char *)(args->name_space ? args->name_space : "");
   creation.max_actor_restarts = args->max_restarts;
   creation.is_detached = args->detached;
-  Ray__Rpc__PlacementGroupSchedulingStrategy group = RAY__RPC__PLACEMENT_GROUP_SCHEDULING_STRATEGY__INIT;
+  Ray__Rpc__PlacementGroupSchedulingStrategy group =
+      RAY__RPC__PLACEMENT_GROUP_SCHEDULING_STRATEGY__INIT;
   Ray__Rpc__SchedulingStrategy strategy = RAY__RPC__SCHEDULING_STRATEGY__INIT;
   Ray__Rpc__TaskSpec spec = RAY__RPC__TASK_SPEC__INIT;
   spec.type = RAY__RPC__TASK_TYPE__ACTOR_CREATION_TASK;
@@ -457,8 +499,8 @@ int create_actor(cluster_t *c, const actor_args_t *args, actor_id_t *id, answer_
   if (code == 0 && created) {
     Ray__Rpc__CreateActorRequest create = RAY__RPC__CREATE_ACTOR_REQUEST__INIT;
     create.task_spec = &spec;
-    ask_later(c, "/ray.rpc.ActorInfoGcsService/CreateActor", &create, &ray__rpc__create_actor_reply__descriptor,
-              created);
+    ask_later(c, "/ray.rpc.ActorInfoGcsService/CreateActor", &create,
+              &ray__rpc__create_actor_reply__descriptor, created);
   }
   mob_pb_double_clear(&spec.required_resources, &spec.n_required_resources);
   return code;

@@ -46,7 +46,8 @@ void cluster_close(cluster_t *c); // and checks that nothing is left on the loop
 void run_for(cluster_t *c, uint64_t ms);
 
 // Calls and waits; the reply is the caller's (mob_pb_free). Fails the test unless gRPC says OK.
-void *ask(cluster_t *c, const char *path, const void *request, const ProtobufCMessageDescriptor *reply);
+void *ask(cluster_t *c, const char *path, const void *request,
+          const ProtobufCMessageDescriptor *reply);
 // The same, without waiting.
 typedef struct answer {
   bool done;
@@ -69,7 +70,9 @@ typedef struct fake_node {
   bool stream_closed;
   // What was asked of it, and how it answers.
   size_t prepared, committed, cancelled, leased, pushed, killed, returned;
-  bool refuse_prepare, hold_prepare, fail_constructor, reject_lease, hold_push, silent;
+  bool refuse_prepare, hold_prepare, fail_constructor, reject_lease, hold_push, silent, raylet;
+  int serving; // what a raylet's health service says: 1, 0, or -1 for nothing at all
+  size_t load_asked;
   mob_rpc_call_t *held_prepare, *held_push;
   uint8_t worker_id[MOB_WORKER_ID_SIZE]; // of the newest lease
   uint8_t killed_actor[MOB_ACTOR_ID_SIZE];
@@ -89,10 +92,11 @@ void add_job(cluster_t *c, uint32_t number, const char *name_space);
 typedef struct pg_id {
   uint8_t bytes[MOB_PG_ID_SIZE];
 } pg_id_t;
-pg_id_t create_group(cluster_t *c, const char *name, Ray__Rpc__PlacementStrategy strategy, size_t count,
-                     const char *const *bundles, bool detached, int *code);
+pg_id_t create_group(cluster_t *c, const char *name, Ray__Rpc__PlacementStrategy strategy,
+                     size_t count, const char *const *bundles, bool detached, int *code);
 Ray__Rpc__GetPlacementGroupReply *get_group(cluster_t *c, const pg_id_t *id);
-bool group_is(cluster_t *c, const pg_id_t *id, Ray__Rpc__PlacementGroupTableData__PlacementGroupState state);
+bool group_is(cluster_t *c, const pg_id_t *id,
+              Ray__Rpc__PlacementGroupTableData__PlacementGroupState state);
 
 typedef struct actor_id {
   uint8_t bytes[MOB_ACTOR_ID_SIZE];
@@ -105,7 +109,8 @@ typedef struct actor_args {
   int64_t bundle;
   uint32_t job;
 } actor_args_t;
-// Registers and starts the creation, whose answer goes to `created`. Returns the registration's status.
+// Registers and starts the creation, whose answer goes to `created`. Returns the registration's
+// status.
 int create_actor(cluster_t *c, const actor_args_t *args, actor_id_t *id, answer_t *created);
 Ray__Rpc__GetActorInfoReply *get_actor(cluster_t *c, const actor_id_t *id);
 bool actor_is(cluster_t *c, const actor_id_t *id, Ray__Rpc__ActorTableData__ActorState state);

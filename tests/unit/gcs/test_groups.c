@@ -1,4 +1,5 @@
-// Placement groups and actors on nodes that the test plays: two-phase reservation, refusals, deaths.
+// Placement groups and actors on nodes that the test plays: two-phase reservation, refusals,
+// deaths.
 #include "tests/unit/gcs/cluster.h"
 
 #include <stdlib.h>
@@ -12,7 +13,8 @@
 static const char *const two_stages[] = {"GPU=8", "GPU=8"};
 
 static void wait_later(cluster_t *c, const pg_id_t *id, answer_t *out) {
-  Ray__Rpc__WaitPlacementGroupUntilReadyRequest request = RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REQUEST__INIT;
+  Ray__Rpc__WaitPlacementGroupUntilReadyRequest request =
+      RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REQUEST__INIT;
   request.placement_group_id = mob_pb_bytes(id->bytes, sizeof id->bytes);
   ask_later(c, "/ray.rpc.PlacementGroupInfoGcsService/WaitPlacementGroupUntilReady", &request,
             &ray__rpc__wait_placement_group_until_ready_reply__descriptor, out);
@@ -39,7 +41,8 @@ static void test_placed_when_a_node_joins(void **state) {
   cluster_open(&c);
   add_job(&c, 1, "ns");
   node_join(&c, &a, "10.0.0.1", "CPU=4 GPU=8", true);
-  pg_id_t id = create_group(&c, "stages", RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD, 2, two_stages, false, NULL);
+  pg_id_t id = create_group(&c, "stages", RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD, 2,
+                            two_stages, false, NULL);
   answer_t ready;
   wait_later(&c, &id, &ready);
   run_for(&c, 50);
@@ -69,7 +72,8 @@ static void test_placed_when_a_node_joins(void **state) {
   wait_later(&c, &id, &ready);
   WAIT_FOR(&c, ready.done);
   assert_int_equal(wait_code(&ready), 17);
-  pg_id_t again = create_group(&c, "stages", RAY__RPC__PLACEMENT_STRATEGY__PACK, 2, two_stages, false, NULL);
+  pg_id_t again =
+      create_group(&c, "stages", RAY__RPC__PLACEMENT_STRATEGY__PACK, 2, two_stages, false, NULL);
   WAIT_FOR(&c, group_is(&c, &again, PG(CREATED)));
   node_leave(&a, true);
   node_leave(&b, true);
@@ -85,7 +89,8 @@ static void test_refusal_gives_back(void **state) {
   node_join(&c, &a, "10.0.0.1", "GPU=8", true);
   node_join(&c, &b, "10.0.0.2", "GPU=8", false);
   b.refuse_prepare = true;
-  pg_id_t id = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__SPREAD, 2, two_stages, false, NULL);
+  pg_id_t id =
+      create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__SPREAD, 2, two_stages, false, NULL);
   WAIT_FOR(&c, a.cancelled >= 1); // what a had set aside
   assert_int_equal(a.committed, 0);
   assert_true(group_is(&c, &id, PG(PENDING)));
@@ -108,7 +113,8 @@ static void test_node_death(void **state) {
   node_join(&c, &a, "10.0.0.1", "GPU=8", true);
   node_join(&c, &b, "10.0.0.2", "GPU=8", false);
   b.hold_prepare = true;
-  pg_id_t id = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__SPREAD, 2, two_stages, false, NULL);
+  pg_id_t id =
+      create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__SPREAD, 2, two_stages, false, NULL);
   WAIT_FOR(&c, b.held_prepare != NULL);
   mob_rpc_call_t *held = b.held_prepare;
   mob_rpc_client_close(b.client);
@@ -167,18 +173,21 @@ static void test_bad_groups(void **state) {
   int code;
   create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 0, NULL, false, &code);
   assert_int_equal(code, 4);
-  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=0"}, false, &code);
+  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=0"}, false,
+               &code);
   assert_int_equal(code, 4);
-  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=-1"}, false, &code);
+  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=-1"}, false,
+               &code);
   assert_int_equal(code, 4);
-  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=nan"}, false, &code);
+  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=nan"}, false,
+               &code);
   assert_int_equal(code, 4);
   create_group(&c, "", (Ray__Rpc__PlacementStrategy)9, 1, (const char *[]){"CPU=1"}, false, &code);
   assert_int_equal(code, 4);
   cluster_close(&c);
 }
 
-// ------------------------------------------------------------------------------------------- actors
+// ------------------------------------------------------------------------------------------ actors
 
 static void test_actor_in_group(void **state) {
   (void)state;
@@ -200,8 +209,8 @@ static void test_actor_in_group(void **state) {
   char hex[2 * MOB_PG_ID_SIZE + 1];
   mob_hex(id.bytes, sizeof id.bytes, hex);
   char expect[128];
-  static const char *const asked[] = {"GPU_group_%s: 8", "GPU_group_0_%s: 8", "bundle_group_%s: 0.001",
-                                      "bundle_group_0_%s: 0.001"};
+  static const char *const asked[] = {"GPU_group_%s: 8", "GPU_group_0_%s: 8",
+                                      "bundle_group_%s: 0.001", "bundle_group_0_%s: 0.001"};
   for (size_t i = 0; i < MOB_LEN(asked); i++) {
     snprintf(expect, sizeof expect, asked[i], hex);
     assert_non_null(strstr(a.lease_resources, expect));
@@ -234,7 +243,9 @@ static void test_failing_constructor(void **state) {
   a.fail_constructor = true;
   actor_id_t actor;
   answer_t created;
-  assert_int_equal(create_actor(&c, &(actor_args_t){.resources = "CPU=1", .max_restarts = 5}, &actor, &created), 0);
+  assert_int_equal(
+      create_actor(&c, &(actor_args_t){.resources = "CPU=1", .max_restarts = 5}, &actor, &created),
+      0);
   WAIT_FOR(&c, created.done);
   Ray__Rpc__CreateActorReply *reply = created.reply;
   assert_int_equal(reply->status->code, 19);
@@ -256,7 +267,9 @@ static void test_restarts(void **state) {
   node_join(&c, &a, "10.0.0.1", "CPU=4", true);
   actor_id_t actor;
   answer_t created;
-  assert_int_equal(create_actor(&c, &(actor_args_t){.resources = "CPU=1", .max_restarts = 2}, &actor, &created), 0);
+  assert_int_equal(
+      create_actor(&c, &(actor_args_t){.resources = "CPU=1", .max_restarts = 2}, &actor, &created),
+      0);
   WAIT_FOR(&c, created.done);
   mob_pb_free(created.reply);
   node_worker_dies(&a, RAY__RPC__WORKER_EXIT_TYPE__SYSTEM_ERROR, "killed by signal 9");
@@ -269,8 +282,9 @@ static void test_restarts(void **state) {
   WAIT_FOR(&c, actor_is(&c, &actor, ACTOR(DEAD))); // the budget is spent
   Ray__Rpc__GetActorInfoReply *info = get_actor(&c, &actor);
   assert_int_equal(info->actor_table_data->num_restarts, 2);
-  assert_non_null(strstr(info->actor_table_data->death_cause->actor_died_error_context->error_message,
-                         "killed by signal 9"));
+  assert_non_null(
+      strstr(info->actor_table_data->death_cause->actor_died_error_context->error_message,
+             "killed by signal 9"));
   mob_pb_free(info);
   node_leave(&b, true);
   cluster_close(&c);
@@ -306,8 +320,9 @@ static void test_intended_exit_and_kill(void **state) {
   WAIT_FOR(&c, a.killed == 1);
   mob_rpc_reply_status(a.held_push, GRPC_STATUS_CANCELLED, "");
   kill.actor_id = mob_pb_bytes("0123456789abcdef", 16);
-  Ray__Rpc__KillActorViaGcsReply *reply = ask(&c, "/ray.rpc.ActorInfoGcsService/KillActorViaGcs", &kill,
-                                              &ray__rpc__kill_actor_via_gcs_reply__descriptor);
+  Ray__Rpc__KillActorViaGcsReply *reply =
+      ask(&c, "/ray.rpc.ActorInfoGcsService/KillActorViaGcs", &kill,
+          &ray__rpc__kill_actor_via_gcs_reply__descriptor);
   assert_int_equal(reply->status->code, 17);
   mob_pb_free(reply);
   node_leave(&a, true);
@@ -327,7 +342,8 @@ static void test_waits_for_room(void **state) {
   run_for(&c, 30);
   Ray__Rpc__GetActorInfoReply *info = get_actor(&c, &actor);
   assert_int_equal(info->actor_table_data->state, ACTOR(PENDING_CREATION));
-  assert_string_equal(info->status->message, "it asks for {GPU: 1}; the cluster's nodes have: no node");
+  assert_string_equal(info->status->message,
+                      "it asks for {GPU: 1}; the cluster's nodes have: no node");
   mob_pb_free(info);
   a.reject_lease = true;
   node_join(&c, &a, "10.0.0.1", "GPU=1", true);
@@ -344,11 +360,16 @@ static void test_waits_for_room(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_placed_when_a_node_joins), cmocka_unit_test(test_refusal_gives_back),
-      cmocka_unit_test(test_node_death),               cmocka_unit_test(test_removed_under_way),
-      cmocka_unit_test(test_bad_groups),               cmocka_unit_test(test_actor_in_group),
-      cmocka_unit_test(test_failing_constructor),      cmocka_unit_test(test_restarts),
-      cmocka_unit_test(test_intended_exit_and_kill),   cmocka_unit_test(test_waits_for_room),
+      cmocka_unit_test(test_placed_when_a_node_joins),
+      cmocka_unit_test(test_refusal_gives_back),
+      cmocka_unit_test(test_node_death),
+      cmocka_unit_test(test_removed_under_way),
+      cmocka_unit_test(test_bad_groups),
+      cmocka_unit_test(test_actor_in_group),
+      cmocka_unit_test(test_failing_constructor),
+      cmocka_unit_test(test_restarts),
+      cmocka_unit_test(test_intended_exit_and_kill),
+      cmocka_unit_test(test_waits_for_room),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -88,8 +88,10 @@ static void test_group_names(void **state) {
   mob_resources_in_group(&out, &plain, hex, -1);
   assert_int_equal(out.len, 3);
   mob_resources_of_bundle(&out, &plain, hex, 0);
-  assert_int_equal(mob_resources_get(&out, "bundle_group_0_ec0735df77f58be45a2dd039c38001000000"), 10000000);
-  assert_int_equal(mob_resources_get(&out, "GPU_group_0_ec0735df77f58be45a2dd039c38001000000"), 80000);
+  assert_int_equal(mob_resources_get(&out, "bundle_group_0_ec0735df77f58be45a2dd039c38001000000"),
+                   10000000);
+  assert_int_equal(mob_resources_get(&out, "GPU_group_0_ec0735df77f58be45a2dd039c38001000000"),
+                   80000);
   assert_true(mob_resource_is_group("GPU_group_0_ec0735df77f58be45a2dd039c38001000000"));
   assert_true(mob_resource_is_group("bundle_group_ec0735df77f58be45a2dd039c38001000000"));
   assert_false(mob_resource_is_group("GPU"));
@@ -148,7 +150,8 @@ static void add_node(scene_t *s, const char *total, const char *available) {
   static const char *const names[] = {"A", "B", "C", "D", "E", "F", "G", "H"};
   s->total[s->n] = parse(total);
   s->available[s->n] = parse(available);
-  s->nodes[s->n] = (mob_place_node_t){.name = names[s->n], .total = &s->total[s->n], .available = &s->available[s->n]};
+  s->nodes[s->n] = (mob_place_node_t){
+      .name = names[s->n], .total = &s->total[s->n], .available = &s->available[s->n]};
   s->n++;
 }
 
@@ -161,8 +164,8 @@ static void free_scene(scene_t *s) {
 }
 
 // The nodes' letters in the order of the bundles, or the failure.
-static const char *place(scene_t *s, mob_placement_strategy_t strategy, size_t n, const char *const *bundles,
-                         mob_buf_t *why) {
+static const char *place(scene_t *s, mob_placement_strategy_t strategy, size_t n,
+                         const char *const *bundles, mob_buf_t *why) {
   static char letters[16];
   mob_resources_t needs[8];
   size_t chosen[8];
@@ -207,7 +210,8 @@ static void test_spread(void **state) {
   const char *four = PLACE(&s, MOB_PLACE_SPREAD, "GPU=2", "GPU=2", "GPU=2", "GPU=2");
   assert_int_equal(strlen(four), 4); // the fourth shares
   assert_string_equal(PLACE(&s, MOB_PLACE_STRICT_SPREAD, "GPU=2", "GPU=2", "GPU=2"), "ABC");
-  assert_string_equal(PLACE(&s, MOB_PLACE_STRICT_SPREAD, "GPU=2", "GPU=2", "GPU=2", "GPU=2"), "infeasible");
+  assert_string_equal(PLACE(&s, MOB_PLACE_STRICT_SPREAD, "GPU=2", "GPU=2", "GPU=2", "GPU=2"),
+                      "infeasible");
   s.nodes[0].excluded = true; // holds a bundle of the group already
   assert_string_equal(PLACE(&s, MOB_PLACE_STRICT_SPREAD, "GPU=2", "GPU=2"), "BC");
   free_scene(&s);
@@ -244,12 +248,14 @@ static void test_reason(void **state) {
   add_node(&s, "CPU=4 GPU=8", "CPU=4 GPU=1");
   const char *two[] = {"GPU=4", "GPU=8"};
   assert_string_equal(place(&s, MOB_PLACE_SPREAD, 2, two, &why), "infeasible");
-  assert_string_equal(mob_buf_cstr(&why), "2 bundles (SPREAD) ask for {GPU: 12}, the largest one for {GPU: 8}; "
-                                          "the cluster's nodes have: A {GPU: 8}");
+  assert_string_equal(mob_buf_cstr(&why),
+                      "2 bundles (SPREAD) ask for {GPU: 12}, the largest one for {GPU: 8}; "
+                      "the cluster's nodes have: A {GPU: 8}");
   why.len = 0;
   assert_string_equal(place(&s, MOB_PLACE_PACK, 1, two, &why), "no resources");
-  assert_string_equal(mob_buf_cstr(&why),
-                      "1 bundle (PACK) ask for {GPU: 4}, the largest one for {GPU: 4}; free now: A {GPU: 1}");
+  assert_string_equal(
+      mob_buf_cstr(&why),
+      "1 bundle (PACK) ask for {GPU: 4}, the largest one for {GPU: 4}; free now: A {GPU: 1}");
   free_scene(&s);
   why.len = 0;
   assert_string_equal(place(&s, MOB_PLACE_PACK, 1, two, &why), "infeasible");
@@ -274,9 +280,11 @@ static void test_task(void **state) {
   assert_int_equal(place_task(&s, "CPU=1", &feasible), 1); // no GPU node for a task without GPU
   assert_int_equal(place_task(&s, "GPU=1", &feasible), 0);
   s.nodes[2].preferred = true;
-  assert_int_equal(place_task(&s, "CPU=1", &feasible), 1); // the preferred one is more than half full
+  assert_int_equal(place_task(&s, "CPU=1", &feasible),
+                   1); // the preferred one is more than half full
   mob_resources_set(&s.available[2], "CPU", 60000);
-  assert_int_equal(place_task(&s, "CPU=1", &feasible), 2); // now it counts as empty, and wins the tie
+  assert_int_equal(place_task(&s, "CPU=1", &feasible),
+                   2); // now it counts as empty, and wins the tie
   assert_int_equal(place_task(&s, "CPU=9", &feasible), 3);
   assert_false(feasible);
   mob_resources_set(&s.available[0], "GPU", 0);

@@ -17,9 +17,10 @@ static ProtobufCBinaryData text(const char *s) {
   return mob_pb_bytes(s, strlen(s));
 }
 
-// ------------------------------------------------------------------------------------------ pairs
+// ------------------------------------------------------------------------------------------- pairs
 
-static bool kv_put(cluster_t *c, const char *ns, const char *key, const char *value, bool overwrite, int *code) {
+static bool kv_put(cluster_t *c, const char *ns, const char *key, const char *value, bool overwrite,
+                   int *code) {
   Ray__Rpc__InternalKVPutRequest request = RAY__RPC__INTERNAL_KVPUT_REQUEST__INIT;
   request.namespace_ = text(ns);
   request.key = text(key);
@@ -138,7 +139,8 @@ static void test_golden_bytes(void **state) {
   char hex[256];
   size_t len;
   void *bytes = mob_pb_pack(&missing, &len);
-  assert_string_equal(mob_hex(bytes, len, hex), "0a1a081112164661696c656420746f2066696e6420746865206b6579");
+  assert_string_equal(mob_hex(bytes, len, hex),
+                      "0a1a081112164661696c656420746f2066696e6420746865206b6579");
   free(bytes);
   protobuf_c_boolean alive[] = {1, 0};
   Ray__Rpc__CheckAliveReply check = RAY__RPC__CHECK_ALIVE_REPLY__INIT;
@@ -182,10 +184,12 @@ static void test_nodes(void **state) {
   assert_int_equal(reply->total, 2);
   const Ray__Rpc__GcsNodeInfo *dead = reply->node_info_list[1]; // the living come first
   assert_int_equal(dead->state, RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__DEAD);
-  assert_int_equal(dead->death_info->reason, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION);
+  assert_int_equal(dead->death_info->reason,
+                   RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION);
   assert_true(dead->end_time_ms > 0);
   mob_pb_free(reply);
-  request.opt_state_filter_case = RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_STATE_FILTER_STATE_FILTER;
+  request.opt_state_filter_case =
+      RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_STATE_FILTER_STATE_FILTER;
   request.state_filter = RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__ALIVE;
   reply = ask(&c, NODES "GetAllNodeInfo", &request, &ray__rpc__get_all_node_info_reply__descriptor);
   assert_int_equal(reply->n_node_info_list, 1);
@@ -237,6 +241,45 @@ static void test_silent_node(void **state) {
   cluster_close(&c);
 }
 
+// A node that keeps no heartbeat is asked for its health, and lives as long as it says so or talks.
+static void test_raylet_health(void **state) {
+  (void)state;
+  setenv("RAY_health_check_initial_delay_ms", "0", 1);
+  setenv("RAY_health_check_period_ms", "100", 1);
+  setenv("RAY_health_check_timeout_ms", "500", 1);
+  setenv("RAY_health_check_failure_threshold", "2", 1);
+  cluster_t c;
+  fake_node_t a = {.raylet = true, .serving = 1};
+  cluster_open(&c);
+  node_join(&c, &a, "10.0.0.1", "CPU=4", false);
+  run_for(&c, 1500);
+  assert_true(node_alive(&c, &a)); // silent on its stream, but healthy
+  // What it queues is part of the demand.
+  WAIT_FOR(&c, a.load_asked >= 1);
+  run_for(&c, 30);
+  Ray__Rpc__Autoscaler__GetClusterResourceStateRequest request =
+      RAY__RPC__AUTOSCALER__GET_CLUSTER_RESOURCE_STATE_REQUEST__INIT;
+  Ray__Rpc__Autoscaler__GetClusterResourceStateReply *reply =
+      ask(&c, "/ray.rpc.autoscaler.AutoscalerStateService/GetClusterResourceState", &request,
+          &ray__rpc__autoscaler__get_cluster_resource_state_reply__descriptor);
+  assert_int_equal(reply->cluster_resource_state->n_pending_resource_requests, 1);
+  assert_int_equal(reply->cluster_resource_state->pending_resource_requests[0]->count, 3);
+  mob_pb_free(reply);
+  // Its stream breaks: not its death, as with Ray.
+  mob_rpc_stream_close(a.stream, GRPC_STATUS_CANCELLED, "");
+  WAIT_FOR(&c, a.stream_closed);
+  run_for(&c, 300);
+  assert_true(node_alive(&c, &a));
+  a.serving = 0;
+  WAIT_FOR(&c, !node_alive(&c, &a));
+  node_leave(&a, false);
+  unsetenv("RAY_health_check_initial_delay_ms");
+  unsetenv("RAY_health_check_period_ms");
+  unsetenv("RAY_health_check_timeout_ms");
+  unsetenv("RAY_health_check_failure_threshold");
+  cluster_close(&c);
+}
+
 static void test_wrong_cluster(void **state) {
   (void)state;
   cluster_t c;
@@ -266,16 +309,19 @@ static void test_status_report(void **state) {
   fake_node_t a = {0};
   cluster_open(&c);
   node_join(&c, &a, "10.0.0.1", "CPU=4 GPU=8", true);
-  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"GPU=100"}, false, NULL);
+  create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"GPU=100"}, false,
+               NULL);
   run_for(&c, 20);
   json_t *report = json_loads(kv_get(&c, "", "__autoscaling_status"), 0, NULL);
   assert_non_null(report);
   json_t *metrics = json_object_get(report, "load_metrics_report");
-  assert_true(json_real_value(json_array_get(json_object_get(json_object_get(metrics, "usage"), "GPU"), 1)) == 8.0);
+  assert_true(json_real_value(json_array_get(
+                  json_object_get(json_object_get(metrics, "usage"), "GPU"), 1)) == 8.0);
   json_t *demand = json_object_get(metrics, "pg_demand");
   assert_int_equal(json_array_size(demand), 1);
-  assert_string_equal(json_string_value(json_object_get(json_array_get(json_array_get(demand, 0), 0), "strategy")),
-                      "PACK");
+  assert_string_equal(
+      json_string_value(json_object_get(json_array_get(json_array_get(demand, 0), 0), "strategy")),
+      "PACK");
   json_t *active = json_object_get(json_object_get(report, "autoscaler_report"), "active_nodes");
   assert_int_equal(json_object_size(active), 1);
   json_decref(report);
@@ -290,14 +336,16 @@ typedef struct driver {
   bool closed, beat, answer;
 } driver_t;
 
-static void on_driver_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, size_t len) {
+static void on_driver_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data,
+                              size_t len) {
   (void)data, (void)len;
   driver_t *d = owner;
   d->beat = true;
   if (d->answer) mob_rpc_stream_send(stream, "", 0);
 }
 
-static void on_driver_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_driver_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                            const char *why) {
   (void)stream, (void)code, (void)why;
   ((driver_t *)owner)->closed = true;
 }
@@ -343,7 +391,8 @@ static void test_driver_gone(void **state) {
   WAIT_FOR(&c, driver.beat);
   const char *bundle[] = {"CPU=1"};
   pg_id_t own = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, bundle, false, NULL);
-  pg_id_t detached = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, bundle, true, NULL);
+  pg_id_t detached =
+      create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, bundle, true, NULL);
   actor_id_t mine, free_one;
   answer_t created[2];
   create_actor(&c, &(actor_args_t){.resources = "CPU=1"}, &mine, &created[0]);
@@ -357,8 +406,10 @@ static void test_driver_gone(void **state) {
   assert_true(mob_now_ms() - start <= 100);
   WAIT_FOR(&c, actor_is(&c, &mine, ACTOR(DEAD)));
   assert_true(actor_is(&c, &free_one, ACTOR(ALIVE)));
-  assert_true(group_is(&c, &own, RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__REMOVED));
-  assert_true(group_is(&c, &detached, RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__CREATED));
+  assert_true(
+      group_is(&c, &own, RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__REMOVED));
+  assert_true(group_is(&c, &detached,
+                       RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__CREATED));
   WAIT_FOR(&c, a.killed == 1);
   node_leave(&a, true);
   cluster_close(&c);
@@ -383,23 +434,27 @@ static void test_driver_silent(void **state) {
   cluster_close(&c);
 }
 
-// --------------------------------------------------------------------------------------- publishing
+// -------------------------------------------------------------------------------------- publishing
 
-static void subscribe(cluster_t *c, const char *who, Ray__Rpc__ChannelType channel, const char *key, bool on) {
+static void subscribe(cluster_t *c, const char *who, Ray__Rpc__ChannelType channel, const char *key,
+                      bool on) {
   Ray__Rpc__SubMessage sub = RAY__RPC__SUB_MESSAGE__INIT;
   Ray__Rpc__UnsubscribeMessage unsub = RAY__RPC__UNSUBSCRIBE_MESSAGE__INIT;
   Ray__Rpc__Command command = RAY__RPC__COMMAND__INIT;
   command.channel_type = channel;
   command.key_id = text(key);
   if (on) {
-    command.command_message_one_of_case = RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
+    command.command_message_one_of_case =
+        RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
     command.subscribe_message = &sub;
   } else {
-    command.command_message_one_of_case = RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_UNSUBSCRIBE_MESSAGE;
+    command.command_message_one_of_case =
+        RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_UNSUBSCRIBE_MESSAGE;
     command.unsubscribe_message = &unsub;
   }
   Ray__Rpc__Command *list[] = {&command};
-  Ray__Rpc__GcsSubscriberCommandBatchRequest request = RAY__RPC__GCS_SUBSCRIBER_COMMAND_BATCH_REQUEST__INIT;
+  Ray__Rpc__GcsSubscriberCommandBatchRequest request =
+      RAY__RPC__GCS_SUBSCRIBER_COMMAND_BATCH_REQUEST__INIT;
   request.subscriber_id = text(who);
   request.commands = list;
   request.n_commands = 1;
@@ -407,8 +462,8 @@ static void subscribe(cluster_t *c, const char *who, Ray__Rpc__ChannelType chann
                   &ray__rpc__gcs_subscriber_command_batch_reply__descriptor));
 }
 
-static mob_rpc_pending_t *poll_later(cluster_t *c, const char *who, int64_t upto, ProtobufCBinaryData publisher,
-                                     answer_t *out) {
+static mob_rpc_pending_t *poll_later(cluster_t *c, const char *who, int64_t upto,
+                                     ProtobufCBinaryData publisher, answer_t *out) {
   Ray__Rpc__GcsSubscriberPollRequest request = RAY__RPC__GCS_SUBSCRIBER_POLL_REQUEST__INIT;
   request.subscriber_id = text(who);
   request.max_processed_sequence_id = upto;
@@ -482,7 +537,7 @@ static void test_pubsub(void **state) {
   poll_later(&c, "all", 1000, mob_pb_bytes(publisher, 28), &poll);
   publish_error(&c, "four");
   run_for(&c, 30);
-  assert_false(poll.done); // not subscribed any more
+  assert_false(poll.done);                                          // not subscribed any more
   poll_later(&c, "all", 1000, mob_pb_bytes(publisher, 28), &other); // ends the former, empty
   WAIT_FOR(&c, poll.done);
   assert_int_equal(((Ray__Rpc__GcsSubscriberPollReply *)poll.reply)->n_pub_messages, 0);
@@ -514,11 +569,13 @@ static void test_actor_channel(void **state) {
   poll_later(&c, "me", 0, text(""), &poll);
   WAIT_FOR(&c, poll.done);
   Ray__Rpc__GcsSubscriberPollReply *reply = poll.reply;
-  static const int expect[] = {ACTOR(PENDING_CREATION), ACTOR(ALIVE), ACTOR(RESTARTING), ACTOR(ALIVE), ACTOR(DEAD)};
+  static const int expect[] = {ACTOR(PENDING_CREATION), ACTOR(ALIVE), ACTOR(RESTARTING),
+                               ACTOR(ALIVE), ACTOR(DEAD)};
   assert_int_equal(reply->n_pub_messages, MOB_LEN(expect));
   for (size_t i = 0; i < MOB_LEN(expect); i++) {
     assert_int_equal(reply->pub_messages[i]->actor_message->state, expect[i]);
-    if (i) assert_true(reply->pub_messages[i]->sequence_id > reply->pub_messages[i - 1]->sequence_id);
+    if (i)
+      assert_true(reply->pub_messages[i]->sequence_id > reply->pub_messages[i - 1]->sequence_id);
   }
   mob_pb_free(reply);
   node_leave(&a, true);
@@ -539,11 +596,14 @@ static void test_drain(void **state) {
           &ray__rpc__autoscaler__drain_node_reply__descriptor);
   assert_true(reply->is_accepted);
   mob_pb_free(reply);
-  pg_id_t id = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, (const char *[]){"CPU=1"}, false, NULL);
+  pg_id_t id = create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1,
+                            (const char *[]){"CPU=1"}, false, NULL);
   run_for(&c, 30);
   assert_int_equal(a.prepared, 0); // nothing new is placed there
-  assert_true(group_is(&c, &id, RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__PENDING));
-  Ray__Rpc__Autoscaler__GetClusterStatusRequest status = RAY__RPC__AUTOSCALER__GET_CLUSTER_STATUS_REQUEST__INIT;
+  assert_true(
+      group_is(&c, &id, RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__PENDING));
+  Ray__Rpc__Autoscaler__GetClusterStatusRequest status =
+      RAY__RPC__AUTOSCALER__GET_CLUSTER_STATUS_REQUEST__INIT;
   Ray__Rpc__Autoscaler__GetClusterStatusReply *got =
       ask(&c, "/ray.rpc.autoscaler.AutoscalerStateService/GetClusterStatus", &status,
           &ray__rpc__autoscaler__get_cluster_status_reply__descriptor);
@@ -558,12 +618,19 @@ static void test_drain(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_kv),            cmocka_unit_test(test_multi_get),
-      cmocka_unit_test(test_golden_bytes),  cmocka_unit_test(test_nodes),
-      cmocka_unit_test(test_silent_node),   cmocka_unit_test(test_wrong_cluster),
-      cmocka_unit_test(test_status_report), cmocka_unit_test(test_driver_gone),
-      cmocka_unit_test(test_driver_silent), cmocka_unit_test(test_pubsub),
-      cmocka_unit_test(test_actor_channel), cmocka_unit_test(test_drain),
+      cmocka_unit_test(test_kv),
+      cmocka_unit_test(test_multi_get),
+      cmocka_unit_test(test_golden_bytes),
+      cmocka_unit_test(test_nodes),
+      cmocka_unit_test(test_silent_node),
+      cmocka_unit_test(test_raylet_health),
+      cmocka_unit_test(test_wrong_cluster),
+      cmocka_unit_test(test_status_report),
+      cmocka_unit_test(test_driver_gone),
+      cmocka_unit_test(test_driver_silent),
+      cmocka_unit_test(test_pubsub),
+      cmocka_unit_test(test_actor_channel),
+      cmocka_unit_test(test_drain),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

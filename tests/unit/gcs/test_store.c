@@ -1,4 +1,5 @@
-// Nothing is acknowledged before the store holds it: with a store that answers when the test lets it.
+// Nothing is acknowledged before the store holds it: with a store that answers when the test lets
+// it.
 #include "tests/unit/gcs/cluster.h"
 
 #include <stdlib.h>
@@ -35,8 +36,8 @@ static void let_go(slow_store_t *s, mob_status status) {
   for (size_t i = 0; i < n; i++) s->waiting[i].done(s->waiting[i].arg, status);
 }
 
-static void put(mob_store_t *store, mob_table_t table, const void *key, size_t key_len, const void *value,
-                size_t value_len, mob_store_done_fn done, void *arg) {
+static void put(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
+                const void *value, size_t value_len, mob_store_done_fn done, void *arg) {
   (void)value, (void)value_len;
   slow_store_t *s = (slow_store_t *)store;
   s->puts[table]++;
@@ -53,8 +54,8 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   finish((slow_store_t *)store, done, arg);
 }
 
-static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, mob_store_done_fn done,
-                 void *arg) {
+static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each,
+                 mob_store_done_fn done, void *arg) {
   (void)store, (void)table, (void)each;
   if (done) done(arg, MOB_OK);
 }

@@ -65,6 +65,6 @@ mob_rpc_pending_t *call_get(harness_t *h, const char *path, const char *key, uin
   Ray__Rpc__InternalKVGetRequest request = RAY__RPC__INTERNAL_KVGET_REQUEST__INIT;
   request.key = mob_pb_bytes(key, strlen(key));
   *out = (outcome_t){0};
-  return mob_rpc_call(h->client, path, &request, &ray__rpc__internal_kvget_reply__descriptor, timeout_ms,
-                      on_outcome, out);
+  return mob_rpc_call(h->client, path, &request, &ray__rpc__internal_kvget_reply__descriptor,
+                      timeout_ms, on_outcome, out);
 }

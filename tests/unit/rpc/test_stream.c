@@ -1,5 +1,5 @@
-// Streams both ways, back-pressure, ends of every kind; and peers that die or fall silent, which are
-// processes of their own: this program again, with --serve.
+// Streams both ways, back-pressure, ends of every kind; and peers that die or fall silent, which
+// are processes of their own: this program again, with --serve.
 #include "tests/unit/rpc/harness.h"
 
 #include <signal.h>
@@ -40,7 +40,8 @@ static void on_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *dat
   if (side->echo) mob_rpc_stream_send(stream, data, len);
 }
 
-static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                     const char *why) {
   side_t *side = owner;
   assert_ptr_equal(side->stream, stream);
   assert_false(side->closed);
@@ -200,7 +201,8 @@ static void on_echo(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_rpc_reply(call, &reply);
 }
 
-static const mob_rpc_method_t echo[] = {{"/test.Echo/Echo", &ray__rpc__internal_kvget_request__descriptor,
+static const mob_rpc_method_t echo[] = {{"/test.Echo/Echo",
+                                         &ray__rpc__internal_kvget_request__descriptor,
                                          &ray__rpc__internal_kvget_reply__descriptor, on_echo}};
 
 static int serve(int port) {
@@ -281,7 +283,8 @@ static void test_peer_killed(void **state) {
   assert_true(took <= 100);
   print_message("a killed peer was noticed after %d ms\n", (int)took);
   waitpid(pid, NULL, 0);
-  // It comes back on the same port: the watched client finds it by itself, within the longest back-off.
+  // It comes back on the same port: the watched client finds it by itself, within the longest
+  // back-off.
   pid = start_peer(&port);
   start = mob_now_ms();
   wait_until(&h, &watched.up);

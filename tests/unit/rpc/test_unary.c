@@ -64,7 +64,10 @@ static void on_named(void *owner, mob_rpc_call_t *call, const void *request) {
 }
 
 #define KV(path, handler)                                                                          \
-  {path, &ray__rpc__internal_kvget_request__descriptor, &ray__rpc__internal_kvget_reply__descriptor, handler}
+  {                                                                                                \
+    path, &ray__rpc__internal_kvget_request__descriptor,                                           \
+        &ray__rpc__internal_kvget_reply__descriptor, handler                                       \
+  }
 static const mob_rpc_method_t methods[] = {
     KV("/test.Echo/Echo", on_echo),
     KV("/test.Echo/Hold", on_hold),
@@ -243,8 +246,8 @@ static void test_big_message(void **state) {
   Ray__Rpc__InternalKVGetRequest request = RAY__RPC__INTERNAL_KVGET_REQUEST__INIT;
   request.key = mob_pb_bytes(key, len);
   bool done = false;
-  mob_rpc_call(h.client, "/test.Echo/Echo", &request, &ray__rpc__internal_kvget_reply__descriptor, 9000,
-               on_big, &done);
+  mob_rpc_call(h.client, "/test.Echo/Echo", &request, &ray__rpc__internal_kvget_reply__descriptor,
+               9000, on_big, &done);
   free(key);
   wait_until(&h, &done);
   harness_close(&h);
@@ -262,22 +265,30 @@ static void test_garbage(void **state) {
     size_t len;
     bool good;
   } names[] = {
-      {"plain", 5, true},          {"gr\xc3\xbc\xc3\x9f", 6, true}, {"\xe6\xb7\xb1\xe5\xba\xa6", 6, true},
-      {"\xf0\x9f\x98\x80", 4, true}, {"a\0b", 3, false},            {"\xff", 1, false},
-      {"\xc0\x80", 2, false},      {"\xed\xa0\x80", 3, false},      {"\xf4\x90\x80\x80", 4, false},
-      {"\xe6\xb7", 2, false},      {"\xe0\x80\x80", 3, false},
+      {"plain", 5, true},
+      {"gr\xc3\xbc\xc3\x9f", 6, true},
+      {"\xe6\xb7\xb1\xe5\xba\xa6", 6, true},
+      {"\xf0\x9f\x98\x80", 4, true},
+      {"a\0b", 3, false},
+      {"\xff", 1, false},
+      {"\xc0\x80", 2, false},
+      {"\xed\xa0\x80", 3, false},
+      {"\xf4\x90\x80\x80", 4, false},
+      {"\xe6\xb7", 2, false},
+      {"\xe0\x80\x80", 3, false},
   };
   for (size_t i = 0; i < MOB_LEN(names); i++) {
     // Both messages have field 1 of wire type 2: bytes there, a string here.
     Ray__Rpc__InternalKVGetRequest request = RAY__RPC__INTERNAL_KVGET_REQUEST__INIT;
     request.key = mob_pb_bytes(names[i].name, names[i].len);
     outcome_t out = {0};
-    mob_rpc_call(h.client, "/test.Echo/Named", &request, &ray__rpc__internal_kvget_reply__descriptor, 5000,
-                 on_outcome, &out);
+    mob_rpc_call(h.client, "/test.Echo/Named", &request,
+                 &ray__rpc__internal_kvget_reply__descriptor, 5000, on_outcome, &out);
     wait_until(&h, &out.done);
     assert_int_equal(out.code, names[i].good ? GRPC_STATUS_OK : GRPC_STATUS_INVALID_ARGUMENT);
     if (!names[i].good) {
-      assert_string_equal(out.why, "ray.rpc.GetNamedActorInfoRequest.name is not UTF-8 text without NUL");
+      assert_string_equal(out.why,
+                          "ray.rpc.GetNamedActorInfoRequest.name is not UTF-8 text without NUL");
     }
   }
   harness_close(&h);
@@ -287,14 +298,29 @@ static void test_check(void **state) {
   (void)state;
   const ProtobufCMessageDescriptor *desc = &ray__rpc__register_node_request__descriptor;
   // node_info (1) { node_manager_address (2) }
-  assert_int_equal(mob_pb_check(desc, "\x0a\x05\x12\x03" "abc", 7), MOB_OK);
-  assert_int_equal(mob_pb_check(desc, "\x0a\x05\x12\x03" "a\xff" "c", 7), MOB_E_FORMAT);
-  assert_string_equal(mob_errmsg(), "ray.rpc.GcsNodeInfo.node_manager_address is not UTF-8 text without NUL");
-  assert_int_equal(mob_pb_check(desc, "\x0a\x09\x12\x03" "abc", 7), MOB_E_FORMAT); // longer than it is
+  assert_int_equal(mob_pb_check(desc,
+                                "\x0a\x05\x12\x03"
+                                "abc",
+                                7),
+                   MOB_OK);
+  assert_int_equal(mob_pb_check(desc,
+                                "\x0a\x05\x12\x03"
+                                "a\xff"
+                                "c",
+                                7),
+                   MOB_E_FORMAT);
+  assert_string_equal(mob_errmsg(),
+                      "ray.rpc.GcsNodeInfo.node_manager_address is not UTF-8 text without NUL");
+  assert_int_equal(mob_pb_check(desc,
+                                "\x0a\x09\x12\x03"
+                                "abc",
+                                7),
+                   MOB_E_FORMAT); // longer than it is
   assert_int_equal(mob_pb_check(desc, "\x0a", 1), MOB_E_FORMAT);
-  assert_int_equal(mob_pb_check(desc, "\x0b", 1), MOB_E_FORMAT); // a group
+  assert_int_equal(mob_pb_check(desc, "\x0b", 1), MOB_E_FORMAT);     // a group
   assert_int_equal(mob_pb_check(desc, "\x00\x00", 2), MOB_E_FORMAT); // field 0
-  assert_int_equal(mob_pb_check(desc, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11), MOB_E_FORMAT);
+  assert_int_equal(mob_pb_check(desc, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11),
+                   MOB_E_FORMAT);
   assert_int_equal(mob_pb_check(desc, "\x92\x4e\x01z", 4), MOB_OK); // an unknown field
   Ray__Rpc__RegisterNodeRequest *request = NULL;
   // The length of a varint field's wire type: the check passes it, the reader refuses it.
@@ -332,11 +358,16 @@ static void test_gate(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_echo),         cmocka_unit_test(test_order),
-      cmocka_unit_test(test_deadline_and_cancel), cmocka_unit_test(test_close_cancels),
-      cmocka_unit_test(test_server_close), cmocka_unit_test(test_unreachable),
-      cmocka_unit_test(test_big_message),  cmocka_unit_test(test_garbage),
-      cmocka_unit_test(test_check),        cmocka_unit_test(test_gate),
+      cmocka_unit_test(test_echo),
+      cmocka_unit_test(test_order),
+      cmocka_unit_test(test_deadline_and_cancel),
+      cmocka_unit_test(test_close_cancels),
+      cmocka_unit_test(test_server_close),
+      cmocka_unit_test(test_unreachable),
+      cmocka_unit_test(test_big_message),
+      cmocka_unit_test(test_garbage),
+      cmocka_unit_test(test_check),
+      cmocka_unit_test(test_gate),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
