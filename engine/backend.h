@@ -63,7 +63,7 @@ typedef struct mob_backend {
   // Copies what it needs of `step` before it returns.
   mob_status (*step)(mob_exec_t *exec, const mob_step_t *step, mob_step_fn done, void *arg);
   void (*abort)(mob_exec_t *exec);
-  void (*close)(mob_exec_t *exec); // joins its threads
+  void (*close)(mob_exec_t *exec); // aborts what is under way, joins its threads
 } mob_backend_t;
 
 extern const mob_backend_t mob_backend_cpu;

@@ -84,8 +84,11 @@ static void cpu_close(mob_exec_t *exec) {
   exec->closing = true;
   pthread_cond_signal(&exec->wake);
   pthread_mutex_unlock(&exec->lock);
-  if (exec->ranks[0].started)
-    pthread_join(exec->ranks[0].thread, NULL); // works the queue off first
+  if (exec->ranks[0].started) {
+    cpu_abort(exec); // steps still under way may wait for a peer that is gone: they end with
+                     // MOB_E_ABORTED
+    pthread_join(exec->ranks[0].thread, NULL);
+  }
   atomic_store(&exec->active, NULL);
   mob__wake_word(&exec->released);
   for (int r = 1; r < exec->spec.tp; r++)

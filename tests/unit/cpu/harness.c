@@ -232,6 +232,11 @@ mob_status harness_submit(harness_t *h, const mob_step_t *step) {
   return MOB_OK;
 }
 
+mob_status harness_submit_to(harness_t *h, int stage, const mob_step_t *step) {
+  return mob_backend_cpu.step(h->execs[stage], step, stage + 1 == h->config.pp ? on_last : on_other,
+                              h);
+}
+
 mob_status harness_wait(harness_t *h, uint64_t count) {
   pthread_mutex_lock(&h->lock);
   while (h->done < count && h->status == MOB_OK) pthread_cond_wait(&h->wake, &h->lock);

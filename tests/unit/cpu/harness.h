@@ -25,6 +25,7 @@ mob_exec_t *harness_exec(harness_t *h, int stage);
 // Queues a step on all stages without waiting; harness_wait() waits until the last stage has
 // reported `count` steps in all and returns the first failure.
 mob_status harness_submit(harness_t *h, const mob_step_t *step);
+mob_status harness_submit_to(harness_t *h, int stage, const mob_step_t *step);
 mob_status harness_wait(harness_t *h, uint64_t count);
 // What the last stage sampled for `slot` so far.
 const int32_t *harness_tokens(const harness_t *h, uint32_t slot, uint32_t *count);

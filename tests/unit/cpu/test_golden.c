@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "golden_case.h"
+#include "engine/cpu/ops.h"
 #include "harness.h"
 #include "runtime/base/mem.h"
 
@@ -29,16 +30,16 @@ enum { EVERY = 4, TOKENS = 33 };
 enum { EVERY = 1, TOKENS = 64 };
 #endif
 
-// Logits [TOKENS][vocab] of the greedy path of a golden; the caller frees them. With a rounded
+// Logits [count][vocab] of the greedy path of a golden; the caller frees them. With a rounded
 // cache the path is forced to transformers' tokens, because a small difference may tip a near tie.
-static float *compute(const golden_t *g, mob_dtype_t kv, int32_t *tokens) {
+static float *compute(const golden_t *g, mob_dtype_t kv, uint32_t count, int32_t *tokens) {
   harness_config_t config = {.dir = g->dir, .tp = 1, .pp = 1, .kv_dtype = kv};
   harness_t *h;
   if (harness_open(&config, &h) != MOB_OK) fail_msg("%s: %s", g->path, mob_errmsg());
   float *logits = MOB_NEW_ARRAY(float, TOKENS *(size_t)g->vocab);
   harness_run_t run = {.prompt = g->prompt,
                        .prompt_count = g->prompt_count,
-                       .generate = TOKENS,
+                       .generate = count,
                        .forced = kv == MOB_DT_COUNT ? NULL : g->tokens,
                        .logits = logits,
                        .tokens = tokens};
@@ -56,7 +57,7 @@ static void test_auto_has_the_logits_and_tokens_of_transformers(void **state) {
     golden_t g;
     int32_t tokens[TOKENS];
     golden_load(paths[i], &g);
-    float *logits = compute(&g, MOB_DT_COUNT, tokens), worst = 0;
+    float *logits = compute(&g, MOB_DT_COUNT, TOKENS, tokens), worst = 0;
     for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++)
       worst = fmaxf(worst, max_error(logits + g.rows[r] * (size_t)g.vocab,
                                      g.logits + r * (size_t)g.vocab, (size_t)g.vocab));
@@ -65,6 +66,31 @@ static void test_auto_has_the_logits_and_tokens_of_transformers(void **state) {
     assert_true(worst < 1e-4f);
     assert_memory_equal(tokens, g.tokens, sizeof tokens);
     free(logits);
+    golden_free(&g);
+  }
+}
+
+// The scalar operations are the specification: they must have these logits too, and so must every
+// other set.
+static void test_every_instruction_set(void **state) {
+  (void)state;
+  static const char *const names[] = {"scalar", "avx2", "avx512"};
+  char paths[64][512];
+  int count = golden_list(paths, 64);
+  for (int i = 0; i < count; i += EVERY) {
+    golden_t g;
+    golden_load(paths[i], &g);
+    for (size_t n = 0; n < MOB_LEN(names); n++) {
+      int32_t tokens[TOKENS];
+      if (!mob_cpu_ops_named(names[n])) continue; // not on this CPU
+      setenv("MOB_CPU_ISA", names[n], 1);
+      float *logits = compute(&g, MOB_DT_COUNT, 2, tokens);
+      unsetenv("MOB_CPU_ISA");
+      float worst = max_error(logits, g.logits, 2 * (size_t)g.vocab); // rows 0 and 1
+      if (!(worst < 1e-4f)) fail_msg("%s, %s: %g", paths[i], names[n], (double)worst);
+      assert_memory_equal(tokens, g.tokens, 2 * sizeof *tokens);
+      free(logits);
+    }
     golden_free(&g);
   }
 }
@@ -96,7 +122,7 @@ static void test_rounded_cache_is_close_to_transformers(void **state) {
     if (strstr(paths[i], "moe") || (strstr(paths[i], "deepseek") && !strstr(paths[i], "dense")))
       continue;
     golden_load(paths[i], &g);
-    float *logits = compute(&g, i % 2 ? MOB_DT_BF16 : MOB_DT_F16, tokens);
+    float *logits = compute(&g, i % 2 ? MOB_DT_BF16 : MOB_DT_F16, TOKENS, tokens);
     for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++) {
       double divergence, cosine;
       compare(g.logits + r * (size_t)g.vocab, logits + g.rows[r] * (size_t)g.vocab, g.vocab,
@@ -117,6 +143,7 @@ static void test_rounded_cache_is_close_to_transformers(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_auto_has_the_logits_and_tokens_of_transformers),
+      cmocka_unit_test(test_every_instruction_set),
       cmocka_unit_test(test_rounded_cache_is_close_to_transformers),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -289,6 +289,39 @@ static void test_idle_executor_closes_and_aborts(void **state) {
   harness_close(open_engine(3 - 1, 2)); // never used
 }
 
+static void test_closing_while_steps_wait_for_a_peer(void **state) {
+  (void)state;
+  harness_t *h = open_engine(2, 2);
+  int32_t token = 5;
+  uint32_t page = 0;
+  mob_seq_open_t open = {.sampling = greedy(), .prompt = &token, .prompt_count = 1};
+  mob_seq_step_t seq = {
+      .count = 1, .tokens = &token, .pages = &page, .page_count = 1, .sample = true};
+  mob_step_t step = {
+      .id = 1, .token_count = 1, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
+  harness_submit_to(h, 1, &step); // the first stage never hears of it
+  uint64_t begin = mob_now_ms();
+  harness_close(h);
+  assert_true(mob_now_ms() - begin < 2000);
+}
+
+static void test_dummy_weights_are_cut_like_real_ones(void **state) {
+  (void)state;
+  int32_t tokens[3][8];
+  static const int ways[3][2] = {{1, 1}, {4, 1}, {2, 2}};
+  for (int i = 0; i < 3; i++) {
+    harness_config_t config = {
+        .dir = golden.dir, .tp = ways[i][0], .pp = ways[i][1], .dummy = true};
+    harness_t *h;
+    if (harness_open(&config, &h) != MOB_OK) fail_msg("%s", mob_errmsg());
+    harness_run_t run = {
+        .prompt = golden.prompt, .prompt_count = 40, .generate = 8, .tokens = tokens[i]};
+    if (harness_generate(h, &run) != MOB_OK) fail_msg("%s", mob_errmsg());
+    harness_close(h);
+    assert_memory_equal(tokens[i], tokens[0], sizeof tokens[0]);
+  }
+}
+
 static void test_plan_says_what_fits(void **state) {
   (void)state;
   harness_t *h = open_engine(2, 1);
@@ -378,6 +411,8 @@ int main(void) {
       cmocka_unit_test(test_malformed_steps_are_refused_and_do_no_harm),
       cmocka_unit_test(test_abort_ends_every_wait_at_once),
       cmocka_unit_test(test_idle_executor_closes_and_aborts),
+      cmocka_unit_test(test_closing_while_steps_wait_for_a_peer),
+      cmocka_unit_test(test_dummy_weights_are_cut_like_real_ones),
       cmocka_unit_test(test_plan_says_what_fits),
       cmocka_unit_test(test_what_does_not_divide_is_named),
       cmocka_unit_test(test_resumed_sequence_goes_on_as_if_never_stopped),
