@@ -128,8 +128,9 @@ static void on_pushed(void *arg, grpc_status_code code, const char *why, const v
   } else if (actor->cluster->closing || actor->released) {
     status = MOB_E_ABORTED;
     why = actor->released ? "the actor's handle was released" : "the connection to the cluster was closed";
-  } else if (status == MOB_E_ABORTED || status == MOB_E_UNAVAILABLE) {
-    // Either its connection broke, or the notice of its death was first and cancelled the call.
+  } else if (status == MOB_E_ABORTED || status == MOB_E_UNAVAILABLE || status == MOB_E_INTERNAL) {
+    // Its connection broke (gRPC has several codes for that), or the notice of its death was first and
+    // cancelled the call.
     status = MOB_E_UNAVAILABLE;
     why = text = actor->why ? mob_strdup(actor->why)
                             : mob_sprintf("actor %s (process %d on %s) does not answer: %s",
