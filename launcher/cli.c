@@ -8,8 +8,9 @@
 #include "runtime/node/session.h"
 #include "runtime/rpc/message.h"
 
-int mob_cli_parse(int argc, char **argv, const char *command, const char *help, const mob_cli_flag_t *flags,
-                  size_t count, const char **rest, size_t max, size_t *n_rest) {
+int mob_cli_parse(int argc, char **argv, const char *command, const char *help,
+                  const mob_cli_flag_t *flags, size_t count, const char **rest, size_t max,
+                  size_t *n_rest) {
   size_t n = 0;
   char *error = NULL;
   for (int i = 1; i < argc && !error; i++) {
@@ -46,7 +47,8 @@ int mob_cli_parse(int argc, char **argv, const char *command, const char *help, 
   }
   if (n_rest) *n_rest = n;
   if (!error) return -1;
-  fprintf(stderr, "Usage: %s [OPTIONS]\nTry '%s --help' for help.\n\nError: %s\n", command, command, error);
+  fprintf(stderr, "Usage: %s [OPTIONS]\nTry '%s --help' for help.\n\nError: %s\n", command, command,
+          error);
   free(error);
   return 2;
 }
@@ -71,7 +73,8 @@ mob_status mob_cli_connect(mob_cli_t *cli, const char *address, uint64_t timeout
     free(temp_dir);
     if (status != MOB_OK) {
       return mob_fail(MOB_E_NOT_FOUND,
-                      "ConnectionError: Could not find any running Ray instance. Please specify the one to connect "
+                      "ConnectionError: Could not find any running Ray instance. Please specify "
+                      "the one to connect "
                       "to by setting the `--address` flag or `RAY_ADDRESS` environment variable.");
     }
     address = current;
@@ -80,7 +83,8 @@ mob_status mob_cli_connect(mob_cli_t *cli, const char *address, uint64_t timeout
   mob_status status = mob_rpc_new(&cli->loop, &cli->rpc);
   if (status == MOB_OK) {
     cli->waiting = true;
-    status = mob_gcs_client_new(cli->rpc, address, timeout_ms, NULL, NULL, on_connected, cli, &cli->gcs);
+    status =
+        mob_gcs_client_new(cli->rpc, address, timeout_ms, NULL, NULL, on_connected, cli, &cli->gcs);
   }
   if (status == MOB_OK) {
     run_until_answered(cli);
@@ -112,7 +116,8 @@ mob_status mob_cli_call(mob_cli_t *cli, const char *path, const void *request,
   return cli->status;
 }
 
-mob_status mob_cli_kv_get(mob_cli_t *cli, const char *ns, const char *key, char **value, size_t *len) {
+mob_status mob_cli_kv_get(mob_cli_t *cli, const char *ns, const char *key, char **value,
+                          size_t *len) {
   Ray__Rpc__InternalKVGetRequest request = RAY__RPC__INTERNAL_KVGET_REQUEST__INIT;
   Ray__Rpc__InternalKVGetReply *reply = NULL;
   request.key = mob_pb_bytes(key, strlen(key));

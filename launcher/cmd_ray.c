@@ -20,7 +20,8 @@ static const struct {
 };
 
 static void print_help(FILE *out) {
-  fputs("Usage: ray [OPTIONS] COMMAND [ARGS]...\n\nOptions:\n  --version  Show the version and exit.\n"
+  fputs("Usage: ray [OPTIONS] COMMAND [ARGS]...\n\nOptions:\n  --version  Show the version and "
+        "exit.\n"
         "  --help     Show this message and exit.\n\nCommands:\n",
         out);
   for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
@@ -41,7 +42,9 @@ int mob_ray_main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
     if (strcmp(commands[i].name, name) == 0) return commands[i].run(argc - 1, argv + 1);
   }
-  fprintf(stderr, "Usage: ray [OPTIONS] COMMAND [ARGS]...\nTry 'ray --help' for help.\n\nError: No such %s '%s'.\n",
+  fprintf(stderr,
+          "Usage: ray [OPTIONS] COMMAND [ARGS]...\nTry 'ray --help' for help.\n\nError: No such %s "
+          "'%s'.\n",
           *name == '-' ? "option:" : "command", name);
   return 2;
 }

@@ -1,5 +1,5 @@
-// ray_init.sh: brings a pod of a group into its cluster. The leader starts the head in the background and
-// returns when all nodes are there; the worker is its node daemon, and stays.
+// ray_init.sh: brings a pod of a group into its cluster. The leader starts the head in the
+// background and returns when all nodes are there; the worker is its node daemon, and stays.
 
 #include <signal.h>
 #include <stdio.h>
@@ -20,10 +20,13 @@
 #define REPEAT_MS 5000 // how often the wait says that it waits
 
 static const char help[] =
-    "Usage: ray_init.sh leader --ray_cluster_size=N [--ray_port=6379] [--ray_init_timeout=300] [flags of ray start]\n"
-    "       ray_init.sh worker --ray_address=HOST [--ray_port=6379] [--ray_init_timeout=300] [flags of ray start]\n\n"
+    "Usage: ray_init.sh leader --ray_cluster_size=N [--ray_port=6379] [--ray_init_timeout=300] "
+    "[flags of ray start]\n"
+    "       ray_init.sh worker --ray_address=HOST [--ray_port=6379] [--ray_init_timeout=300] "
+    "[flags of ray start]\n\n"
     "leader starts the head, leaves it running and returns as soon as N nodes are there.\n"
-    "worker joins the head as soon as it answers and stays in front; it exits with 1 when the head is lost.\n"
+    "worker joins the head as soon as it answers and stays in front; it exits with 1 when the head "
+    "is lost.\n"
     "The time-out is in seconds.\n";
 
 static void print(const char *text) {
@@ -31,7 +34,8 @@ static void print(const char *text) {
   fflush(stdout);
 }
 
-// -------------------------------------------------------------------------------------------------- leader
+// --------------------------------------------------------------------------------------------------
+// leader
 
 typedef struct leader {
   uv_loop_t loop;
@@ -79,7 +83,8 @@ static void leader_check(leader_t *leader) {
   if (leader->done || leader->alive == (int)leader->nodes.len) return;
   leader->alive = (int)leader->nodes.len;
   if (leader->alive >= leader->wanted) {
-    leader_end(leader, 0, "All ray workers are active and the ray cluster is initialized successfully.");
+    leader_end(leader, 0,
+               "All ray workers are active and the ray cluster is initialized successfully.");
   } else {
     leader_progress(leader);
   }
@@ -127,7 +132,8 @@ static void on_connected(void *arg, mob_status status, const char *why) {
   leader_t *leader = arg;
   (void)why;
   if (leader->done || status != MOB_OK) return; // the deadline says it
-  mob_gcs_subscribe(leader->gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, NULL, 0, on_subscribed, leader);
+  mob_gcs_subscribe(leader->gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, NULL, 0,
+                    on_subscribed, leader);
 }
 
 static void on_lost(void *owner, const char *why) {
@@ -155,8 +161,8 @@ static int wait_for_nodes(const char *address, int wanted, uint64_t timeout_ms) 
   uv_timer_start(&leader.deadline, on_deadline, timeout_ms, 0);
   uv_timer_start(&leader.repeat, on_repeat, REPEAT_MS, REPEAT_MS);
   if (mob_rpc_new(&leader.loop, &leader.rpc) != MOB_OK ||
-      mob_gcs_client_new(leader.rpc, address, 0, &leader_events, &leader, on_connected, &leader, &leader.gcs) !=
-          MOB_OK) {
+      mob_gcs_client_new(leader.rpc, address, 0, &leader_events, &leader, on_connected, &leader,
+                         &leader.gcs) != MOB_OK) {
     fprintf(stderr, "Error: %s\n", mob_errmsg());
     return 1;
   }
@@ -177,10 +183,12 @@ static char *running_head(const mob_start_options_t *options) {
   free(temp_dir);
   if (known) return address;
   free(address);
-  return mob_sprintf("%s:%d", options->node_ip_address ? options->node_ip_address : "127.0.0.1", options->port);
+  return mob_sprintf("%s:%d", options->node_ip_address ? options->node_ip_address : "127.0.0.1",
+                     options->port);
 }
 
-static int run_leader(const mob_init_options_t *init, const mob_start_options_t *options, int argc, char **argv) {
+static int run_leader(const mob_init_options_t *init, const mob_start_options_t *options, int argc,
+                      char **argv) {
   uint64_t begin = mob_now_ms(), timeout_ms = (uint64_t)init->timeout_s * 1000;
   mob_daemon_t daemon;
   char *address = NULL;
@@ -198,13 +206,15 @@ static int run_leader(const mob_init_options_t *init, const mob_start_options_t 
     return 1;
   }
   uint64_t spent = mob_now_ms() - begin;
-  int code = wait_for_nodes(address, init->cluster_size, spent < timeout_ms ? timeout_ms - spent : 1);
+  int code =
+      wait_for_nodes(address, init->cluster_size, spent < timeout_ms ? timeout_ms - spent : 1);
   free(address);
   mob_daemon_free(&daemon);
   return code;
 }
 
-// -------------------------------------------------------------------------------------------------- worker
+// --------------------------------------------------------------------------------------------------
+// worker
 
 typedef struct worker {
   const mob_start_options_t *options;
@@ -275,7 +285,8 @@ int mob_ray_init_main(int argc, char **argv) {
     MOB_SAY_WARNING("Accepted without effect, since nothing here has what they set: %s",
                     mob_buf_cstr(&options.ignored));
   }
-  code = init.leader ? run_leader(&init, &options, (int)args.len, args.at) : run_worker(&init, &options);
+  code = init.leader ? run_leader(&init, &options, (int)args.len, args.at)
+                     : run_worker(&init, &options);
 cleanup:
   free(role);
   free(target);

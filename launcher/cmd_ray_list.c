@@ -50,7 +50,8 @@ static json_t *amounts(mob_pb_double_t *const *entries, size_t n) {
 
 static json_t *labels(mob_pb_string_t *const *entries, size_t n) {
   json_t *out = json_object();
-  for (size_t i = 0; i < n; i++) json_object_set_new(out, entries[i]->key, json_string(entries[i]->value));
+  for (size_t i = 0; i < n; i++)
+    json_object_set_new(out, entries[i]->key, json_string(entries[i]->value));
   return out;
 }
 
@@ -58,8 +59,9 @@ static json_t *time_or_null(uint64_t ms) {
   return ms ? json_integer((json_int_t)ms) : json_null();
 }
 
-static const char *const node_columns[] = {"node_id",       "node_ip",   "is_head_node",    "state",
-                                           "state_message", "node_name", "resources_total", "labels", NULL};
+static const char *const node_columns[] = {"node_id",         "node_ip",       "is_head_node",
+                                           "state",           "state_message", "node_name",
+                                           "resources_total", "labels",        NULL};
 
 static mob_status list_nodes(mob_cli_t *cli, json_t *rows) {
   Ray__Rpc__GetAllNodeInfoRequest request = RAY__RPC__GET_ALL_NODE_INFO_REQUEST__INIT;
@@ -74,11 +76,13 @@ static mob_status list_nodes(mob_cli_t *cli, json_t *rows) {
     json_object_set_new(row, "node_ip", json_string(node->node_manager_address));
     json_object_set_new(row, "is_head_node", json_boolean(node->is_head_node));
     json_object_set_new(row, "state", json_string(alive ? "ALIVE" : "DEAD"));
-    json_object_set_new(row, "state_message", node->death_info && *node->death_info->reason_message
-                                                  ? json_string(node->death_info->reason_message)
-                                                  : json_null());
+    json_object_set_new(row, "state_message",
+                        node->death_info && *node->death_info->reason_message
+                            ? json_string(node->death_info->reason_message)
+                            : json_null());
     json_object_set_new(row, "node_name", json_string(node->node_name));
-    json_object_set_new(row, "resources_total", amounts(node->resources_total, node->n_resources_total));
+    json_object_set_new(row, "resources_total",
+                        amounts(node->resources_total, node->n_resources_total));
     json_object_set_new(row, "labels", labels(node->labels, node->n_labels));
     json_object_set_new(row, "start_time_ms", time_or_null(node->start_time_ms));
     json_object_set_new(row, "end_time_ms", time_or_null(node->end_time_ms));
@@ -88,8 +92,8 @@ static mob_status list_nodes(mob_cli_t *cli, json_t *rows) {
   return MOB_OK;
 }
 
-static const char *const actor_columns[] = {"actor_id", "class_name", "state",         "job_id", "name",
-                                            "node_id",  "pid",        "ray_namespace", NULL};
+static const char *const actor_columns[] = {
+    "actor_id", "class_name", "state", "job_id", "name", "node_id", "pid", "ray_namespace", NULL};
 
 static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
   switch (cause->context_case) {
@@ -101,8 +105,10 @@ static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
     return cause->actor_died_error_context->error_message;
   case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
     return cause->actor_unschedulable_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT: return cause->oom_context->error_message;
-  default: return "";
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
+    return cause->oom_context->error_message;
+  default:
+    return "";
   }
 }
 
@@ -113,24 +119,29 @@ static json_t *death_of(const Ray__Rpc__ActorTableData *actor) {
 }
 
 static json_t *actor_row(const Ray__Rpc__ActorTableData *actor) {
-  static const char *const states[] = {"DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD"};
+  static const char *const states[] = {"DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE",
+                                       "RESTARTING", "DEAD"};
   json_t *row = json_object();
   bool placed = actor->opt_node_id_case == RAY__RPC__ACTOR_TABLE_DATA__OPT_NODE_ID_NODE_ID;
   bool grouped = actor->opt_placement_group_id_case ==
                  RAY__RPC__ACTOR_TABLE_DATA__OPT_PLACEMENT_GROUP_ID_PLACEMENT_GROUP_ID;
   json_object_set_new(row, "actor_id", hex_text(&actor->actor_id));
   json_object_set_new(row, "class_name", json_string(actor->class_name));
-  json_object_set_new(row, "state", json_string((size_t)actor->state < MOB_LEN(states) ? states[actor->state] : "?"));
+  json_object_set_new(
+      row, "state",
+      json_string((size_t)actor->state < MOB_LEN(states) ? states[actor->state] : "?"));
   json_object_set_new(row, "job_id", hex_text(&actor->job_id));
   json_object_set_new(row, "name", json_string(actor->name));
   json_object_set_new(row, "node_id", placed ? hex_text(&actor->node_id) : json_null());
   json_object_set_new(row, "pid", json_integer(actor->pid));
   json_object_set_new(row, "ray_namespace", json_string(actor->ray_namespace));
   json_object_set_new(row, "serialized_runtime_env", json_string(actor->serialized_runtime_env));
-  json_object_set_new(row, "required_resources", amounts(actor->required_resources, actor->n_required_resources));
+  json_object_set_new(row, "required_resources",
+                      amounts(actor->required_resources, actor->n_required_resources));
   json_object_set_new(row, "death_cause", death_of(actor));
   json_object_set_new(row, "is_detached", json_boolean(actor->is_detached));
-  json_object_set_new(row, "placement_group_id", grouped ? hex_text(&actor->placement_group_id) : json_null());
+  json_object_set_new(row, "placement_group_id",
+                      grouped ? hex_text(&actor->placement_group_id) : json_null());
   json_object_set_new(row, "repr_name", json_string(actor->repr_name));
   json_object_set_new(row, "num_restarts", json_integer(actor->num_restarts));
   json_object_set_new(row, "num_restarts_due_to_lineage_reconstruction",
@@ -138,7 +149,8 @@ static json_t *actor_row(const Ray__Rpc__ActorTableData *actor) {
   json_object_set_new(row, "num_restarts_due_to_node_preemption",
                       json_integer((json_int_t)actor->num_restarts_due_to_node_preemption));
   json_object_set_new(row, "call_site", json_null());
-  json_object_set_new(row, "label_selector", labels(actor->label_selector, actor->n_label_selector));
+  json_object_set_new(row, "label_selector",
+                      labels(actor->label_selector, actor->n_label_selector));
   return row;
 }
 
@@ -155,7 +167,8 @@ static mob_status list_actors(mob_cli_t *cli, json_t *rows) {
   return MOB_OK;
 }
 
-static const char *const pg_columns[] = {"placement_group_id", "name", "creator_job_id", "state", NULL};
+static const char *const pg_columns[] = {"placement_group_id", "name", "creator_job_id", "state",
+                                         NULL};
 
 static json_t *bundles_of(const Ray__Rpc__PlacementGroupTableData *group) {
   json_t *out = json_array();
@@ -166,21 +179,25 @@ static json_t *bundles_of(const Ray__Rpc__PlacementGroupTableData *group) {
       json_object_set_new(entry, "bundle_id", hex_text(&bundle->bundle_id->placement_group_id));
       json_object_set_new(entry, "bundle_index", json_integer(bundle->bundle_id->bundle_index));
     }
-    json_object_set_new(entry, "node_id", bundle->node_id.len ? hex_text(&bundle->node_id) : json_null());
-    json_object_set_new(entry, "unit_resources", amounts(bundle->unit_resources, bundle->n_unit_resources));
+    json_object_set_new(entry, "node_id",
+                        bundle->node_id.len ? hex_text(&bundle->node_id) : json_null());
+    json_object_set_new(entry, "unit_resources",
+                        amounts(bundle->unit_resources, bundle->n_unit_resources));
     json_array_append_new(out, entry);
   }
   return out;
 }
 
 static json_t *stats_of(const Ray__Rpc__PlacementGroupStats *stats) {
-  static const char *const states[] = {"QUEUED",     "REMOVED",   "SCHEDULING_STARTED",
-                                       "NO_RESOURCES", "INFEASIBLE", "FAILED_TO_COMMIT_RESOURCES", "FINISHED"};
+  static const char *const states[] = {"QUEUED",       "REMOVED",    "SCHEDULING_STARTED",
+                                       "NO_RESOURCES", "INFEASIBLE", "FAILED_TO_COMMIT_RESOURCES",
+                                       "FINISHED"};
   if (!stats) return json_null();
-  return json_pack("{s:I, s:I, s:i, s:s}", "scheduling_latency_us", (json_int_t)stats->scheduling_latency_us,
-                   "end_to_end_creation_latency_us", (json_int_t)stats->end_to_end_creation_latency_us,
-                   "scheduling_attempt", (int)stats->scheduling_attempt, "scheduling_state",
-                   (size_t)stats->scheduling_state < MOB_LEN(states) ? states[stats->scheduling_state] : "?");
+  return json_pack(
+      "{s:I, s:I, s:i, s:s}", "scheduling_latency_us", (json_int_t)stats->scheduling_latency_us,
+      "end_to_end_creation_latency_us", (json_int_t)stats->end_to_end_creation_latency_us,
+      "scheduling_attempt", (int)stats->scheduling_attempt, "scheduling_state",
+      (size_t)stats->scheduling_state < MOB_LEN(states) ? states[stats->scheduling_state] : "?");
 }
 
 static mob_status list_groups(mob_cli_t *cli, json_t *rows) {
@@ -195,8 +212,9 @@ static mob_status list_groups(mob_cli_t *cli, json_t *rows) {
     json_object_set_new(row, "placement_group_id", hex_text(&group->placement_group_id));
     json_object_set_new(row, "name", json_string(group->name));
     json_object_set_new(row, "creator_job_id", hex_text(&group->creator_job_id));
-    json_object_set_new(row, "state",
-                        json_string((size_t)group->state < MOB_LEN(states) ? states[group->state] : "?"));
+    json_object_set_new(
+        row, "state",
+        json_string((size_t)group->state < MOB_LEN(states) ? states[group->state] : "?"));
     json_object_set_new(row, "bundles", bundles_of(group));
     json_object_set_new(row, "is_detached", json_boolean(group->is_detached));
     json_object_set_new(row, "stats", stats_of(group->stats));
@@ -216,7 +234,8 @@ static const struct {
     {"placement-groups", list_groups, pg_columns},
 };
 
-// -------------------------------------------------------------------------------------- filters and order
+// -------------------------------------------------------------------------------------- filters
+// and order
 
 typedef struct filter {
   char *key, *value;
@@ -226,9 +245,11 @@ typedef struct filter {
 static mob_status read_filter(const char *text, filter_t *out) {
   const char *sign = strchr(text, '=');
   if (!sign || sign == text || (sign == text + 1 && *text == '!')) {
-    return mob_fail(MOB_E_INVALID, "Error: The format of a given filter %s is invalid: The filter string should be "
-                                   "`key=value` or `key!=value`.",
-                    text);
+    return mob_fail(
+        MOB_E_INVALID,
+        "Error: The format of a given filter %s is invalid: The filter string should be "
+        "`key=value` or `key!=value`.",
+        text);
   }
   out->equal = sign[-1] != '!';
   out->key = mob_strndup(text, (size_t)(sign - text) - !out->equal);
@@ -241,7 +262,8 @@ static mob_status matches(const json_t *row, const filter_t *filters, size_t cou
   for (size_t i = 0; i < count; i++) {
     const json_t *value = json_object_get(row, filters[i].key);
     if (!value) {
-      return mob_fail(MOB_E_INVALID, "Error: the listing has no column '%s' to filter by", filters[i].key);
+      return mob_fail(MOB_E_INVALID, "Error: the listing has no column '%s' to filter by",
+                      filters[i].key);
     }
     char *text = mob_cell_text(value);
     bool same = strcasecmp(text ? text : "", filters[i].value) == 0;
@@ -256,8 +278,8 @@ static int by_first(const void *a, const void *b) {
 }
 
 // Rows that pass the filters, by their ids.
-static mob_status select_rows(const json_t *rows, const char *id, const filter_t *filters, size_t count,
-                              json_t *out) {
+static mob_status select_rows(const json_t *rows, const char *id, const filter_t *filters,
+                              size_t count, json_t *out) {
   size_t n = json_array_size(rows), kept = 0;
   const json_t **ids = MOB_NEW_ARRAY(const json_t *, n + 1);
   json_t *by_id = json_object();
@@ -271,20 +293,23 @@ static mob_status select_rows(const json_t *rows, const char *id, const filter_t
     json_object_set(by_id, json_string_value(ids[kept - 1]), row);
   }
   qsort(ids, kept, sizeof *ids, by_first);
-  for (size_t i = 0; i < kept; i++) json_array_append(out, json_object_get(by_id, json_string_value(ids[i])));
+  for (size_t i = 0; i < kept; i++)
+    json_array_append(out, json_object_get(by_id, json_string_value(ids[i])));
   json_decref(by_id);
   free(ids);
   return status;
 }
 
-// ------------------------------------------------------------------------------------------------ output
+// ------------------------------------------------------------------------------------------------
+// output
 
 static void keep_columns(json_t *rows, const char *const *columns) {
   size_t i;
   json_t *row;
   json_array_foreach(rows, i, row) {
     json_t *cut = json_object();
-    for (const char *const *c = columns; *c; c++) json_object_set(cut, *c, json_object_get(row, *c));
+    for (const char *const *c = columns; *c; c++)
+      json_object_set(cut, *c, json_object_get(row, *c));
     json_array_set_new(rows, i, cut);
   }
 }
@@ -296,11 +321,13 @@ static void print_table(const json_t *rows, size_t total) {
   gettimeofday(&now, NULL);
   localtime_r(&now.tv_sec, &tm);
   strftime(stamp, sizeof stamp, "%Y-%m-%d %H:%M:%S", &tm);
-  printf("\n======== List: %s.%06ld ========\nStats:\n------------------------------\nTotal: %zu\n\nTable:\n"
+  printf("\n======== List: %s.%06ld ========\nStats:\n------------------------------\nTotal: "
+         "%zu\n\nTable:\n"
          "------------------------------\n",
          stamp, (long)now.tv_usec, total);
   size_t n = json_array_size(rows), columns = json_object_size(json_array_get(rows, 0)), c = 0;
-  char **headers = MOB_NEW_ARRAY(char *, columns + 1), **cells = MOB_NEW_ARRAY(char *, n * columns + 1);
+  char **headers = MOB_NEW_ARRAY(char *, columns + 1),
+       **cells = MOB_NEW_ARRAY(char *, n *columns + 1);
   const char *name;
   json_t *value;
   json_object_foreach(json_array_get(rows, 0), name, value) {
@@ -309,7 +336,8 @@ static void print_table(const json_t *rows, size_t total) {
   }
   for (size_t r = 0; r < n; r++) {
     c = 0;
-    json_object_foreach(json_array_get(rows, r), name, value) cells[r * columns + c++] = mob_cell_text(value);
+    json_object_foreach(json_array_get(rows, r), name, value) cells[r * columns + c++] =
+        mob_cell_text(value);
   }
   mob_buf_t text = {0};
   mob_table(&text, (const char *const *)headers, columns, cells, n);
@@ -340,27 +368,32 @@ static int print_rows(json_t *rows, size_t total, const char *format, bool detai
   fflush(stdout);
   if (n < total) {
     fprintf(stderr,
-            "UserWarning: Limit last %zu entries (Total %zu). Use `--filter` to reduce the amount of data to return "
+            "UserWarning: Limit last %zu entries (Total %zu). Use `--filter` to reduce the amount "
+            "of data to return "
             "or setting a higher limit with `--limit` to see all data.\n",
             n, total);
   }
   return 0;
 }
 
-static const char help[] =
-    "Usage: ray list [OPTIONS] {nodes|actors|placement-groups}\n\nOptions:\n"
-    "  --format [default|json|yaml|table]\n  -f, --filter TEXT    key=value or key!=value; may be repeated\n"
-    "  --limit INTEGER      rows to print (100)\n  --detail             every column\n  --timeout INTEGER\n"
-    "  --address TEXT       the cluster's HOST:PORT\n";
+static const char help[] = "Usage: ray list [OPTIONS] {nodes|actors|placement-groups}\n\nOptions:\n"
+                           "  --format [default|json|yaml|table]\n  -f, --filter TEXT    key=value "
+                           "or key!=value; may be repeated\n"
+                           "  --limit INTEGER      rows to print (100)\n  --detail             "
+                           "every column\n  --timeout INTEGER\n"
+                           "  --address TEXT       the cluster's HOST:PORT\n";
 
 static int usage_error(const char *text) {
-  fprintf(stderr, "Usage: ray list [OPTIONS] {nodes|actors|placement-groups}\nTry 'ray list --help' for help.\n\n%s\n",
+  fprintf(stderr,
+          "Usage: ray list [OPTIONS] {nodes|actors|placement-groups}\nTry 'ray list --help' for "
+          "help.\n\n%s\n",
           text);
   return 2;
 }
 
 // --filter may stand several times: it is taken out before the other flags are read.
-static mob_status take_filters(int *argc, char **argv, filter_t *filters, size_t max, size_t *count) {
+static mob_status take_filters(int *argc, char **argv, filter_t *filters, size_t max,
+                               size_t *count) {
   int n = 1;
   *count = 0;
   for (int i = 1; i < *argc; i++) {
@@ -388,8 +421,10 @@ int mob_ray_list_main(int argc, char **argv) {
   bool detail = false;
   filter_t filters[16] = {0};
   size_t n_filters = 0, n_rest = 0;
-  const mob_cli_flag_t flags[] = {{"--address", &address, NULL}, {"--format", &format, NULL},
-                                  {"--limit", &limit, NULL},     {"--detail", NULL, &detail},
+  const mob_cli_flag_t flags[] = {{"--address", &address, NULL},
+                                  {"--format", &format, NULL},
+                                  {"--limit", &limit, NULL},
+                                  {"--detail", NULL, &detail},
                                   {"--timeout", &timeout, NULL}};
   json_t *all = json_array(), *rows = json_array();
   mob_cli_t cli = {0};
@@ -410,8 +445,10 @@ int mob_ray_list_main(int argc, char **argv) {
                             : "Error: Missing argument '{nodes|actors|placement-groups}'.");
   } else if (*end || most < 1) {
     code = usage_error("Error: Invalid value for '--limit': it must be a whole number above 0.");
-  } else if (strcmp(format, "default") && strcmp(format, "json") && strcmp(format, "yaml") && strcmp(format, "table")) {
-    code = usage_error("Error: Invalid value for '--format': it is one of 'default', 'json', 'yaml', 'table'.");
+  } else if (strcmp(format, "default") && strcmp(format, "json") && strcmp(format, "yaml") &&
+             strcmp(format, "table")) {
+    code = usage_error(
+        "Error: Invalid value for '--format': it is one of 'default', 'json', 'yaml', 'table'.");
   }
   if (code >= 0) goto cleanup;
   code = 1;

@@ -48,8 +48,10 @@ void mob_say_started(const mob_start_options_t *options, const char *ip, const c
     MOB_SAY("--block");
     mob_say_indent(2);
     MOB_SAY("This command will now block forever until terminated by a signal.");
-    MOB_SAY("Running subprocesses are monitored and a message will be printed if any of them terminate "
-            "unexpectedly. Subprocesses exit with SIGTERM will be treated as graceful, thus NOT reported.");
+    MOB_SAY(
+        "Running subprocesses are monitored and a message will be printed if any of them terminate "
+        "unexpectedly. Subprocesses exit with SIGTERM will be treated as graceful, thus NOT "
+        "reported.");
     mob_say_indent(0);
   }
 }
@@ -74,7 +76,8 @@ static int run_detached(const mob_start_options_t *options, int argc, char **arg
   if (status == MOB_OK) {
     mob_say_started(options, daemon.ip, daemon.address);
   } else {
-    fprintf(stderr, "%s%s\n", status == MOB_E_EXISTS ? "ConnectionError: " : "Error: ", mob_errmsg());
+    fprintf(stderr, "%s%s\n",
+            status == MOB_E_EXISTS ? "ConnectionError: " : "Error: ", mob_errmsg());
   }
   mob_daemon_free(&daemon);
   return status == MOB_OK ? 0 : 1;
@@ -85,7 +88,8 @@ int mob_ray_start_main(int argc, char **argv) {
   int code = 2;
   mob_start_options_init(&options);
   if (mob_start_options_parse(&options, argc, argv) != MOB_OK) {
-    fprintf(stderr, "Usage: ray start [OPTIONS]\nTry 'ray start --help' for help.\n\n%s\n", mob_errmsg());
+    fprintf(stderr, "Usage: ray start [OPTIONS]\nTry 'ray start --help' for help.\n\n%s\n",
+            mob_errmsg());
     goto cleanup;
   }
   if (options.help) {

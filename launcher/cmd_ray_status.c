@@ -32,7 +32,8 @@ static mob_status check_version(mob_cli_t *cli) {
   mob_status status = MOB_OK;
   if (!version || strcmp(version, MOB_RAY_VERSION) != 0) {
     status = mob_fail(MOB_E_UNSUPPORTED,
-                      "RuntimeError: Ray version mismatch: cluster has Ray version %s but local Ray version is %s",
+                      "RuntimeError: Ray version mismatch: cluster has Ray version %s but local "
+                      "Ray version is %s",
                       version ? version : "unknown", MOB_RAY_VERSION);
   }
   json_decref(json);
@@ -41,12 +42,15 @@ static mob_status check_version(mob_cli_t *cli) {
 }
 
 int mob_ray_status_main(int argc, char **argv) {
-  static const char help[] = "Usage: ray status [OPTIONS]\n\n  Print cluster status, including autoscaling info.\n\n"
-                             "Options:\n  --address TEXT  the cluster's HOST:PORT\n  -v, --verbose   each node too\n";
+  static const char help[] =
+      "Usage: ray status [OPTIONS]\n\n  Print cluster status, including autoscaling info.\n\n"
+      "Options:\n  --address TEXT  the cluster's HOST:PORT\n  -v, --verbose   each node too\n";
   const char *address = NULL, *password = NULL;
   bool verbose = false;
-  const mob_cli_flag_t flags[] = {{"--address", &address, NULL}, {"-v", NULL, &verbose},
-                                  {"--verbose", NULL, &verbose}, {"--redis_password", &password, NULL}};
+  const mob_cli_flag_t flags[] = {{"--address", &address, NULL},
+                                  {"-v", NULL, &verbose},
+                                  {"--verbose", NULL, &verbose},
+                                  {"--redis_password", &password, NULL}};
   int code = mob_cli_parse(argc, argv, "ray status", help, flags, MOB_LEN(flags), NULL, 0, NULL);
   if (code >= 0) return code;
   mob_cli_t cli;
@@ -70,16 +74,18 @@ int mob_ray_status_main(int argc, char **argv) {
 }
 
 int mob_ray_health_main(int argc, char **argv) {
-  static const char help[] =
-      "Usage: ray health-check [OPTIONS]\n\n  Check whether the cluster's head answers.\n\nOptions:\n"
-      "  --address TEXT        the cluster's HOST:PORT\n  --component TEXT      ask for one component's sign of life\n"
-      "  --skip-version-check  do not compare releases\n";
+  static const char help[] = "Usage: ray health-check [OPTIONS]\n\n  Check whether the cluster's "
+                             "head answers.\n\nOptions:\n"
+                             "  --address TEXT        the cluster's HOST:PORT\n  --component TEXT  "
+                             "    ask for one component's sign of life\n"
+                             "  --skip-version-check  do not compare releases\n";
   const char *address = NULL, *component = NULL;
   bool skip = false;
   const mob_cli_flag_t flags[] = {{"--address", &address, NULL},
                                   {"--component", &component, NULL},
                                   {"--skip-version-check", NULL, &skip}};
-  int code = mob_cli_parse(argc, argv, "ray health-check", help, flags, MOB_LEN(flags), NULL, 0, NULL);
+  int code =
+      mob_cli_parse(argc, argv, "ray health-check", help, flags, MOB_LEN(flags), NULL, 0, NULL);
   if (code >= 0) return code;
   mob_cli_t cli;
   if (mob_cli_connect(&cli, address, CONNECT_TIMEOUT_MS) != MOB_OK) return fail(NULL);
@@ -104,7 +110,8 @@ int mob_ray_health_main(int argc, char **argv) {
 
 int mob_ray_drain_main(int argc, char **argv) {
   static const char help[] =
-      "Usage: ray drain-node [OPTIONS]\n\n  Let a node finish its work and take no more.\n\nOptions:\n"
+      "Usage: ray drain-node [OPTIONS]\n\n  Let a node finish its work and take no "
+      "more.\n\nOptions:\n"
       "  --address TEXT\n  --node-id TEXT  hex  [required]\n"
       "  --reason [DRAIN_NODE_REASON_IDLE_TERMINATION|DRAIN_NODE_REASON_PREEMPTION]  [required]\n"
       "  --reason-message TEXT  [required]\n  --deadline-remaining-seconds INTEGER\n";
@@ -114,7 +121,8 @@ int mob_ray_drain_main(int argc, char **argv) {
                                   {"--reason", &reason, NULL},
                                   {"--reason-message", &message, NULL},
                                   {"--deadline-remaining-seconds", &deadline, NULL}};
-  int code = mob_cli_parse(argc, argv, "ray drain-node", help, flags, MOB_LEN(flags), NULL, 0, NULL);
+  int code =
+      mob_cli_parse(argc, argv, "ray drain-node", help, flags, MOB_LEN(flags), NULL, 0, NULL);
   if (code >= 0) return code;
   uint8_t id[28];
   const char *wrong = !node ? "Missing option '--node-id'."
@@ -132,7 +140,9 @@ int mob_ray_drain_main(int argc, char **argv) {
     wrong = "Invalid value for '--reason'.";
   }
   if (wrong) {
-    fprintf(stderr, "Usage: ray drain-node [OPTIONS]\nTry 'ray drain-node --help' for help.\n\nError: %s\n", wrong);
+    fprintf(stderr,
+            "Usage: ray drain-node [OPTIONS]\nTry 'ray drain-node --help' for help.\n\nError: %s\n",
+            wrong);
     return 2;
   }
   request.node_id = mob_pb_bytes(id, sizeof id);
@@ -146,7 +156,9 @@ int mob_ray_drain_main(int argc, char **argv) {
     return fail(&cli);
   }
   code = reply->is_accepted ? 0 : 1;
-  if (code) fprintf(stderr, "Error: The drain request is not accepted: %s\n", reply->rejection_reason_message);
+  if (code)
+    fprintf(stderr, "Error: The drain request is not accepted: %s\n",
+            reply->rejection_reason_message);
   mob_pb_free(reply);
   mob_cli_close(&cli);
   return code;

@@ -14,7 +14,8 @@
 
 static const char help[] =
     "Usage: ray stop [OPTIONS]\n\n"
-    "  Stop the nodes that were started on this machine, with their actors. Only the cluster of this\n"
+    "  Stop the nodes that were started on this machine, with their actors. Only the cluster of "
+    "this\n"
     "  temporary folder is touched.\n\n"
     "Options:\n"
     "  -f, --force                 end them at once with SIGKILL\n"
@@ -46,8 +47,9 @@ int mob_ray_stop_main(int argc, char **argv) {
   const char *grace = NULL, *temp_option = NULL;
   bool force = false, verbose = false;
   const mob_cli_flag_t flags[] = {
-      {"--force", NULL, &force},        {"-f", NULL, &force},          {"--grace-period", &grace, NULL},
-      {"-g", &grace, NULL},             {"--temp-dir", &temp_option, NULL}, {"-v", NULL, &verbose},
+      {"--force", NULL, &force},          {"-f", NULL, &force},
+      {"--grace-period", &grace, NULL},   {"-g", &grace, NULL},
+      {"--temp-dir", &temp_option, NULL}, {"-v", NULL, &verbose},
       {"--verbose", NULL, &verbose},
   };
   int code = mob_cli_parse(argc, argv, "ray stop", help, flags, MOB_LEN(flags), NULL, 0, NULL);
@@ -58,7 +60,8 @@ int mob_ray_stop_main(int argc, char **argv) {
     char *end;
     seconds = strtod(grace, &end);
     if (*end || end == grace || seconds < 0) {
-      fprintf(stderr, "Error: Invalid value for '--grace-period': '%s' is not a valid integer.\n", grace);
+      fprintf(stderr, "Error: Invalid value for '--grace-period': '%s' is not a valid integer.\n",
+              grace);
       return 2;
     }
   }
@@ -89,9 +92,10 @@ int mob_ray_stop_main(int argc, char **argv) {
     send_all(&processes, workers, daemons, sig);
     size_t left = wait_for_end(&processes, processes.len, now + grace_ms);
     if (left) {
-      MOB_SAY_WARNING("Stopped only %zu out of %zu Ray processes within the grace period %g seconds. "
-                      "Remaining processes will be forcefully terminated.",
-                      processes.len - left, processes.len, seconds);
+      MOB_SAY_WARNING(
+          "Stopped only %zu out of %zu Ray processes within the grace period %g seconds. "
+          "Remaining processes will be forcefully terminated.",
+          processes.len - left, processes.len, seconds);
       MOB_SAY_WARNING("You can also use `--force` to forcefully terminate processes or set higher "
                       "`--grace-period` to wait longer time for proper termination.");
       send_all(&processes, 0, processes.len, SIGKILL);
@@ -104,7 +108,8 @@ int mob_ray_stop_main(int argc, char **argv) {
     }
   }
   mob_node_records_t rest = {0};
-  if (mob_node_records_list(temp_dir, &rest) == MOB_OK && !rest.len) mob_current_cluster_clear(temp_dir, NULL);
+  if (mob_node_records_list(temp_dir, &rest) == MOB_OK && !rest.len)
+    mob_current_cluster_clear(temp_dir, NULL);
   mob_node_records_free(&rest);
   mob_node_records_free(&records);
   mob_vec_free(&processes);

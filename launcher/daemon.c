@@ -48,13 +48,14 @@ static mob_status understand(mob_buf_t *text, mob_daemon_t *out) {
     if (waitpid(out->pid, &status, 0) == out->pid && WIFSIGNALED(status)) {
       return mob_fail(MOB_E_INTERNAL, "the node daemon was killed by signal %d", WTERMSIG(status));
     }
-    return mob_fail(MOB_E_INTERNAL, "the node daemon ended without a word (exit code %d)", WEXITSTATUS(status));
+    return mob_fail(MOB_E_INTERNAL, "the node daemon ended without a word (exit code %d)",
+                    WEXITSTATUS(status));
   }
   mob_status result = MOB_OK;
   const char *ip, *address, *session, *id, *error;
   if (json_is_true(json_object_get(json, "ok")) &&
-      json_unpack(json, "{s:s, s:s, s:s, s:s}", "ip", &ip, "address", &address, "session_dir", &session, "node_id",
-                  &id) == 0) {
+      json_unpack(json, "{s:s, s:s, s:s, s:s}", "ip", &ip, "address", &address, "session_dir",
+                  &session, "node_id", &id) == 0) {
     out->ip = mob_strdup(ip);
     out->address = mob_strdup(address);
     out->session_dir = mob_strdup(session);
@@ -62,7 +63,8 @@ static mob_status understand(mob_buf_t *text, mob_daemon_t *out) {
   } else {
     error = json_string_value(json_object_get(json, "error"));
     bool taken = error && strstr(error, "is already running at");
-    result = mob_fail(taken ? MOB_E_EXISTS : MOB_E_UNAVAILABLE, "%s", error ? error : "the node did not start");
+    result = mob_fail(taken ? MOB_E_EXISTS : MOB_E_UNAVAILABLE, "%s",
+                      error ? error : "the node did not start");
     waitpid(out->pid, NULL, 0);
   }
   json_decref(json);

@@ -1,4 +1,5 @@
-// The one executable: which command it is follows from the name it was started under, or from its first argument.
+// The one executable: which command it is follows from the name it was started under, or from its
+// first argument.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,12 +31,14 @@ typedef struct command {
 } command_t;
 
 static const command_t commands[] = {
-    {"ray_init.sh", mob_ray_init_main, "bring a pod of a LeaderWorkerSet group into its cluster: leader | worker"},
+    {"ray_init.sh", mob_ray_init_main,
+     "bring a pod of a LeaderWorkerSet group into its cluster: leader | worker"},
     {"ray", mob_ray_main, "start, stop and look at nodes: ray --help"},
     {"vllm", mob_vllm_main, "serve a model over the OpenAI API: vllm serve DIR"},
     {"lws", mob_lws_main, "run LeaderWorkerSet manifests on this machine: lws up FILE"},
     {"node", mob_node_main, "a node daemon in the foreground, with the flags of `ray start`"},
-    {"gcs-server", mob_gcs_server_main, "the control store alone, with the flags of Ray's gcs_server"},
+    {"gcs-server", mob_gcs_server_main,
+     "the control store alone, with the flags of Ray's gcs_server"},
     {"version", version_main, "print the version"},
     {"help", help_main, "this text"},
     {"actor-worker", mob_actor_worker_main, NULL},
@@ -49,13 +52,15 @@ static const command_t commands[] = {
 
 static void print_help(FILE *out) {
   fputs("Usage: mobula COMMAND [ARGUMENTS]\n\n"
-        "Serves large models from LeaderWorkerSet groups: the cluster, its actors and the engine in one program.\n\n"
+        "Serves large models from LeaderWorkerSet groups: the cluster, its actors and the engine "
+        "in one program.\n\n"
         "Commands:\n",
         out);
   for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
     if (commands[i].help) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
   }
-  fputs("\nLinks named ray_init.sh, multi-node-serving.sh, ray, vllm and gcs_server run the command of their name.\n"
+  fputs("\nLinks named ray_init.sh, multi-node-serving.sh, ray, vllm and gcs_server run the "
+        "command of their name.\n"
         "`mobula COMMAND --help` tells more.\n",
         out);
 }

@@ -15,7 +15,8 @@
 #define CONNECT_TIMEOUT_MS 10000
 #define CALL_TIMEOUT_MS 10000
 
-// --------------------------------------------------------------------------------------------- lifetime
+// ---------------------------------------------------------------------------------------------
+// lifetime
 
 static void free_cluster(void *arg) {
   mob_cluster_t *cluster = arg;
@@ -98,10 +99,11 @@ void mob__cluster_address(const mob_cluster_t *cluster, Ray__Rpc__Address *out) 
   out->ip_address = cluster->ip;
 }
 
-// ------------------------------------------------------------------------------------------------ nodes
+// ------------------------------------------------------------------------------------------------
+// nodes
 
-static void set_node(mob_cluster_t *cluster, const ProtobufCBinaryData *id, const char *ip, bool alive,
-                     const char *why, bool tell) {
+static void set_node(mob_cluster_t *cluster, const ProtobufCBinaryData *id, const char *ip,
+                     bool alive, const char *why, bool tell) {
   if (id->len != MOB_NODE_ID_LEN) return;
   mob__node_t *node = NULL;
   for (size_t i = 0; i < cluster->node_count && !node; i++) {
@@ -136,7 +138,8 @@ static void on_message(void *owner, const Ray__Rpc__PubMessage *message) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------- connect
+// ----------------------------------------------------------------------------------------------
+// connect
 
 static void close_hold(mob_cluster_t *cluster) {
   mob_rpc_stream_t *hold = cluster->hold;
@@ -159,7 +162,8 @@ static void on_lost(void *owner, const char *why) {
   cluster->lost_why = mob_sprintf("the cluster's head at %s is gone: %s",
                                   mob_gcs_client_address(cluster->gcs), why);
   mob__cluster_enter(cluster);
-  if (cluster->events && cluster->events->on_lost) cluster->events->on_lost(cluster->owner, cluster->lost_why);
+  if (cluster->events && cluster->events->on_lost)
+    cluster->events->on_lost(cluster->owner, cluster->lost_why);
   if (!cluster->closing) fail_actors(cluster, MOB_E_UNAVAILABLE, cluster->lost_why);
   mob__cluster_leave(cluster);
 }
@@ -167,7 +171,8 @@ static void on_lost(void *owner, const char *why) {
 static const mob_gcs_client_events_t gcs_events = {on_lost, NULL, on_message};
 
 // The stream whose life is the job's.
-static void on_hold_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, size_t len) {
+static void on_hold_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data,
+                            size_t len) {
   mob_cluster_t *cluster = owner;
   (void)stream;
   (void)data;
@@ -175,7 +180,8 @@ static void on_hold_message(void *owner, mob_rpc_stream_t *stream, const uint8_t
   cluster->heard_ms = uv_now(cluster->loop);
 }
 
-static void on_hold_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_hold_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                          const char *why) {
   mob_cluster_t *cluster = owner;
   (void)code;
   if (cluster->hold == stream) {
@@ -240,11 +246,13 @@ static void on_job_added(void *arg, mob_status status, const char *why, const vo
   }
   cluster->end_job = true;
   open_hold(cluster);
-  mob_gcs_subscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, NULL, 0, NULL, NULL);
+  mob_gcs_subscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_NODE_INFO_CHANNEL, NULL, 0, NULL,
+                    NULL);
   Ray__Rpc__GetAllNodeInfoRequest request = RAY__RPC__GET_ALL_NODE_INFO_REQUEST__INIT;
   mob__cluster_enter(cluster);
   mob_gcs_call(cluster->gcs, "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", &request,
-               &ray__rpc__get_all_node_info_reply__descriptor, CALL_TIMEOUT_MS, on_first_nodes, cluster);
+               &ray__rpc__get_all_node_info_reply__descriptor, CALL_TIMEOUT_MS, on_first_nodes,
+               cluster);
 out:
   mob__cluster_leave(cluster);
 }
@@ -256,7 +264,8 @@ static char *command_line(void) {
   if (file) fclose(file);
   while (n && !text[n - 1]) n--;
   for (size_t i = 0; i < n; i++) {
-    if ((unsigned char)text[i] < 0x20 || (unsigned char)text[i] > 0x7e) text[i] = text[i] ? '?' : ' ';
+    if ((unsigned char)text[i] < 0x20 || (unsigned char)text[i] > 0x7e)
+      text[i] = text[i] ? '?' : ' ';
   }
   return mob_strndup(text, n);
 }
@@ -310,8 +319,8 @@ static void on_connected(void *arg, mob_status status, const char *why) {
                &ray__rpc__get_next_job_idreply__descriptor, CALL_TIMEOUT_MS, on_job_id, cluster);
 }
 
-// The address of this machine that the head sees: the one on the route to it. A head given by name is asked
-// for with what the name resolves to later; until then the job's row has no address.
+// The address of this machine that the head sees: the one on the route to it. A head given by name
+// is asked for with what the name resolves to later; until then the job's row has no address.
 static char *own_ip(const char *address) {
   char *ip = NULL, *host = mob_strdup(address);
   char *colon = strrchr(host, ':');
@@ -320,7 +329,8 @@ static char *own_ip(const char *address) {
   char text[INET_ADDRSTRLEN];
   if (colon) *colon = 0;
   int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd >= 0 && inet_pton(AF_INET, strcmp(host, "localhost") ? host : "127.0.0.1", &peer.sin_addr) == 1 &&
+  if (fd >= 0 &&
+      inet_pton(AF_INET, strcmp(host, "localhost") ? host : "127.0.0.1", &peer.sin_addr) == 1 &&
       connect(fd, (struct sockaddr *)&peer, sizeof peer) == 0 &&
       getsockname(fd, (struct sockaddr *)&own, &len) == 0) {
     ip = mob_strdup(inet_ntop(AF_INET, &own.sin_addr, text, sizeof text));
@@ -330,13 +340,18 @@ static char *own_ip(const char *address) {
   return ip ? ip : mob_strdup("");
 }
 
-mob_status mob_cluster_connect(uv_loop_t *loop, const char *address, const mob_cluster_events_t *events,
-                               void *owner, mob_done_fn done, void *arg, mob_cluster_t **out) {
+mob_status mob_cluster_connect(uv_loop_t *loop, const char *address,
+                               const mob_cluster_events_t *events, void *owner, mob_done_fn done,
+                               void *arg, mob_cluster_t **out) {
   mob_cluster_t *cluster = MOB_NEW(mob_cluster_t);
   uint8_t name[16];
   char hex[33];
-  *cluster = (mob_cluster_t){.loop = loop, .events = events, .owner = owner, .users = 1,
-                             .connect_done = done, .connect_arg = arg};
+  *cluster = (mob_cluster_t){.loop = loop,
+                             .events = events,
+                             .owner = owner,
+                             .users = 1,
+                             .connect_done = done,
+                             .connect_arg = arg};
   mob_random(name, sizeof name);
   cluster->name_space = mob_strdup(mob_hex(name, sizeof name, hex));
   cluster->ip = own_ip(address);
@@ -344,8 +359,8 @@ mob_status mob_cluster_connect(uv_loop_t *loop, const char *address, const mob_c
   cluster->heartbeat.data = cluster;
   mob_status status = mob__actor_rpc_acquire(loop, &cluster->rpc);
   if (status != MOB_OK) goto failed;
-  status = mob_gcs_client_new(cluster->rpc, address, CONNECT_TIMEOUT_MS, &gcs_events, cluster, on_connected,
-                              cluster, &cluster->gcs);
+  status = mob_gcs_client_new(cluster->rpc, address, CONNECT_TIMEOUT_MS, &gcs_events, cluster,
+                              on_connected, cluster, &cluster->gcs);
   if (status != MOB_OK) {
     mob__actor_rpc_release(cluster->rpc);
     goto failed;
@@ -357,7 +372,8 @@ failed:
   return status;
 }
 
-// ------------------------------------------------------------------------------------------------ close
+// ------------------------------------------------------------------------------------------------
+// close
 
 static void on_closed(void *arg) {
   mob_cluster_t *cluster = arg;
@@ -402,7 +418,8 @@ void mob_cluster_close(mob_cluster_t *cluster, mob_done_fn done, void *arg) {
   mob__cluster_leave(cluster);
 }
 
-// ------------------------------------------------------------------------------------------- node lists
+// ------------------------------------------------------------------------------------------- node
+// lists
 
 typedef struct node_query {
   mob_cluster_t *cluster;
@@ -411,7 +428,8 @@ typedef struct node_query {
   void *nodes; // the unpacked GetAllNodeInfoReply, kept for the second answer
 } node_query_t;
 
-static void answer_nodes(node_query_t *query, mob_status status, const char *why, const void *available) {
+static void answer_nodes(node_query_t *query, mob_status status, const char *why,
+                         const void *available) {
   const Ray__Rpc__GetAllNodeInfoReply *nodes = query->nodes;
   const Ray__Rpc__GetAllAvailableResourcesReply *free_now = available;
   size_t count = status == MOB_OK ? nodes->n_node_info_list : 0;
@@ -431,8 +449,10 @@ static void answer_nodes(node_query_t *query, mob_status status, const char *why
     for (size_t j = 0; j < free_now->n_resources_list; j++) {
       const Ray__Rpc__AvailableResources *entry = free_now->resources_list[j];
       if (!mob_pb_bytes_equal(entry->node_id, out->node_id, MOB_NODE_ID_LEN)) continue;
-      out->cpus_free = mob_pb_double_get(entry->resources_available, entry->n_resources_available, "CPU");
-      out->gpus_free = mob_pb_double_get(entry->resources_available, entry->n_resources_available, "GPU");
+      out->cpus_free =
+          mob_pb_double_get(entry->resources_available, entry->n_resources_available, "CPU");
+      out->gpus_free =
+          mob_pb_double_get(entry->resources_available, entry->n_resources_available, "GPU");
     }
   }
   query->done(query->arg, status, status == MOB_OK ? NULL : why, status == MOB_OK ? list : NULL, n);
@@ -457,9 +477,11 @@ static void on_nodes(void *arg, mob_status status, const char *why, const void *
     return;
   }
   query->nodes = mob_pb_clone(message);
-  Ray__Rpc__GetAllAvailableResourcesRequest request = RAY__RPC__GET_ALL_AVAILABLE_RESOURCES_REQUEST__INIT;
-  mob_gcs_call(query->cluster->gcs, "/ray.rpc.NodeResourceInfoGcsService/GetAllAvailableResources", &request,
-               &ray__rpc__get_all_available_resources_reply__descriptor, CALL_TIMEOUT_MS, on_available, query);
+  Ray__Rpc__GetAllAvailableResourcesRequest request =
+      RAY__RPC__GET_ALL_AVAILABLE_RESOURCES_REQUEST__INIT;
+  mob_gcs_call(query->cluster->gcs, "/ray.rpc.NodeResourceInfoGcsService/GetAllAvailableResources",
+               &request, &ray__rpc__get_all_available_resources_reply__descriptor, CALL_TIMEOUT_MS,
+               on_available, query);
 }
 
 static void nodes_broken(void *arg) {

@@ -10,8 +10,8 @@
 #include "runtime/base/vec.h"
 #include "runtime/rpc/message.h"
 
-// A broken connection to a GCS that lives is set up again within one try; two failed tries mean that
-// nobody listens there any more.
+// A broken connection to a GCS that lives is set up again within one try; two failed tries mean
+// that nobody listens there any more.
 #define LOST_TRIES 2
 #define LOST_PAUSE_MS 60
 // A GCS that keeps silent is given up after this: keepalive ping + its time-out, 4.5 s in all.
@@ -55,25 +55,36 @@ static void poll(mob_gcs_client_t *client);
 
 mob_status mob_gcs_status(int32_t code) {
   switch (code) {
-  case 0: return MOB_OK;
+  case 0:
+    return MOB_OK;
   case 2:
   case 3:
   case 4:
-  case 34: return MOB_E_INVALID;
-  case 10: return MOB_E_UNSUPPORTED;
+  case 34:
+    return MOB_E_INVALID;
+  case 10:
+    return MOB_E_UNSUPPORTED;
   case 5:
-  case 11: return MOB_E_IO;
-  case 12: return MOB_E_TIMEOUT;
+  case 11:
+    return MOB_E_IO;
+  case 12:
+    return MOB_E_TIMEOUT;
   case 13:
-  case 19: return MOB_E_ABORTED;
-  case 17: return MOB_E_NOT_FOUND;
+  case 19:
+    return MOB_E_ABORTED;
+  case 17:
+    return MOB_E_NOT_FOUND;
   case 18:
-  case 30: return MOB_E_UNAVAILABLE;
-  case 20: return MOB_E_EXISTS;
+  case 30:
+    return MOB_E_UNAVAILABLE;
+  case 20:
+    return MOB_E_EXISTS;
   case 1:
   case 28:
-  case 31: return MOB_E_NO_RESOURCES;
-  default: return MOB_E_INTERNAL;
+  case 31:
+    return MOB_E_NO_RESOURCES;
+  default:
+    return MOB_E_INTERNAL;
   }
 }
 
@@ -88,7 +99,8 @@ static void on_timer_closed(uv_handle_t *handle) {
   leave(handle->data);
 }
 
-// -------------------------------------------------------------------------------------------- calls
+// --------------------------------------------------------------------------------------------
+// calls
 
 static void on_reply(void *arg, grpc_status_code code, const char *why, const void *reply) {
   request_t *request = arg;
@@ -107,22 +119,24 @@ static void on_reply(void *arg, grpc_status_code code, const char *why, const vo
     }
   }
   if (request->done) {
-    request->done(request->arg, status, status == MOB_OK ? NULL : why, status == MOB_OK ? reply : NULL);
+    request->done(request->arg, status, status == MOB_OK ? NULL : why,
+                  status == MOB_OK ? reply : NULL);
   }
   leave(request->client);
   free(request);
 }
 
 void mob_gcs_call(mob_gcs_client_t *client, const char *path, const void *request,
-                  const ProtobufCMessageDescriptor *reply, uint64_t timeout_ms, mob_gcs_reply_fn done,
-                  void *arg) {
+                  const ProtobufCMessageDescriptor *reply, uint64_t timeout_ms,
+                  mob_gcs_reply_fn done, void *arg) {
   request_t *r = MOB_NEW(request_t);
   *r = (request_t){client, reply, done, arg};
   client->users++;
   mob_rpc_call(client->rpc, path, request, reply, timeout_ms, on_reply, r);
 }
 
-// ------------------------------------------------------------------------------- connect, and losing it
+// ------------------------------------------------------------------------------- connect, and
+// losing it
 
 static void lose(mob_gcs_client_t *client, const char *why) {
   if (client->lost || client->closed) return;
@@ -200,7 +214,8 @@ static void probe(mob_gcs_client_t *client) {
   Ray__Rpc__GetClusterIdRequest request = RAY__RPC__GET_CLUSTER_ID_REQUEST__INIT;
   if (client->probing || client->closed || client->lost) return;
   client->probing = true;
-  // The id that this client sends would be refused by another cluster's GCS, and that tells the same.
+  // The id that this client sends would be refused by another cluster's GCS, and that tells the
+  // same.
   mob_gcs_call(client, "/ray.rpc.NodeInfoGcsService/GetClusterId", &request,
                &ray__rpc__get_cluster_id_reply__descriptor, 3000, on_cluster_id, client);
 }
@@ -218,8 +233,8 @@ static void on_state(void *owner, mob_rpc_client_t *rpc, bool up, const char *wh
 }
 
 mob_status mob_gcs_client_new(mob_rpc_t *rpc, const char *address, uint64_t timeout_ms,
-                              const mob_gcs_client_events_t *events, void *owner, mob_gcs_done_fn done,
-                              void *arg, mob_gcs_client_t **out) {
+                              const mob_gcs_client_events_t *events, void *owner,
+                              mob_gcs_done_fn done, void *arg, mob_gcs_client_t **out) {
   mob_rpc_client_options_t options = {KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, 0};
   mob_gcs_client_t *client = MOB_NEW(mob_gcs_client_t);
   mob_status status = mob_rpc_client_new(rpc, address, &options, &client->rpc);
@@ -261,7 +276,8 @@ mob_rpc_client_t *mob_gcs_client_rpc(mob_gcs_client_t *client) {
   return client->rpc;
 }
 
-// ---------------------------------------------------------------------------------------------- pubsub
+// ----------------------------------------------------------------------------------------------
+// pubsub
 
 static void on_poll(void *arg, mob_status status, const char *why, const void *message) {
   mob_gcs_client_t *client = arg;
@@ -275,7 +291,8 @@ static void on_poll(void *arg, mob_status status, const char *why, const void *m
                 memcmp(client->publisher_id, reply->publisher_id.data, client->publisher_len) == 0;
     if (!same) client->processed = 0;
     client->publisher_len = reply->publisher_id.len;
-    if (client->publisher_len) memcpy(client->publisher_id, reply->publisher_id.data, client->publisher_len);
+    if (client->publisher_len)
+      memcpy(client->publisher_id, reply->publisher_id.data, client->publisher_len);
   }
   client->users++; // a message's handler may close the client
   for (size_t i = 0; i < reply->n_pub_messages && !client->closed; i++) {
@@ -299,8 +316,8 @@ static void poll(mob_gcs_client_t *client) {
                &ray__rpc__gcs_subscriber_poll_reply__descriptor, 0, on_poll, client);
 }
 
-static void send_command(mob_gcs_client_t *client, const subscription_t *subscription, bool subscribe,
-                         mob_gcs_reply_fn done, void *arg) {
+static void send_command(mob_gcs_client_t *client, const subscription_t *subscription,
+                         bool subscribe, mob_gcs_reply_fn done, void *arg) {
   Ray__Rpc__GcsSubscriberCommandBatchRequest request =
       RAY__RPC__GCS_SUBSCRIBER_COMMAND_BATCH_REQUEST__INIT;
   Ray__Rpc__Command command = RAY__RPC__COMMAND__INIT, *commands[] = {&command};
@@ -309,10 +326,12 @@ static void send_command(mob_gcs_client_t *client, const subscription_t *subscri
   command.channel_type = subscription->channel;
   command.key_id = mob_pb_bytes(subscription->key, subscription->key_len);
   if (subscribe) {
-    command.command_message_one_of_case = RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
+    command.command_message_one_of_case =
+        RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_SUBSCRIBE_MESSAGE;
     command.subscribe_message = &sub;
   } else {
-    command.command_message_one_of_case = RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_UNSUBSCRIBE_MESSAGE;
+    command.command_message_one_of_case =
+        RAY__RPC__COMMAND__COMMAND_MESSAGE_ONE_OF_UNSUBSCRIBE_MESSAGE;
     command.unsubscribe_message = &unsub;
   }
   request.subscriber_id = mob_pb_bytes(client->subscriber_id, sizeof client->subscriber_id);
@@ -341,7 +360,8 @@ static bool same_subscription(const subscription_t *subscription, Ray__Rpc__Chan
 
 static bool subscribed(const mob_gcs_client_t *client, const subscription_t *like) {
   for (size_t i = 0; i < client->subscriptions.len; i++) {
-    if (same_subscription(&client->subscriptions.at[i], like->channel, like->key, like->key_len)) return true;
+    if (same_subscription(&client->subscriptions.at[i], like->channel, like->key, like->key_len))
+      return true;
   }
   return false;
 }

@@ -46,12 +46,13 @@ struct mob_actor {
   mob_rpc_client_t *rpc; // to the living process
   int64_t next_sequence;
   call_list_t waiting, sent;
-  uv_timer_t timer; // of the nearest deadline among the waiting
+  uv_timer_t timer;         // of the nearest deadline among the waiting
   Ray__Rpc__TaskSpec *task; // between RegisterActor and CreateActor
   unsigned users;
 };
 
-// --------------------------------------------------------------------------------------------- lifetime
+// ---------------------------------------------------------------------------------------------
+// lifetime
 
 static void leave(mob_actor_t *actor) {
   if (--actor->users) return;
@@ -74,7 +75,8 @@ static void on_timer_closed(uv_handle_t *handle) {
   leave(handle->data);
 }
 
-static mob_actor_t *new_actor(mob_cluster_t *cluster, const mob_actor_events_t *events, void *owner) {
+static mob_actor_t *new_actor(mob_cluster_t *cluster, const mob_actor_events_t *events,
+                              void *owner) {
   mob_actor_t *actor = MOB_NEW(mob_actor_t);
   *actor = (mob_actor_t){.cluster = cluster, .events = events, .owner = owner, .users = 1};
   actor->name = mob_strdup("");
@@ -87,7 +89,8 @@ static mob_actor_t *new_actor(mob_cluster_t *cluster, const mob_actor_events_t *
   return actor;
 }
 
-// ------------------------------------------------------------------------------------------------ calls
+// ------------------------------------------------------------------------------------------------
+// calls
 
 static void list_push(call_list_t *list, pending_call_t *call) {
   call->prev = list->last;
@@ -104,7 +107,8 @@ static void list_remove(call_list_t *list, pending_call_t *call) {
   if (list->last == call) list->last = call->prev;
 }
 
-static void finish_call(pending_call_t *call, mob_status status, const char *why, mob_bytes_t result) {
+static void finish_call(pending_call_t *call, mob_status status, const char *why,
+                        mob_bytes_t result) {
   mob_actor_t *actor = call->actor;
   list_remove(call->sent ? &actor->sent : &actor->waiting, call);
   if (call->done) call->done(call->arg, status, status == MOB_OK ? NULL : why, result);
@@ -127,15 +131,16 @@ static void on_pushed(void *arg, grpc_status_code code, const char *why, const v
     result = (mob_bytes_t){reply->return_objects[0]->data.data, reply->return_objects[0]->data.len};
   } else if (actor->cluster->closing || actor->released) {
     status = MOB_E_ABORTED;
-    why = actor->released ? "the actor's handle was released" : "the connection to the cluster was closed";
+    why = actor->released ? "the actor's handle was released"
+                          : "the connection to the cluster was closed";
   } else if (status == MOB_E_ABORTED || status == MOB_E_UNAVAILABLE || status == MOB_E_INTERNAL) {
-    // Its connection broke (gRPC has several codes for that), or the notice of its death was first and
-    // cancelled the call.
+    // Its connection broke (gRPC has several codes for that), or the notice of its death was first
+    // and cancelled the call.
     status = MOB_E_UNAVAILABLE;
     why = text = actor->why ? mob_strdup(actor->why)
                             : mob_sprintf("actor %s (process %d on %s) does not answer: %s",
-                                          *actor->name ? actor->name : actor->class_name, actor->pid,
-                                          actor->ip, why);
+                                          *actor->name ? actor->name : actor->class_name,
+                                          actor->pid, actor->ip, why);
   }
   finish_call(call, status, why, result);
   free(text);
@@ -182,7 +187,8 @@ static void send_call(pending_call_t *call, mob_bytes_t args) {
   request.task_spec = &task;
   request.sequence_number = call->sequence;
   // The list of sent calls is in order of sequence: all before its first have ended.
-  request.client_processed_up_to = (actor->sent.first ? actor->sent.first->sequence : call->sequence) - 1;
+  request.client_processed_up_to =
+      (actor->sent.first ? actor->sent.first->sequence : call->sequence) - 1;
   list_push(&actor->sent, call);
   mob_rpc_call(actor->rpc, MOB_PUSH_TASK, &request, &ray__rpc__push_task_reply__descriptor,
                call->timeout_ms, on_pushed, call);
@@ -226,8 +232,11 @@ static void run_dead_call(void *arg) {
 void mob_actor_call(mob_actor_t *actor, const char *method, mob_bytes_t args, uint64_t timeout_ms,
                     mob_result_fn done, void *arg) {
   pending_call_t *call = MOB_NEW(pending_call_t);
-  *call = (pending_call_t){.actor = actor, .method = mob_strdup(method), .timeout_ms = timeout_ms,
-                           .done = done, .arg = arg};
+  *call = (pending_call_t){.actor = actor,
+                           .method = mob_strdup(method),
+                           .timeout_ms = timeout_ms,
+                           .done = done,
+                           .arg = arg};
   actor->users++;
   if (actor->state == ALIVE) {
     send_call(call, args);
@@ -263,7 +272,8 @@ static void fail_waiting(mob_actor_t *actor, mob_status status) {
   arm_timer(actor);
 }
 
-// ----------------------------------------------------------------------------------------------- states
+// -----------------------------------------------------------------------------------------------
+// states
 
 // Cancels the calls under way; streams close with UNAVAILABLE or ABORTED.
 static void disconnect(mob_actor_t *actor) {
@@ -288,11 +298,13 @@ static void become_dead(mob_actor_t *actor, const char *why, bool restarting, mo
   if (!restarting) {
     mob_gcs_client_t *gcs = actor->cluster->gcs;
     if (actor->known && !actor->cluster->closing) {
-      mob_gcs_unsubscribe(gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id, MOB_ACTOR_ID_LEN);
+      mob_gcs_unsubscribe(gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id,
+                          MOB_ACTOR_ID_LEN);
     }
     fail_waiting(actor, status);
   }
-  if (!actor->released && actor->events && actor->events->on_dead && !(restarting && before == RESTARTING)) {
+  if (!actor->released && actor->events && actor->events->on_dead &&
+      !(restarting && before == RESTARTING)) {
     actor->events->on_dead(actor->owner, actor, restarting, actor->why);
   }
   leave(actor);
@@ -352,7 +364,8 @@ static void apply(mob_actor_t *actor, const Ray__Rpc__ActorTableData *data) {
     free(why);
     break;
   }
-  default: break;
+  default:
+    break;
   }
 }
 
@@ -365,7 +378,8 @@ void mob__handle_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData
   }
 }
 
-// ------------------------------------------------------------------------------------- create and find
+// ------------------------------------------------------------------------------------- create and
+// find
 
 static void on_info(void *arg, mob_status status, const char *why, const void *message) {
   mob_actor_t *actor = arg;
@@ -390,7 +404,8 @@ static void ask_info(mob_actor_t *actor) {
 static void on_create_reply(void *arg, mob_status status, const char *why, const void *message) {
   mob_actor_t *actor = arg;
   (void)message;
-  // The published states carry more than this reply (process, cause of death); this makes sure that none was missed.
+  // The published states carry more than this reply (process, cause of death); this makes sure that
+  // none was missed.
   if (actor->state == STARTING) {
     if (status == MOB_OK || status == MOB_E_ABORTED) {
       if (!actor->cluster->closing && !actor->cluster->lost) ask_info(actor);
@@ -433,12 +448,13 @@ mob_status mob_actor_create(mob_cluster_t *cluster, const mob_actor_options_t *o
   set_text(&actor->class_name, options->class_name);
   actor->task = task;
   actor->known = true;
-  mob_gcs_subscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, id, sizeof id, NULL, NULL);
+  mob_gcs_subscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, id, sizeof id, NULL,
+                    NULL);
   Ray__Rpc__RegisterActorRequest request = RAY__RPC__REGISTER_ACTOR_REQUEST__INIT;
   request.task_spec = task;
   actor->users++;
-  mob_gcs_call(cluster->gcs, SERVICE "RegisterActor", &request, &ray__rpc__register_actor_reply__descriptor,
-               CALL_TIMEOUT_MS, on_registered, actor);
+  mob_gcs_call(cluster->gcs, SERVICE "RegisterActor", &request,
+               &ray__rpc__register_actor_reply__descriptor, CALL_TIMEOUT_MS, on_registered, actor);
   *out = actor;
   return MOB_OK;
 }
@@ -454,7 +470,8 @@ static void on_found(void *arg, mob_status status, const char *why, const void *
                       MOB_ACTOR_ID_LEN, NULL, NULL);
     ask_info(actor);
   } else {
-    char *text = mob_sprintf("there is no actor named '%s': %s", actor->name, why ? why : "not found");
+    char *text =
+        mob_sprintf("there is no actor named '%s': %s", actor->name, why ? why : "not found");
     become_dead(actor, text, false, status == MOB_OK ? MOB_E_NOT_FOUND : status);
     free(text);
   }
@@ -477,7 +494,8 @@ mob_status mob_actor_find(mob_cluster_t *cluster, const char *name_space, const 
   return MOB_OK;
 }
 
-// ------------------------------------------------------------------------------------ the handle itself
+// ------------------------------------------------------------------------------------ the handle
+// itself
 
 const uint8_t *mob_actor_id(const mob_actor_t *actor) {
   return actor->id;
@@ -495,10 +513,11 @@ int mob_actor_pid(const mob_actor_t *actor) {
   return actor->pid;
 }
 
-mob_status mob_actor_stream(mob_actor_t *actor, const char *method, const mob_stream_events_t *events,
-                            void *owner, mob_stream_t **out) {
+mob_status mob_actor_stream(mob_actor_t *actor, const char *method,
+                            const mob_stream_events_t *events, void *owner, mob_stream_t **out) {
   if (actor->state != ALIVE) {
-    return mob_fail(MOB_E_UNAVAILABLE, "%s", actor->why ? actor->why : "the actor is not alive yet");
+    return mob_fail(MOB_E_UNAVAILABLE, "%s",
+                    actor->why ? actor->why : "the actor is not alive yet");
   }
   *out = mob__stream_client(actor->rpc, actor->id, method, events, owner);
   return MOB_OK;
@@ -545,7 +564,8 @@ void mob_actor_release(mob_actor_t *actor) {
   actor->released = true;
   actor->events = NULL;
   if (actor->known && actor->state != DEAD && !cluster->closing && !cluster->lost) {
-    mob_gcs_unsubscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id, MOB_ACTOR_ID_LEN);
+    mob_gcs_unsubscribe(cluster->gcs, RAY__RPC__CHANNEL_TYPE__GCS_ACTOR_CHANNEL, actor->id,
+                        MOB_ACTOR_ID_LEN);
   }
   actor->known = false;
   disconnect(actor);

@@ -21,7 +21,8 @@
 mob_status mob__actor_rpc_acquire(uv_loop_t *loop, mob_rpc_t **out);
 void mob__actor_rpc_release(mob_rpc_t *rpc); // the last one closes it
 
-// ------------------------------------------------------------------------------------------- cluster
+// -------------------------------------------------------------------------------------------
+// cluster
 
 typedef struct mob__deferred mob__deferred_t;
 
@@ -66,18 +67,21 @@ void mob__defer_done(mob_cluster_t *cluster, mob_done_fn done, void *arg, mob_st
 const char *mob__cluster_broken(const mob_cluster_t *cluster);
 void mob__cluster_address(const mob_cluster_t *cluster, Ray__Rpc__Address *out); // borrows
 
-// -------------------------------------------------------------------------------------------- actors
+// --------------------------------------------------------------------------------------------
+// actors
 
 void mob__handle_on_table(mob_cluster_t *cluster, const Ray__Rpc__ActorTableData *data);
-void mob__handle_lost(mob_actor_t *actor, mob_status status, const char *why); // cluster closed or lost
+void mob__handle_lost(mob_actor_t *actor, mob_status status,
+                      const char *why); // cluster closed or lost
 
-// ------------------------------------------------------------------------------------------- streams
+// -------------------------------------------------------------------------------------------
+// streams
 
 // The client's end; `rpc` must be unlistened.
 mob_stream_t *mob__stream_client(mob_rpc_client_t *rpc, const uint8_t *actor_id, const char *method,
                                  const mob_stream_events_t *events, void *owner);
-// The actor's end. `accept` gets the stream once the first frame has told its method, and listens; it
-// returns an error text to refuse. NULL `actor_id` while no actor is there.
+// The actor's end. `accept` gets the stream once the first frame has told its method, and listens;
+// it returns an error text to refuse. NULL `actor_id` while no actor is there.
 typedef struct mob__stream_host {
   const uint8_t *(*actor_id)(void *host);
   const char *(*accept)(void *host, mob_stream_t *stream, const char *method);

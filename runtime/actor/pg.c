@@ -39,7 +39,8 @@ static char *describe(mob_pg_strategy_t strategy, const mob_bundle_t *bundles, s
     size_t same = 1;
     mob_buf_t one = {0};
     for (size_t r = 0; r < bundles[i].count; r++) {
-      mob_buf_printf(&one, "%s%s: %g", r ? ", " : "", bundles[i].resources[r].name, bundles[i].resources[r].amount);
+      mob_buf_printf(&one, "%s%s: %g", r ? ", " : "", bundles[i].resources[r].name,
+                     bundles[i].resources[r].amount);
     }
     for (; i + same < count && bundles[i + same].count == bundles[i].count; same++) {
       bool equal = true;
@@ -57,20 +58,22 @@ static char *describe(mob_pg_strategy_t strategy, const mob_bundle_t *bundles, s
   return mob_buf_steal(&text);
 }
 
-// -------------------------------------------------------------------- the time-out: what is missing?
+// -------------------------------------------------------------------- the time-out: what is
+// missing?
 
 static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes,
                      size_t count) {
   pg_wait_t *wait = arg;
   mob_buf_t text = {0};
   (void)why;
-  mob_buf_printf(&text, "placement group not placed within %.1f s: asked %s; there ", wait->timeout_ms / 1e3,
-                 wait->asked);
+  mob_buf_printf(&text, "placement group not placed within %.1f s: asked %s; there ",
+                 wait->timeout_ms / 1e3, wait->asked);
   size_t alive = 0;
   for (size_t i = 0; status == MOB_OK && i < count; i++) {
     if (!nodes[i].alive) continue;
-    mob_buf_printf(&text, "%s%s: %g of %g GPU and %g of %g CPU free", alive ? "; " : "", nodes[i].ip,
-                   nodes[i].gpus_free, nodes[i].gpus, nodes[i].cpus_free, nodes[i].cpus);
+    mob_buf_printf(&text, "%s%s: %g of %g GPU and %g of %g CPU free", alive ? "; " : "",
+                   nodes[i].ip, nodes[i].gpus_free, nodes[i].gpus, nodes[i].cpus_free,
+                   nodes[i].cpus);
     alive++;
   }
   if (!alive) mob_buf_puts(&text, "no node");
@@ -116,12 +119,13 @@ static void on_created(void *arg, mob_status status, const char *why, const void
       RAY__RPC__WAIT_PLACEMENT_GROUP_UNTIL_READY_REQUEST__INIT;
   request.placement_group_id = mob_pb_bytes(wait->id, MOB_PG_ID_LEN);
   mob_gcs_call(wait->cluster->gcs, SERVICE "WaitPlacementGroupUntilReady", &request,
-               &ray__rpc__wait_placement_group_until_ready_reply__descriptor, wait->timeout_ms, on_ready, wait);
+               &ray__rpc__wait_placement_group_until_ready_reply__descriptor, wait->timeout_ms,
+               on_ready, wait);
 }
 
-static Ray__Rpc__PlacementGroupSpec *spec_of(mob_cluster_t *cluster, const uint8_t *id, const char *name,
-                                             mob_pg_strategy_t strategy, const mob_bundle_t *bundles,
-                                             size_t count) {
+static Ray__Rpc__PlacementGroupSpec *spec_of(mob_cluster_t *cluster, const uint8_t *id,
+                                             const char *name, mob_pg_strategy_t strategy,
+                                             const mob_bundle_t *bundles, size_t count) {
   Ray__Rpc__PlacementGroupSpec *spec = mob_malloc(sizeof *spec);
   ray__rpc__placement_group_spec__init(spec);
   spec->placement_group_id = mob_pb_bytes_dup(id, MOB_PG_ID_LEN);
@@ -138,8 +142,8 @@ static Ray__Rpc__PlacementGroupSpec *spec_of(mob_cluster_t *cluster, const uint8
     bundle->bundle_id->placement_group_id = mob_pb_bytes_dup(id, MOB_PG_ID_LEN);
     bundle->bundle_id->bundle_index = (int32_t)i;
     for (size_t r = 0; r < bundles[i].count; r++) {
-      mob_pb_double_put(&bundle->unit_resources, &bundle->n_unit_resources, bundles[i].resources[r].name,
-                        bundles[i].resources[r].amount);
+      mob_pb_double_put(&bundle->unit_resources, &bundle->n_unit_resources,
+                        bundles[i].resources[r].name, bundles[i].resources[r].amount);
     }
   }
   return spec;
@@ -152,32 +156,40 @@ void mob_pg_create(mob_cluster_t *cluster, const char *name, mob_pg_strategy_t s
   memcpy(id + MOB_PG_ID_LEN - MOB_JOB_ID_LEN, cluster->job_id, MOB_JOB_ID_LEN);
   const char *broken = mob__cluster_broken(cluster);
   if (broken) {
-    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE, broken);
+    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE,
+                    broken);
     return;
   }
   pg_wait_t *wait = MOB_NEW(pg_wait_t);
-  *wait = (pg_wait_t){.cluster = cluster, .done = done, .arg = arg, .timeout_ms = timeout_ms,
+  *wait = (pg_wait_t){.cluster = cluster,
+                      .done = done,
+                      .arg = arg,
+                      .timeout_ms = timeout_ms,
                       .asked = describe(strategy, bundles, count)};
   memcpy(wait->id, id, MOB_PG_ID_LEN);
   mob__cluster_enter(cluster);
   Ray__Rpc__CreatePlacementGroupRequest request = RAY__RPC__CREATE_PLACEMENT_GROUP_REQUEST__INIT;
   request.placement_group_spec = spec_of(cluster, id, name, strategy, bundles, count);
   mob_gcs_call(cluster->gcs, SERVICE "CreatePlacementGroup", &request,
-               &ray__rpc__create_placement_group_reply__descriptor, CALL_TIMEOUT_MS, on_created, wait);
+               &ray__rpc__create_placement_group_reply__descriptor, CALL_TIMEOUT_MS, on_created,
+               wait);
   mob_pb_free(request.placement_group_spec);
 }
 
-// ------------------------------------------------------------------------------------------------ remove
+// ------------------------------------------------------------------------------------------------
+// remove
 
 static void on_removed(void *arg, mob_status status, const char *why, const void *message) {
   (void)message;
   finish(arg, status, why);
 }
 
-void mob_pg_remove(mob_cluster_t *cluster, const uint8_t id[MOB_PG_ID_LEN], mob_done_fn done, void *arg) {
+void mob_pg_remove(mob_cluster_t *cluster, const uint8_t id[MOB_PG_ID_LEN], mob_done_fn done,
+                   void *arg) {
   const char *broken = mob__cluster_broken(cluster);
   if (broken) {
-    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE, broken);
+    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE,
+                    broken);
     return;
   }
   pg_wait_t *wait = MOB_NEW(pg_wait_t);
@@ -186,5 +198,6 @@ void mob_pg_remove(mob_cluster_t *cluster, const uint8_t id[MOB_PG_ID_LEN], mob_
   Ray__Rpc__RemovePlacementGroupRequest request = RAY__RPC__REMOVE_PLACEMENT_GROUP_REQUEST__INIT;
   request.placement_group_id = mob_pb_bytes(id, MOB_PG_ID_LEN);
   mob_gcs_call(cluster->gcs, SERVICE "RemovePlacementGroup", &request,
-               &ray__rpc__remove_placement_group_reply__descriptor, CALL_TIMEOUT_MS, on_removed, wait);
+               &ray__rpc__remove_placement_group_reply__descriptor, CALL_TIMEOUT_MS, on_removed,
+               wait);
 }

@@ -1,5 +1,5 @@
-// mob_stream_t over one gRPC stream. Frames are mobula.rpc.StreamFrame; the common one, `data`, is read and
-// written by hand, so that a message is not copied into a protobuf-c object and out of it.
+// mob_stream_t over one gRPC stream. Frames are mobula.rpc.StreamFrame; the common one, `data`, is
+// read and written by hand, so that a message is not copied into a protobuf-c object and out of it.
 
 #include <stdlib.h>
 #include <string.h>
@@ -94,7 +94,8 @@ static void on_message(void *owner, mob_rpc_stream_t *rpc, const uint8_t *data, 
     if (frame->frame_case == MOBULA__RPC__STREAM_FRAME__FRAME_OPEN) {
       on_open(stream, frame->open);
     } else {
-      mob_rpc_stream_close(rpc, GRPC_STATUS_INVALID_ARGUMENT, "the first frame must be an open frame");
+      mob_rpc_stream_close(rpc, GRPC_STATUS_INVALID_ARGUMENT,
+                           "the first frame must be an open frame");
     }
   } else if (frame->frame_case == MOBULA__RPC__STREAM_FRAME__FRAME_DATA) {
     bytes = (mob_bytes_t){frame->data.data, frame->data.len};
@@ -117,8 +118,9 @@ static void on_close(void *owner, mob_rpc_stream_t *rpc, grpc_status_code code, 
 
 static const mob_rpc_stream_events_t rpc_events = {on_message, on_close, NULL};
 
-mob_stream_t *mob__stream_client(mob_rpc_client_t *client, const uint8_t *actor_id, const char *method,
-                                 const mob_stream_events_t *events, void *owner) {
+mob_stream_t *mob__stream_client(mob_rpc_client_t *client, const uint8_t *actor_id,
+                                 const char *method, const mob_stream_events_t *events,
+                                 void *owner) {
   Mobula__Rpc__StreamOpen open = MOBULA__RPC__STREAM_OPEN__INIT;
   Mobula__Rpc__StreamFrame frame = MOBULA__RPC__STREAM_FRAME__INIT;
   mob_stream_t *stream = MOB_NEW(mob_stream_t);

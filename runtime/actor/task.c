@@ -105,7 +105,8 @@ static Ray__Rpc__ActorCreationTaskSpec *creation(const mob_cluster_t *cluster,
   out->max_concurrency = 1;
   out->is_detached = options->detached;
   mob_pb_set_string(&out->name, options->name ? options->name : "");
-  mob_pb_set_string(&out->ray_namespace, options->name_space ? options->name_space : cluster->name_space);
+  mob_pb_set_string(&out->ray_namespace,
+                    options->name_space ? options->name_space : cluster->name_space);
   out->max_pending_calls = -1;
   return out;
 }
@@ -114,7 +115,8 @@ mob_status mob__creation_task(const mob_cluster_t *cluster, const mob_actor_opti
                               const uint8_t actor_id[MOB_ACTOR_ID_LEN], Ray__Rpc__TaskSpec **out) {
   Ray__Rpc__RuntimeEnvInfo *env = NULL;
   uint8_t task_id[MOB_TASK_ID_LEN];
-  if (!options->class_name || !*options->class_name) return mob_fail(MOB_E_INVALID, "the actor has no class");
+  if (!options->class_name || !*options->class_name)
+    return mob_fail(MOB_E_INVALID, "the actor has no class");
   MOB_TRY(runtime_env(options->env, &env));
   Ray__Rpc__TaskSpec *task = mob_malloc(sizeof *task);
   ray__rpc__task_spec__init(task);
@@ -166,8 +168,10 @@ static const char *cause_of(const Ray__Rpc__ActorDeathCause *cause) {
     return cause->actor_died_error_context->error_message;
   case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
     return cause->actor_unschedulable_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT: return cause->oom_context->error_message;
-  default: return "no cause was given";
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
+    return cause->oom_context->error_message;
+  default:
+    return "no cause was given";
   }
 }
 
@@ -175,13 +179,15 @@ char *mob__death_text(const Ray__Rpc__ActorTableData *data) {
   const Ray__Rpc__ActorDeathCause *cause = data->death_cause;
   const char *ip = data->address ? data->address->ip_address : "";
   unsigned pid = data->pid;
-  if (cause && cause->context_case == RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT) {
+  if (cause &&
+      cause->context_case == RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT) {
     const Ray__Rpc__ActorDiedErrorContext *died = cause->actor_died_error_context;
     if (*died->node_ip_address) ip = died->node_ip_address;
     if (died->pid) pid = died->pid;
   }
   const char *name = *data->name ? data->name : data->class_name;
-  char *where = pid ? mob_sprintf(" (process %u on %s)", pid, *ip ? ip : "an unknown node") : mob_strdup("");
+  char *where =
+      pid ? mob_sprintf(" (process %u on %s)", pid, *ip ? ip : "an unknown node") : mob_strdup("");
   char *text = mob_sprintf("actor %s%s died: %s", name, where, cause_of(cause));
   free(where);
   return text;

@@ -13,8 +13,8 @@
 #include "runtime/base/log.h"
 #include "runtime/rpc/message.h"
 
-// A call that its caller sent before this one may still be on its way; when it has not come by then, it will
-// not come (it was given up), and the later ones go on.
+// A call that its caller sent before this one may still be on its way; when it has not come by
+// then, it will not come (it was given up), and the later ones go on.
 #define GAP_MS 2000
 // What is queued when the actor ends has this long to leave.
 #define FLUSH_MS 1000
@@ -58,7 +58,8 @@ void mob_actor_register_builtin(const mob_actor_class_t *cls) {
   *mob_vec_push(&builtins) = cls;
 }
 
-// --------------------------------------------------------------------------------------- what classes use
+// --------------------------------------------------------------------------------------- what
+// classes use
 
 uv_loop_t *mob_actor_loop(mob_actor_ctx_t *ctx) {
   return &ctx->loop;
@@ -132,7 +133,8 @@ void mob_call_fail(mob_call_t *call, mob_status code, const char *message) {
   reply_error(call, code == MOB_OK ? MOB_E_INTERNAL : code, message ? message : "");
 }
 
-// ----------------------------------------------------------------------------------------------- creation
+// -----------------------------------------------------------------------------------------------
+// creation
 
 static const mob_actor_class_t *pick(const mob_actor_class_t *const *list, const char *name) {
   for (; list && *list; list++) {
@@ -161,8 +163,9 @@ static mob_status find_class(const char *library, const char *name, const mob_ac
     if (!*out) return mob_fail(MOB_E_NOT_FOUND, "there is no built-in actor class '%s'", name);
   }
   if ((*out)->abi != MOB_ACTOR_ABI) {
-    return mob_fail(MOB_E_UNSUPPORTED, "actor class '%s' was built for version %u of the actor interface; "
-                                       "this node has version %d",
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "actor class '%s' was built for version %u of the actor interface; "
+                    "this node has version %d",
                     name, (*out)->abi, MOB_ACTOR_ABI);
   }
   return MOB_OK;
@@ -203,8 +206,9 @@ static mob_status create(mob_actor_ctx_t *ctx, const Ray__Rpc__PushTaskRequest *
   if (task->n_args && !task->args[0]->is_inlined && task->args[0]->object_ref) {
     return mob_fail(MOB_E_UNSUPPORTED, "arguments must be inline");
   }
-  const char *library =
-      task->job_config && task->job_config->n_code_search_path ? task->job_config->code_search_path[0] : NULL;
+  const char *library = task->job_config && task->job_config->n_code_search_path
+                            ? task->job_config->code_search_path[0]
+                            : NULL;
   MOB_TRY(find_class(library, function->cpp_function_descriptor->class_name, &ctx->cls));
   memcpy(ctx->actor_id, spec->actor_id.data, MOB_ACTOR_ID_LEN);
   free(ctx->name);
@@ -218,7 +222,8 @@ static mob_status create(mob_actor_ctx_t *ctx, const Ray__Rpc__PushTaskRequest *
   return MOB_OK;
 }
 
-// -------------------------------------------------------------------------------------------------- calls
+// --------------------------------------------------------------------------------------------------
+// calls
 
 static void run_call(mob_actor_ctx_t *ctx, mob_call_t *call) {
   const Ray__Rpc__TaskSpec *task = call->request->task_spec;
@@ -279,7 +284,8 @@ static void order_call(mob_actor_ctx_t *ctx, mob_call_t *call) {
   size_t at = caller->early.len;
   while (at && caller->early.at[at - 1]->sequence > call->sequence) at--;
   (void)mob_vec_push(&caller->early);
-  memmove(&caller->early.at[at + 1], &caller->early.at[at], (caller->early.len - 1 - at) * sizeof call);
+  memmove(&caller->early.at[at + 1], &caller->early.at[at],
+          (caller->early.len - 1 - at) * sizeof call);
   caller->early.at[at] = call;
   run_ready(caller);
   if (caller->early.len) {
@@ -317,15 +323,16 @@ static void on_push_task(void *owner, mob_rpc_call_t *rpc, const void *message) 
     }
   } else if (!ctx->created) {
     reply_error(call, MOB_E_UNAVAILABLE, "the actor was not created yet");
-  } else if (!task->actor_task_spec ||
-             !mob_pb_bytes_equal(task->actor_task_spec->actor_id, ctx->actor_id, MOB_ACTOR_ID_LEN)) {
+  } else if (!task->actor_task_spec || !mob_pb_bytes_equal(task->actor_task_spec->actor_id,
+                                                           ctx->actor_id, MOB_ACTOR_ID_LEN)) {
     reply_error(call, MOB_E_NOT_FOUND, "this process holds another actor");
   } else {
     order_call(ctx, call);
   }
 }
 
-// ---------------------------------------------------------------------------------------------- streams
+// ----------------------------------------------------------------------------------------------
+// streams
 
 static const uint8_t *stream_actor_id(void *host) {
   mob_actor_ctx_t *ctx = host;
@@ -344,7 +351,8 @@ static void on_stream(void *owner, mob_rpc_stream_t *rpc) {
   mob__stream_serve(rpc, &host);
 }
 
-// -------------------------------------------------------------------------------------------------- ending
+// --------------------------------------------------------------------------------------------------
+// ending
 
 static void stop_actor(mob_actor_ctx_t *ctx, const char *why) {
   if (ctx->created && ctx->cls->stop) {
@@ -362,7 +370,8 @@ static void on_kill_actor(void *owner, mob_rpc_call_t *rpc, const void *message)
   mob_actor_ctx_t *ctx = owner;
   const Ray__Rpc__KillActorRequest *request = message;
   Ray__Rpc__KillActorReply reply = RAY__RPC__KILL_ACTOR_REPLY__INIT;
-  if (!ctx->created || !mob_pb_bytes_equal(request->intended_actor_id, ctx->actor_id, MOB_ACTOR_ID_LEN)) {
+  if (!ctx->created ||
+      !mob_pb_bytes_equal(request->intended_actor_id, ctx->actor_id, MOB_ACTOR_ID_LEN)) {
     mob_rpc_reply_status(rpc, GRPC_STATUS_NOT_FOUND, "this process holds another actor");
     return;
   }

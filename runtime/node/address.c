@@ -77,7 +77,8 @@ static char *ip_of_interface(const char *selector) {
 
 // Connecting a UDP socket sends nothing; it asks the kernel for the route.
 static char *ip_towards(const char *target) {
-  struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST};
+  struct addrinfo hints = {
+      .ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST};
   struct addrinfo *info = NULL;
   char *ip = NULL;
   if (getaddrinfo(target, "53", &hints, &info)) return NULL;
@@ -118,7 +119,8 @@ mob_status mob_resolve(const char *host, char **ip) {
 static mob_status checked(const char *source, const char *given, char **ip) {
   MOB_TRY(mob_resolve(given, ip));
   if (mob_is_local_ip(*ip)) return MOB_OK;
-  mob_status status = mob_fail(MOB_E_INVALID, "%s is %s, which no interface of this machine has", source, *ip);
+  mob_status status =
+      mob_fail(MOB_E_INVALID, "%s is %s, which no interface of this machine has", source, *ip);
   free(*ip);
   *ip = NULL;
   return status;
@@ -126,8 +128,8 @@ static mob_status checked(const char *source, const char *given, char **ip) {
 
 mob_status mob_node_ip(const char *option, const char *towards, char **ip) {
   *ip = NULL;
-  // Ray maps "localhost" forms to a real address; an explicit 127.x is taken at its word, since that is how
-  // several nodes are told apart on one machine.
+  // Ray maps "localhost" forms to a real address; an explicit 127.x is taken at its word, since
+  // that is how several nodes are told apart on one machine.
   if (option && *option && strcmp(option, "localhost") != 0) {
     return checked("--node-ip-address", option, ip);
   }

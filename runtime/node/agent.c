@@ -13,10 +13,12 @@
 
 #define SERVICE "/ray.rpc.NodeManagerService/"
 
-// ---------------------------------------------------------------------------------------------- bundles
+// ----------------------------------------------------------------------------------------------
+// bundles
 
 static bool read_bundle(const Ray__Rpc__Bundle *bundle, const uint8_t **pg, int *index) {
-  if (!bundle || !bundle->bundle_id || bundle->bundle_id->placement_group_id.len != MOB_NODE_PG_LEN) return false;
+  if (!bundle || !bundle->bundle_id || bundle->bundle_id->placement_group_id.len != MOB_NODE_PG_LEN)
+    return false;
   *pg = bundle->bundle_id->placement_group_id.data;
   *index = bundle->bundle_id->bundle_index;
   return true;
@@ -63,7 +65,8 @@ static void on_prepare(void *owner, mob_rpc_call_t *call, const void *message) {
   }
   // All of one request or none.
   for (size_t i = 0; !reply.success && i < done; i++) {
-    if (read_bundle(request->bundle_specs[i], &pg, &index)) mob_ledger_cancel(&node->ledger, pg, index);
+    if (read_bundle(request->bundle_specs[i], &pg, &index))
+      mob_ledger_cancel(&node->ledger, pg, index);
   }
   mob_rpc_reply(call, &reply);
   mob__node_changed(node);
@@ -116,7 +119,8 @@ static void on_release_bundles(void *owner, mob_rpc_call_t *call, const void *me
   mob_rpc_reply(call, &reply);
 }
 
-// ----------------------------------------------------------------------------------------------- workers
+// -----------------------------------------------------------------------------------------------
+// workers
 
 static void on_lease(void *owner, mob_rpc_call_t *call, const void *message) {
   mob__node_worker_lease(owner, call, message);
@@ -154,7 +158,8 @@ static void on_kill(void *owner, mob_rpc_call_t *call, const void *message) {
 static void on_release_workers(void *owner, mob_rpc_call_t *call, const void *message) {
   mob_node_t *node = owner;
   const Ray__Rpc__ReleaseUnusedActorWorkersRequest *request = message;
-  Ray__Rpc__ReleaseUnusedActorWorkersReply reply = RAY__RPC__RELEASE_UNUSED_ACTOR_WORKERS_REPLY__INIT;
+  Ray__Rpc__ReleaseUnusedActorWorkersReply reply =
+      RAY__RPC__RELEASE_UNUSED_ACTOR_WORKERS_REPLY__INIT;
   MOB_VEC(mob_worker_t *) used = {0};
   for (size_t i = 0; i < request->n_worker_ids_in_use; i++) {
     mob_worker_t *worker = mob__node_worker_by_id(node, request->worker_ids_in_use[i]);
@@ -196,12 +201,14 @@ static void on_stats(void *owner, mob_rpc_call_t *call, const void *message) {
   mob_rpc_reply(call, &reply);
 }
 
-// ---------------------------------------------------------------------------------------------- the node
+// ----------------------------------------------------------------------------------------------
+// the node
 
 static void put_load(void *arg, const char *name, double total, double free_now) {
   Ray__Rpc__ResourcesData *data = arg;
   mob_pb_double_put(&data->resources_total, &data->n_resources_total, name, total);
-  if (free_now > 0) mob_pb_double_put(&data->resources_available, &data->n_resources_available, name, free_now);
+  if (free_now > 0)
+    mob_pb_double_put(&data->resources_available, &data->n_resources_available, name, free_now);
 }
 
 static void on_load(void *owner, mob_rpc_call_t *call, const void *message) {
@@ -223,8 +230,8 @@ static void on_drain(void *owner, mob_rpc_call_t *call, const void *message) {
   mob_node_t *node = owner;
   const Ray__Rpc__DrainRayletRequest *request = message;
   Ray__Rpc__DrainRayletReply reply = RAY__RPC__DRAIN_RAYLET_REPLY__INIT;
-  bool idle_only =
-      request->reason == RAY__RPC__AUTOSCALER__DRAIN_NODE_REASON__DRAIN_NODE_REASON_IDLE_TERMINATION;
+  bool idle_only = request->reason ==
+                   RAY__RPC__AUTOSCALER__DRAIN_NODE_REASON__DRAIN_NODE_REASON_IDLE_TERMINATION;
   if (idle_only && (node->workers.len || node->ledger.bundles.len)) {
     reply.rejection_reason_message = "The node to be idle terminated is no longer idle.";
   } else {
@@ -267,10 +274,12 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(SERVICE "IsLocalWorkerDead", ray__rpc__is_local_worker_dead, on_is_dead),
     MOB_RPC_METHOD(SERVICE "GetWorkerPIDs", ray__rpc__get_worker_pids, on_pids),
     MOB_RPC_METHOD(SERVICE "GetNodeStats", ray__rpc__get_node_stats, on_stats),
-    MOB_RPC_METHOD(SERVICE "PrepareBundleResources", ray__rpc__prepare_bundle_resources, on_prepare),
+    MOB_RPC_METHOD(SERVICE "PrepareBundleResources", ray__rpc__prepare_bundle_resources,
+                   on_prepare),
     MOB_RPC_METHOD(SERVICE "CommitBundleResources", ray__rpc__commit_bundle_resources, on_commit),
     MOB_RPC_METHOD(SERVICE "CancelResourceReserve", ray__rpc__cancel_resource_reserve, on_cancel),
-    MOB_RPC_METHOD(SERVICE "ReleaseUnusedBundles", ray__rpc__release_unused_bundles, on_release_bundles),
+    MOB_RPC_METHOD(SERVICE "ReleaseUnusedBundles", ray__rpc__release_unused_bundles,
+                   on_release_bundles),
     MOB_RPC_METHOD(SERVICE "GetResourceLoad", ray__rpc__get_resource_load, on_load),
     MOB_RPC_METHOD(SERVICE "DrainRaylet", ray__rpc__drain_raylet, on_drain),
     MOB_RPC_METHOD(SERVICE "ShutdownRaylet", ray__rpc__shutdown_raylet, on_shutdown),
@@ -289,6 +298,6 @@ mob_status mob__agent_listen(mob_node_t *node) {
   MOB_TRY(mob_rpc_server_new(node->rpc, &node->server));
   mob_rpc_server_add(node->server, methods, MOB_LEN(methods), node);
   mob_rpc_server_add_health(node->server, serving, node);
-  return mob_rpc_server_listen(node->server, loopback ? node->ip : any, node->options->node_manager_port,
-                               &node->port);
+  return mob_rpc_server_listen(node->server, loopback ? node->ip : any,
+                               node->options->node_manager_port, &node->port);
 }

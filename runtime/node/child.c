@@ -73,7 +73,8 @@ void mob_children_close(mob_children_t *children) {
     kill(-children->list.at[i]->pid, SIGKILL);
     kill(children->list.at[i]->pid, SIGKILL);
   }
-  // A process that a driver holds in the kernel may take its time: the daemon's end does not wait for it.
+  // A process that a driver holds in the kernel may take its time: the daemon's end does not wait
+  // for it.
   for (int ms = 0; children->list.len && ms < REAP_MS; ms++) {
     for (size_t i = children->list.len; i-- > 0;) {
       if (waitpid(children->list.at[i]->pid, NULL, WNOHANG) == 0) continue;
@@ -136,7 +137,8 @@ mob_status mob_child_spawn(mob_children_t *children, const mob_child_options_t *
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   close(report[1]);
   ssize_t n;
-  while (pid > 0 && (n = read(report[0], &error, sizeof error)) < 0 && errno == EINTR) {}
+  while (pid > 0 && (n = read(report[0], &error, sizeof error)) < 0 && errno == EINTR) {
+  }
   close(report[0]);
   if (error) {
     if (pid > 0) waitpid(pid, NULL, 0);

@@ -1,6 +1,6 @@
-// Child processes of a daemon: started from the loop's thread, so that PDEATHSIG follows the daemon's life;
-// each leads a session of its own, so that what it leaves behind can be ended with it; all of them, and
-// as PID 1 every orphan of the pod too, are reaped here.
+// Child processes of a daemon: started from the loop's thread, so that PDEATHSIG follows the
+// daemon's life; each leads a session of its own, so that what it leaves behind can be ended with
+// it; all of them, and as PID 1 every orphan of the pod too, are reaped here.
 #ifndef MOB_NODE_CHILD_H
 #define MOB_NODE_CHILD_H
 
@@ -18,7 +18,8 @@ mob_status mob_children_new(uv_loop_t *loop, mob_children_t **out);
 // Kills what still runs, waits a moment for it and frees all; callbacks do not run any more.
 void mob_children_close(mob_children_t *children);
 
-// `status` as waitpid() gives it. The child's leftovers have been killed. The child is freed afterwards.
+// `status` as waitpid() gives it. The child's leftovers have been killed. The child is freed
+// afterwards.
 typedef void (*mob_child_exit_fn)(void *owner, mob_child_t *child, int status);
 
 typedef struct mob_child_options {

@@ -42,9 +42,9 @@ static void report(daemon_state_t *state, json_t *json) {
 
 static void on_ready(void *owner, mob_node_t *node) {
   daemon_state_t *state = owner;
-  report(state, json_pack("{s:b, s:s, s:s, s:s, s:s}", "ok", 1, "ip", mob_node_ip_address(node), "address",
-                          mob_node_gcs_address(node), "session_dir", mob_node_session_dir(node), "node_id",
-                          mob_node_id_hex(node)));
+  report(state, json_pack("{s:b, s:s, s:s, s:s, s:s}", "ok", 1, "ip", mob_node_ip_address(node),
+                          "address", mob_node_gcs_address(node), "session_dir",
+                          mob_node_session_dir(node), "node_id", mob_node_id_hex(node)));
   if (state->on_ready) state->on_ready(state->arg, node);
 }
 
@@ -80,9 +80,9 @@ static void on_signal(uv_signal_t *signal, int number) {
 
 static const mob_node_events_t events = {on_ready, on_ending, on_end};
 
-// A log that its reader does not drain must not stop the daemon: fd 2 becomes a non-blocking description of its
-// own (the flag of a shared one would reach the pod's other processes), and lines that find the pipe full
-// are in the session's files only.
+// A log that its reader does not drain must not stop the daemon: fd 2 becomes a non-blocking
+// description of its own (the flag of a shared one would reach the pod's other processes), and
+// lines that find the pipe full are in the session's files only.
 static void unblock_stderr(void) {
   int fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NONBLOCK | O_CLOEXEC);
   if (fd < 0) return; // a socket cannot be opened again

@@ -6,8 +6,8 @@
 
 #include "runtime/base/vec.h"
 
-int mob_detect_cpus(void);        // the affinity mask, cut by the cgroup's quota (rounded up); at least 1
-int64_t mob_detect_memory(void);  // bytes in all: the machine's, cut by the cgroup's limit
+int mob_detect_cpus(void); // the affinity mask, cut by the cgroup's quota (rounded up); at least 1
+int64_t mob_detect_memory(void);      // bytes in all: the machine's, cut by the cgroup's limit
 int64_t mob_detect_free_memory(void); // bytes that can still be taken, within the same limit
 
 // Ray's rule: 30 % of `available` bytes, at most 200 GB and the size of /dev/shm, at least 75 MiB.
@@ -22,8 +22,8 @@ typedef enum mob_gpu_source {
   MOB_GPUS_DECLARED,  // --num-gpus beyond what is there
 } mob_gpu_source_t;
 
-// `wanted` is --num-gpus, -1 for what is there: MOBULA_SIMULATED_GPUS, else CUDA_VISIBLE_DEVICES, else the
-// driver's list. The caller frees *names with mob_gpu_names_free().
+// `wanted` is --num-gpus, -1 for what is there: MOBULA_SIMULATED_GPUS, else CUDA_VISIBLE_DEVICES,
+// else the driver's list. The caller frees *names with mob_gpu_names_free().
 mob_gpu_source_t mob_detect_gpus(int wanted, mob_gpu_names_t *names);
 void mob_gpu_names_free(mob_gpu_names_t *names);
 

@@ -8,8 +8,8 @@ static mob_status read_number(const char *name, const char *text, int low, int h
   char *end;
   long value = strtol(text, &end, 10);
   if (end == text || *end || value < low || value > high) {
-    return mob_fail(MOB_E_INVALID, "Error: %s must be a whole number from %d to %d, not '%s'", name, low, high,
-                    text);
+    return mob_fail(MOB_E_INVALID, "Error: %s must be a whole number from %d to %d, not '%s'", name,
+                    low, high, text);
   }
   *out = (int)value;
   return MOB_OK;
@@ -23,7 +23,8 @@ static const char *value_of(const char *arg, const char *name) {
 
 static mob_status take(mob_init_options_t *options, char *arg) {
   const char *value;
-  if ((value = value_of(arg, "--ray_port"))) return read_number("--ray_port", value, 1, 65535, &options->port);
+  if ((value = value_of(arg, "--ray_port")))
+    return read_number("--ray_port", value, 1, 65535, &options->port);
   if ((value = value_of(arg, "--ray_init_timeout"))) {
     return read_number("--ray_init_timeout", value, 0, INT_MAX, &options->timeout_s);
   }

@@ -9,10 +9,10 @@
 
 typedef struct mob_init_options {
   bool leader, help;
-  int cluster_size;  // leader: nodes to wait for, its own included
-  char *ray_address; // worker: the head's host
-  int port;          // 6379
-  int timeout_s;     // 300
+  int cluster_size;      // leader: nodes to wait for, its own included
+  char *ray_address;     // worker: the head's host
+  int port;              // 6379
+  int timeout_s;         // 300
   MOB_VEC(char *) extra; // for `ray start`, in their order; not owned
 } mob_init_options_t;
 

@@ -17,7 +17,12 @@
 
 typedef struct mob_worker mob_worker_t; // one actor process
 
-typedef enum mob_node_phase { MOB_NODE_JOINING, MOB_NODE_READY, MOB_NODE_STOPPING, MOB_NODE_ENDING } mob_node_phase_t;
+typedef enum mob_node_phase {
+  MOB_NODE_JOINING,
+  MOB_NODE_READY,
+  MOB_NODE_STOPPING,
+  MOB_NODE_ENDING
+} mob_node_phase_t;
 
 struct mob_node {
   uv_loop_t *loop;
@@ -77,7 +82,7 @@ mob_status mob__agent_listen(mob_node_t *node);
 
 // worker_pool.c: `call` is answered when the process can be called, or cannot be started.
 void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
-                       const Ray__Rpc__RequestWorkerLeaseRequest *request);
+                            const Ray__Rpc__RequestWorkerLeaseRequest *request);
 mob_worker_t *mob__node_worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id);
 mob_worker_t *mob__node_worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id);
 bool mob__node_worker_in_bundle(const mob_worker_t *worker, const uint8_t *pg, int index);

@@ -23,7 +23,8 @@
 
 static void finish(mob_node_t *node);
 
-// ------------------------------------------------------------------------------------------------- the end
+// -------------------------------------------------------------------------------------------------
+// the end
 
 static void on_all_closed(void *arg) {
   mob_node_t *node = arg;
@@ -66,7 +67,8 @@ static void clear_files(mob_node_t *node) {
   if (node->record_path) unlink(node->record_path);
   if (!node->gcs_address || !node->temp_dir) return;
   if (mob_node_records_list(node->temp_dir, &records) == MOB_OK) {
-    for (size_t i = 0; i < records.len; i++) others = others || !strcmp(records.at[i].address, node->gcs_address);
+    for (size_t i = 0; i < records.len; i++)
+      others = others || !strcmp(records.at[i].address, node->gcs_address);
   }
   mob_node_records_free(&records);
   if (!others) mob_current_cluster_clear(node->temp_dir, node->gcs_address);
@@ -158,7 +160,8 @@ void mob_node_stop(mob_node_t *node, const char *why) {
   uv_timer_start(&node->timer, on_stop_time, STOP_GRACE_MS, 0);
 }
 
-// ------------------------------------------------------------------------------------------------- serving
+// -------------------------------------------------------------------------------------------------
+// serving
 
 static void on_prepare(uv_prepare_t *handle) {
   mob__sync_flush(handle->data);
@@ -181,7 +184,8 @@ static void on_lost(void *owner, const char *why) {
 
 static const mob_gcs_client_events_t gcs_events = {on_lost, NULL, NULL};
 
-// ------------------------------------------------------------------------------------------------- joining
+// -------------------------------------------------------------------------------------------------
+// joining
 
 static void on_registered(void *arg, mob_status status, const char *why, const void *message) {
   mob_node_t *node = arg;
@@ -203,7 +207,8 @@ static void on_registered(void *arg, mob_status status, const char *why, const v
     MOB_WARN("`ray stop` and `ray status` will not find this node: %s", mob_errmsg());
   }
   node->phase = MOB_NODE_READY;
-  MOB_INFO("node %s is up at %s:%d, head at %s", node->id_hex, node->ip, node->port, node->gcs_address);
+  MOB_INFO("node %s is up at %s:%d, head at %s", node->id_hex, node->ip, node->port,
+           node->gcs_address);
   if (node->events->on_ready) node->events->on_ready(node->owner, node);
 }
 
@@ -261,7 +266,8 @@ static void register_node(mob_node_t *node) {
   mob_ledger_view(&node->ledger, put_total, &info);
   mob_pb_string_put(&info.labels, &info.n_labels, "ray.io/node-id", node->id_hex);
   for (size_t i = 0; i < options->labels.len; i++) {
-    mob_pb_string_put(&info.labels, &info.n_labels, options->labels.at[i].key, options->labels.at[i].value);
+    mob_pb_string_put(&info.labels, &info.n_labels, options->labels.at[i].key,
+                      options->labels.at[i].value);
   }
   request.node_info = &info;
   mob_gcs_call(node->client, "/ray.rpc.NodeInfoGcsService/RegisterNode", &request,
@@ -296,7 +302,8 @@ static void on_resolved(uv_getaddrinfo_t *request, int error, struct addrinfo *l
   }
   const char *towards = NULL;
   if (!error && list &&
-      getnameinfo(list->ai_addr, list->ai_addrlen, text, sizeof text, NULL, 0, NI_NUMERICHOST) == 0) {
+      getnameinfo(list->ai_addr, list->ai_addrlen, text, sizeof text, NULL, 0, NI_NUMERICHOST) ==
+          0) {
     towards = text;
   }
   uv_freeaddrinfo(list);
@@ -373,7 +380,8 @@ static void on_connected(void *arg, mob_status status, const char *why) {
                &ray__rpc__internal_kvget_reply__descriptor, CALL_TIMEOUT_MS, on_session, node);
 }
 
-// ------------------------------------------------------------------------------------------------ starting
+// ------------------------------------------------------------------------------------------------
+// starting
 
 static char *join_address(const char *host, int port) {
   return strchr(host, ':') ? mob_sprintf("[%s]:%d", host, port) : mob_sprintf("%s:%d", host, port);
@@ -388,7 +396,9 @@ static mob_status start_head(mob_node_t *node) {
     bool loopback = strncmp(node->ip, "127.", 4) == 0 || strcmp(node->ip, "::1") == 0;
     int port = options->port >= 0 ? options->port : MOB_GCS_DEFAULT_PORT;
     mob_gcs_config_t config = {
-        .listen_ip = loopback ? node->ip : strchr(node->ip, ':') ? "::" : NULL,
+        .listen_ip = loopback                ? node->ip
+                     : strchr(node->ip, ':') ? "::"
+                                             : NULL,
         .port = port,
         .session_name = name,
         .session_dir = node->session_dir,
@@ -402,10 +412,11 @@ static mob_status start_head(mob_node_t *node) {
       status = mob_session_set_latest(node->temp_dir, node->session_dir);
     } else if (status == MOB_E_NO_RESOURCES) {
       char *address = join_address(node->ip, port);
-      status = mob_fail(MOB_E_EXISTS,
-                        "Ray is trying to start at %s, but is already running at %s. Please specify a "
-                        "different port using the `--port` flag of `ray start` command.",
-                        address, address);
+      status =
+          mob_fail(MOB_E_EXISTS,
+                   "Ray is trying to start at %s, but is already running at %s. Please specify a "
+                   "different port using the `--port` flag of `ray start` command.",
+                   address, address);
       free(address);
     }
   }
@@ -428,9 +439,10 @@ static mob_status find_head(mob_node_t *node) {
     if (env && *env && strcmp(env, "auto") != 0) {
       current = mob_strdup(env);
     } else if (mob_current_cluster_read(node->temp_dir, &current) != MOB_OK) {
-      return mob_fail(MOB_E_NOT_FOUND, "Could not find any running Ray instance. Please specify the one to "
-                                       "connect to by setting the `--address` flag or `RAY_ADDRESS` "
-                                       "environment variable.");
+      return mob_fail(MOB_E_NOT_FOUND,
+                      "Could not find any running Ray instance. Please specify the one to "
+                      "connect to by setting the `--address` flag or `RAY_ADDRESS` "
+                      "environment variable.");
     }
     address = current;
   }
@@ -443,8 +455,9 @@ static mob_status find_head(mob_node_t *node) {
   return status;
 }
 
-mob_node_t *mob_node_start(uv_loop_t *loop, const mob_start_options_t *options, uint64_t connect_timeout_ms,
-                           const mob_node_events_t *events, void *owner) {
+mob_node_t *mob_node_start(uv_loop_t *loop, const mob_start_options_t *options,
+                           uint64_t connect_timeout_ms, const mob_node_events_t *events,
+                           void *owner) {
   mob_node_t *node = MOB_NEW(mob_node_t);
   mob_status status;
   *node = (mob_node_t){.loop = loop, .options = options, .events = events, .owner = owner};
@@ -457,8 +470,8 @@ mob_node_t *mob_node_start(uv_loop_t *loop, const mob_start_options_t *options, 
   MOB_TRY_GOTO(mob_children_new(loop, &node->children), status, failed);
   MOB_TRY_GOTO(mob_rpc_new(loop, &node->rpc), status, failed);
   MOB_TRY_GOTO(options->head ? start_head(node) : find_head(node), status, failed);
-  MOB_TRY_GOTO(mob_gcs_client_new(node->rpc, node->gcs_address, connect_timeout_ms, &gcs_events, node,
-                                  on_connected, node, &node->client),
+  MOB_TRY_GOTO(mob_gcs_client_new(node->rpc, node->gcs_address, connect_timeout_ms, &gcs_events,
+                                  node, on_connected, node, &node->client),
                status, failed);
   return node;
 failed:

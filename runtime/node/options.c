@@ -177,9 +177,10 @@ static mob_status no_such_option(const char *name, size_t len) {
       best = &flags[i];
     }
   }
-  mob_status status = best ? mob_fail(MOB_E_INVALID, "Error: No such option: --%s Did you mean --%s?",
-                                      given, best->name)
-                           : mob_fail(MOB_E_INVALID, "Error: No such option: --%s", given);
+  mob_status status =
+      best ? mob_fail(MOB_E_INVALID, "Error: No such option: --%s Did you mean --%s?", given,
+                      best->name)
+           : mob_fail(MOB_E_INVALID, "Error: No such option: --%s", given);
   free(given);
   return status;
 }
@@ -190,13 +191,13 @@ static mob_status read_integer(const char *name, const char *text, int64_t low, 
   errno = 0;
   long long value = strtoll(text, &end, 10);
   if (end == text || *end || errno) {
-    return mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not a valid integer.", name,
-                    text);
+    return mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not a valid integer.",
+                    name, text);
   }
   if (value < low || value > high) {
     return mob_fail(MOB_E_INVALID,
-                    "Error: Invalid value for '--%s': %lld is not in the range %lld<=x<=%lld.", name, value,
-                    (long long)low, (long long)high);
+                    "Error: Invalid value for '--%s': %lld is not in the range %lld<=x<=%lld.",
+                    name, value, (long long)low, (long long)high);
   }
   *out = value;
   return MOB_OK;
@@ -209,8 +210,8 @@ static mob_status read_boolean(const char *name, const char *text, bool *out) {
     if (strcasecmp(text, yes[i]) == 0) return *out = true, MOB_OK;
     if (strcasecmp(text, no[i]) == 0) return *out = false, MOB_OK;
   }
-  return mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not a valid boolean.", name,
-                  text);
+  return mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not a valid boolean.",
+                  name, text);
 }
 
 static void set_text(char **field, const char *text) {
@@ -225,25 +226,28 @@ static mob_status read_resources(mob_start_options_t *options, const char *text)
   const char *name;
   json_t *value;
   if (!json_is_object(json)) {
-    status = mob_fail(MOB_E_INVALID,
-                      "Unable to parse `--resources=%s`; it should be a JSON object of name to number, for "
-                      "example `--resources='{\"CustomResource1\": 1, \"CustomResource2\": 2}'`.",
-                      text);
+    status = mob_fail(
+        MOB_E_INVALID,
+        "Unable to parse `--resources=%s`; it should be a JSON object of name to number, for "
+        "example `--resources='{\"CustomResource1\": 1, \"CustomResource2\": 2}'`.",
+        text);
     goto cleanup;
   }
   json_object_foreach(json, name, value) {
     double amount = json_number_value(value);
     if (!json_is_number(value) || amount < 0 || amount != floor(amount) || amount > 1e14) {
-      status = mob_fail(MOB_E_INVALID,
-                        "Error: --resources: the amount of '%s' must be a whole number from 0 to 1e14.", name);
+      status = mob_fail(
+          MOB_E_INVALID,
+          "Error: --resources: the amount of '%s' must be a whole number from 0 to 1e14.", name);
       goto cleanup;
     }
     if (!strcmp(name, "CPU") || !strcmp(name, "GPU") || !strcmp(name, "memory") ||
         !strcmp(name, "object_store_memory")) {
-      status = mob_fail(MOB_E_INVALID,
-                        "Error: --resources must not hold '%s'. Use --num-cpus, --num-gpus, --memory or "
-                        "--object-store-memory instead.",
-                        name);
+      status =
+          mob_fail(MOB_E_INVALID,
+                   "Error: --resources must not hold '%s'. Use --num-cpus, --num-gpus, --memory or "
+                   "--object-store-memory instead.",
+                   name);
       goto cleanup;
     }
     mob_named_amount_t *entry = mob_vec_push(&options->resources);
@@ -293,8 +297,8 @@ static mob_status read_labels(mob_start_options_t *options, const char *text, co
     }
     char *sign = strchr(item, equals);
     if (!sign || sign == item) {
-      mob_status status = mob_fail(MOB_E_INVALID,
-                                   "Error: --%s: '%s' is not of the form key%cvalue.", flag, item, equals);
+      mob_status status = mob_fail(
+          MOB_E_INVALID, "Error: --%s: '%s' is not of the form key%cvalue.", flag, item, equals);
       free(item);
       return status;
     }
@@ -302,8 +306,8 @@ static mob_status read_labels(mob_start_options_t *options, const char *text, co
     char *value = trimmed(sign + 1, strlen(sign + 1));
     free(item);
     if (strcmp(key, "ray.io/node-id") == 0) {
-      mob_status status = mob_fail(MOB_E_INVALID, "Error: --%s: the label %s is set by the node itself.",
-                                   flag, key);
+      mob_status status = mob_fail(
+          MOB_E_INVALID, "Error: --%s: the label %s is set by the node itself.", flag, key);
       free(key);
       free(value);
       return status;
@@ -338,7 +342,8 @@ static mob_status read_ports(mob_start_options_t *options, const char *text) {
   return MOB_OK;
 }
 
-static mob_status read_choice(const char *name, const char *text, const char *const *choices, int *out) {
+static mob_status read_choice(const char *name, const char *text, const char *const *choices,
+                              int *out) {
   mob_buf_t list = {0};
   for (int i = 0; choices[i]; i++) {
     if (strcmp(text, choices[i]) == 0) {
@@ -348,8 +353,9 @@ static mob_status read_choice(const char *name, const char *text, const char *co
     }
     mob_buf_printf(&list, "%s'%s'", i ? ", " : "", choices[i]);
   }
-  mob_status status = mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not one of %s.",
-                               name, text, mob_buf_cstr(&list));
+  mob_status status =
+      mob_fail(MOB_E_INVALID, "Error: Invalid value for '--%s': '%s' is not one of %s.", name, text,
+               mob_buf_cstr(&list));
   mob_buf_free(&list);
   return status;
 }
@@ -358,20 +364,36 @@ static void note_ignored(mob_start_options_t *options, const char *name) {
   mob_buf_printf(&options->ignored, "%s--%s", options->ignored.len ? ", " : "", name);
 }
 
-static mob_status apply_integer(mob_start_options_t *options, const flag_t *flag, const char *text) {
+static mob_status apply_integer(mob_start_options_t *options, const flag_t *flag,
+                                const char *text) {
   int64_t value;
   bool port = strstr(flag->name, "port") != NULL;
   MOB_TRY(read_integer(flag->name, text, flag->option == OPT_IGNORED && !port ? INT_MIN : 0,
                        port ? 65535 : INT_MAX, &value));
   switch (flag->option) {
-  case OPT_PORT: options->port = (int)value; break;
-  case OPT_NUM_CPUS: options->num_cpus = (int)value; break;
-  case OPT_NUM_GPUS: options->num_gpus = (int)value; break;
-  case OPT_NODE_MANAGER_PORT: options->node_manager_port = (int)value; break;
-  case OPT_MIN_WORKER_PORT: options->min_worker_port = (int)value; break;
-  case OPT_MAX_WORKER_PORT: options->max_worker_port = (int)value; break;
-  case OPT_READY_FD: options->ready_fd = (int)value; break;
-  default: note_ignored(options, flag->name);
+  case OPT_PORT:
+    options->port = (int)value;
+    break;
+  case OPT_NUM_CPUS:
+    options->num_cpus = (int)value;
+    break;
+  case OPT_NUM_GPUS:
+    options->num_gpus = (int)value;
+    break;
+  case OPT_NODE_MANAGER_PORT:
+    options->node_manager_port = (int)value;
+    break;
+  case OPT_MIN_WORKER_PORT:
+    options->min_worker_port = (int)value;
+    break;
+  case OPT_MAX_WORKER_PORT:
+    options->max_worker_port = (int)value;
+    break;
+  case OPT_READY_FD:
+    options->ready_fd = (int)value;
+    break;
+  default:
+    note_ignored(options, flag->name);
   }
   return MOB_OK;
 }
@@ -381,14 +403,26 @@ static mob_status apply_text(mob_start_options_t *options, const flag_t *flag, c
   static const char *const colors[] = {"auto", "false", "true", NULL};
   int choice = 0;
   switch (flag->option) {
-  case OPT_ADDRESS: set_text(&options->address, text); break;
-  case OPT_NODE_IP: set_text(&options->node_ip_address, text); break;
-  case OPT_NODE_NAME: set_text(&options->node_name, text); break;
-  case OPT_TEMP_DIR: set_text(&options->temp_dir, text); break;
-  case OPT_RESOURCES: return read_resources(options, text);
-  case OPT_LABELS: return read_labels(options, text, "labels", ",", '=', false);
-  case OPT_LABELS_FILE: return read_labels_file(options, text);
-  case OPT_WORKER_PORT_LIST: return read_ports(options, text);
+  case OPT_ADDRESS:
+    set_text(&options->address, text);
+    break;
+  case OPT_NODE_IP:
+    set_text(&options->node_ip_address, text);
+    break;
+  case OPT_NODE_NAME:
+    set_text(&options->node_name, text);
+    break;
+  case OPT_TEMP_DIR:
+    set_text(&options->temp_dir, text);
+    break;
+  case OPT_RESOURCES:
+    return read_resources(options, text);
+  case OPT_LABELS:
+    return read_labels(options, text, "labels", ",", '=', false);
+  case OPT_LABELS_FILE:
+    return read_labels_file(options, text);
+  case OPT_WORKER_PORT_LIST:
+    return read_ports(options, text);
   case OPT_LOG_STYLE:
     MOB_TRY(read_choice(flag->name, text, styles, &choice));
     options->log_style = (mob_log_style_t)choice;
@@ -397,7 +431,8 @@ static mob_status apply_text(mob_start_options_t *options, const flag_t *flag, c
     MOB_TRY(read_choice(flag->name, text, colors, &choice));
     options->color = choice - 1;
     break;
-  default: note_ignored(options, flag->name);
+  default:
+    note_ignored(options, flag->name);
   }
   return MOB_OK;
 }
@@ -406,8 +441,10 @@ static mob_status apply(mob_start_options_t *options, const flag_t *flag, const 
   int64_t value;
   bool on = true;
   switch (flag->kind) {
-  case INTEGER: return apply_integer(options, flag, text);
-  case TEXT: return apply_text(options, flag, text);
+  case INTEGER:
+    return apply_integer(options, flag, text);
+  case TEXT:
+    return apply_text(options, flag, text);
   case BYTES:
     MOB_TRY(read_integer(flag->name, text, 0, INT64_MAX, &value));
     if (flag->option == OPT_MEMORY) {
@@ -420,17 +457,32 @@ static mob_status apply(mob_start_options_t *options, const flag_t *flag, const 
     MOB_TRY(read_boolean(flag->name, text, &on));
     if (on && flag->option == OPT_DASHBOARD) note_ignored(options, flag->name);
     return MOB_OK;
-  case COUNT: options->verbose++; return MOB_OK;
-  case FLAG: break;
+  case COUNT:
+    options->verbose++;
+    return MOB_OK;
+  case FLAG:
+    break;
   }
   switch (flag->option) {
-  case OPT_HEAD: options->head = true; break;
-  case OPT_BLOCK: options->block = true; break;
-  case OPT_NO_REDIRECT: options->no_redirect_output = true; break;
-  case OPT_LOG_TO_FILE: options->log_to_stderr = false; break;
-  case OPT_HELP: options->help = true; break;
-  case OPT_SILENT: break;
-  default: note_ignored(options, flag->name);
+  case OPT_HEAD:
+    options->head = true;
+    break;
+  case OPT_BLOCK:
+    options->block = true;
+    break;
+  case OPT_NO_REDIRECT:
+    options->no_redirect_output = true;
+    break;
+  case OPT_LOG_TO_FILE:
+    options->log_to_stderr = false;
+    break;
+  case OPT_HELP:
+    options->help = true;
+    break;
+  case OPT_SILENT:
+    break;
+  default:
+    note_ignored(options, flag->name);
   }
   return MOB_OK;
 }
@@ -468,10 +520,11 @@ mob_status mob_start_options_parse(mob_start_options_t *options, int argc, char 
 
 mob_status mob_start_options_check(const mob_start_options_t *options) {
   if (options->head && options->address) {
-    return mob_fail(MOB_E_INVALID,
-                    "--address (%s) names an external Redis when it stands beside --head, which this build "
-                    "does not use: leave it out.",
-                    options->address);
+    return mob_fail(
+        MOB_E_INVALID,
+        "--address (%s) names an external Redis when it stands beside --head, which this build "
+        "does not use: leave it out.",
+        options->address);
   }
   if (!options->head && !options->address) {
     return mob_fail(MOB_E_INVALID, "`--head` is not set, so `--address` must be set to the head's "
@@ -481,26 +534,29 @@ mob_status mob_start_options_check(const mob_start_options_t *options) {
     return mob_fail(MOB_E_INVALID, "`--port` should not be specified without `--head`.");
   }
   if (options->max_worker_port && options->max_worker_port < options->min_worker_port) {
-    return mob_fail(MOB_E_INVALID, "`--max-worker-port` (%d) must not be below `--min-worker-port` (%d).",
+    return mob_fail(MOB_E_INVALID,
+                    "`--max-worker-port` (%d) must not be below `--min-worker-port` (%d).",
                     options->max_worker_port, options->min_worker_port);
   }
   return MOB_OK;
 }
 
 void mob_start_options_help(mob_buf_t *out, const char *command) {
-  mob_buf_printf(out, "Usage: %s [OPTIONS]\n\n  Start a node on this machine.\n\nOptions:\n", command);
+  mob_buf_printf(out, "Usage: %s [OPTIONS]\n\n  Start a node on this machine.\n\nOptions:\n",
+                 command);
   for (size_t i = 0; i < MOB_LEN(flags); i++) {
     static const char *const metavars[] = {"", " TEXT", " INTEGER", " BYTES", " BOOLEAN", ""};
     if (!flags[i].help) continue;
     char left[64];
-    snprintf(left, sizeof left, "%s--%s%s", flags[i].option == OPT_VERBOSE ? "-v, " : "", flags[i].name,
-             metavars[flags[i].kind]);
+    snprintf(left, sizeof left, "%s--%s%s", flags[i].option == OPT_VERBOSE ? "-v, " : "",
+             flags[i].name, metavars[flags[i].kind]);
     mob_buf_printf(out, "  %-32s %s\n", left, flags[i].help);
   }
   mob_buf_puts(out, "\nAccepted for the sake of existing commands, without a meaning here:\n ");
   size_t column = 1;
   for (size_t i = 0; i < MOB_LEN(flags); i++) {
-    if (flags[i].help || flags[i].option == OPT_READY_FD || flags[i].option == OPT_LOG_TO_FILE) continue;
+    if (flags[i].help || flags[i].option == OPT_READY_FD || flags[i].option == OPT_LOG_TO_FILE)
+      continue;
     size_t len = strlen(flags[i].name) + 3;
     if (column + len > 90) {
       mob_buf_puts(out, "\n ");
@@ -519,7 +575,8 @@ mob_status mob_split_address(const char *address, char **host, int *port) {
   const char *end = address + strlen(address);
   if (*address == '[') {
     const char *bracket = strchr(address, ']');
-    if (!bracket) return mob_fail(MOB_E_INVALID, "'%s' is not an address: its '[' has no ']'", address);
+    if (!bracket)
+      return mob_fail(MOB_E_INVALID, "'%s' is not an address: its '[' has no ']'", address);
     colon = bracket[1] == ':' ? bracket + 1 : NULL;
     end = bracket;
     address++;

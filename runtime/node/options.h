@@ -1,7 +1,9 @@
-// The command line of `ray start`, which is also the one of `mobula node`, and what ray_init.sh passes on.
+// The command line of `ray start`, which is also the one of `mobula node`, and what ray_init.sh
+// passes on.
 //
-// Every flag of Ray 2.54's `ray start` is known. One that has a meaning here acts; one that has none (a
-// dashboard, a client server, ...) is accepted and named in `ignored`, so that the caller warns once.
+// Every flag of Ray 2.54's `ray start` is known. One that has a meaning here acts; one that has
+// none (a dashboard, a client server, ...) is accepted and named in `ignored`, so that the caller
+// warns once.
 #ifndef MOB_NODE_OPTIONS_H
 #define MOB_NODE_OPTIONS_H
 
@@ -26,11 +28,11 @@ typedef struct mob_label {
 
 typedef struct mob_start_options {
   bool head, block, no_redirect_output, help;
-  char *address;         // of the GCS, "host:port"; NULL for a head
-  int port;              // -1: not given
-  char *node_ip_address; // NULL: chosen
-  char *node_name;       // NULL: the node's address
-  int num_cpus, num_gpus; // -1: detected
+  char *address;                       // of the GCS, "host:port"; NULL for a head
+  int port;                            // -1: not given
+  char *node_ip_address;               // NULL: chosen
+  char *node_name;                     // NULL: the node's address
+  int num_cpus, num_gpus;              // -1: detected
   int64_t memory, object_store_memory; // bytes; -1: detected
   MOB_VEC(mob_named_amount_t) resources;
   MOB_VEC(mob_label_t) labels;
@@ -45,14 +47,16 @@ typedef struct mob_start_options {
 
   // Between a launcher and the daemon that it starts; not for users, and not in the help.
   int ready_fd;       // where to report READY or the cause of a failure; -1: nowhere
-  bool log_to_stderr; // the log goes to stderr as well as into the session's folder; else there alone
+  bool log_to_stderr; // the log goes to stderr as well as into the session's folder; else there
+                      // alone
 } mob_start_options_t;
 
 void mob_start_options_init(mob_start_options_t *options);
 void mob_start_options_free(mob_start_options_t *options);
 
-// Reads argv[1..]; `command` is what the user called it ("ray start"). MOB_E_INVALID with the text of
-// Ray's (click's) own error, ready to print: "Error: No such option: --hed Did you mean --head?".
+// Reads argv[1..]; `command` is what the user called it ("ray start"). MOB_E_INVALID with the text
+// of Ray's (click's) own error, ready to print: "Error: No such option: --hed Did you mean
+// --head?".
 mob_status mob_start_options_parse(mob_start_options_t *options, int argc, char **argv);
 
 // Rules between flags: a worker needs an address, a head takes none, --port is the head's alone.
@@ -61,7 +65,8 @@ mob_status mob_start_options_check(const mob_start_options_t *options);
 // The help text of `ray start`.
 void mob_start_options_help(mob_buf_t *out, const char *command);
 
-// "host:port" or "[v6]:port" into its parts; *port is -1 when there is none. The caller frees *host.
+// "host:port" or "[v6]:port" into its parts; *port is -1 when there is none. The caller frees
+// *host.
 mob_status mob_split_address(const char *address, char **host, int *port);
 
 #endif

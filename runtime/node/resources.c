@@ -83,7 +83,8 @@ static mob_status take_units(mob_pool_entry_t *entry, mob_fixed_t amount, mob_gr
   return MOB_OK;
 }
 
-mob_status mob_pool_take(mob_pool_t *pool, const mob_want_t *wants, size_t count, mob_grants_t *out) {
+mob_status mob_pool_take(mob_pool_t *pool, const mob_want_t *wants, size_t count,
+                         mob_grants_t *out) {
   mob_grants_t grants = {0};
   mob_status status = MOB_OK;
   for (size_t i = 0; i < count && status == MOB_OK; i++) {
@@ -152,8 +153,8 @@ mob_bundle_slot_t *mob_ledger_find(mob_ledger_t *ledger, const uint8_t *pg, int 
   return NULL;
 }
 
-mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index, const mob_want_t *wants,
-                              size_t count) {
+mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index,
+                              const mob_want_t *wants, size_t count) {
   if (mob_ledger_find(ledger, pg, index)) return MOB_OK;
   mob_grants_t taken = {0};
   MOB_TRY(mob_pool_take(&ledger->node, wants, count, &taken));
@@ -165,7 +166,8 @@ mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index
     const mob_grant_t *grant = &taken.at[i];
     mob_pool_add(&slot->pool, grant->name, grant->amount, 0);
     mob_pool_entry_t *entry = &slot->pool.entries.at[slot->pool.entries.len - 1];
-    for (size_t s = 0; s < grant->shares.len; s++) *mob_vec_push(&entry->units) = grant->shares.at[s];
+    for (size_t s = 0; s < grant->shares.len; s++)
+      *mob_vec_push(&entry->units) = grant->shares.at[s];
   }
   mob_pool_add(&slot->pool, "bundle", mob_fixed(1000), 0);
   *mob_vec_push(&ledger->bundles) = slot;
@@ -265,14 +267,17 @@ static mob_status split_wants(const mob_want_t *wants, size_t count, split_t *sp
   return MOB_OK;
 }
 
-mob_status mob_ledger_take(mob_ledger_t *ledger, const mob_want_t *wants, size_t count, mob_holding_t *out) {
+mob_status mob_ledger_take(mob_ledger_t *ledger, const mob_want_t *wants, size_t count,
+                           mob_holding_t *out) {
   split_t split = {0};
   *out = (mob_holding_t){0};
   mob_status status;
   MOB_TRY_GOTO(split_wants(wants, count, &split), status, cleanup);
-  MOB_TRY_GOTO(mob_pool_take(&ledger->node, split.node.at, split.node.len, &out->of_node), status, cleanup);
+  MOB_TRY_GOTO(mob_pool_take(&ledger->node, split.node.at, split.node.len, &out->of_node), status,
+               cleanup);
   if (!split.grouped) goto cleanup;
-  status = mob_fail(MOB_E_NOT_FOUND, "no bundle %d of that placement group is on this node", split.index);
+  status = mob_fail(MOB_E_NOT_FOUND, "no bundle %d of that placement group is on this node",
+                    split.index);
   for (size_t i = 0; i < ledger->bundles.len; i++) {
     mob_bundle_slot_t *slot = ledger->bundles.at[i];
     if (!slot->committed || memcmp(slot->pg, split.pg, MOB_NODE_PG_LEN) != 0) continue;
@@ -304,7 +309,8 @@ void mob_ledger_give(mob_ledger_t *ledger, mob_holding_t *holding) {
 }
 
 // The sum over this node's bundles of the group, told once: at the group's first bundle here.
-static void view_whole_group(const mob_ledger_t *ledger, size_t first, mob_ledger_fn fn, void *arg) {
+static void view_whole_group(const mob_ledger_t *ledger, size_t first, mob_ledger_fn fn,
+                             void *arg) {
   const mob_bundle_slot_t *slot = ledger->bundles.at[first];
   char hex[2 * MOB_NODE_PG_LEN + 1], name[256];
   mob_hex(slot->pg, MOB_NODE_PG_LEN, hex);

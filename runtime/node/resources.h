@@ -1,8 +1,9 @@
-// Who holds what of a node: amounts in Ray's fixed point, GPUs by index, bundles of placement groups.
+// Who holds what of a node: amounts in Ray's fixed point, GPUs by index, bundles of placement
+// groups.
 //
-// A bundle takes its resources from the node once (prepare), and what actors take of it comes from the
-// bundle's own pool (commit). Names like GPU_group_0_<pg>, by which Ray asks for a bundle's share, are
-// read and shown here, and exist nowhere else.
+// A bundle takes its resources from the node once (prepare), and what actors take of it comes from
+// the bundle's own pool (commit). Names like GPU_group_0_<pg>, by which Ray asks for a bundle's
+// share, are read and shown here, and exist nowhere else.
 #ifndef MOB_NODE_RESOURCES_H
 #define MOB_NODE_RESOURCES_H
 
@@ -50,7 +51,8 @@ void mob_pool_free(mob_pool_t *pool);
 // `units` > 0: that many instances of 1, numbered from 0.
 void mob_pool_add(mob_pool_t *pool, const char *name, mob_fixed_t total, int units);
 // All or nothing; MOB_E_NO_RESOURCES says what is short. A GPU amount above 1 must be whole.
-mob_status mob_pool_take(mob_pool_t *pool, const mob_want_t *wants, size_t count, mob_grants_t *out);
+mob_status mob_pool_take(mob_pool_t *pool, const mob_want_t *wants, size_t count,
+                         mob_grants_t *out);
 void mob_pool_give(mob_pool_t *pool, const mob_grants_t *grants);
 
 typedef struct mob_bundle_slot {
@@ -78,17 +80,18 @@ void mob_holding_free(mob_holding_t *holding);
 void mob_ledger_free(mob_ledger_t *ledger);
 mob_bundle_slot_t *mob_ledger_find(mob_ledger_t *ledger, const uint8_t *pg, int index); // or NULL
 // Preparing a bundle that is prepared already is a repeat and succeeds.
-mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index, const mob_want_t *wants,
-                              size_t count);
+mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index,
+                              const mob_want_t *wants, size_t count);
 mob_status mob_ledger_commit(mob_ledger_t *ledger, const uint8_t *pg, int index);
-// Gives a bundle back to the node; what actors still hold of it is forgotten, so they must be ended.
-// False when there is no such bundle.
+// Gives a bundle back to the node; what actors still hold of it is forgotten, so they must be
+// ended. False when there is no such bundle.
 bool mob_ledger_cancel(mob_ledger_t *ledger, const uint8_t *pg, int index);
 
-// Takes what an actor asks for; formatted names of one placement group mean shares of its bundle (any
-// bundle of the group here, without an index). MOB_E_NOT_FOUND: no such bundle here. MOB_E_NO_RESOURCES:
-// not free now.
-mob_status mob_ledger_take(mob_ledger_t *ledger, const mob_want_t *wants, size_t count, mob_holding_t *out);
+// Takes what an actor asks for; formatted names of one placement group mean shares of its bundle
+// (any bundle of the group here, without an index). MOB_E_NOT_FOUND: no such bundle here.
+// MOB_E_NO_RESOURCES: not free now.
+mob_status mob_ledger_take(mob_ledger_t *ledger, const mob_want_t *wants, size_t count,
+                           mob_holding_t *out);
 void mob_ledger_give(mob_ledger_t *ledger, mob_holding_t *holding); // empties the holding
 
 // Every resource as the cluster sees it, formatted names included.
@@ -96,6 +99,7 @@ typedef void (*mob_ledger_fn)(void *arg, const char *name, double total, double 
 void mob_ledger_view(const mob_ledger_t *ledger, mob_ledger_fn fn, void *arg);
 
 // "GPU_group_1_<36 hex>" -> base "GPU", index 1; without a number -1. False: not a formatted name.
-bool mob_parse_group_name(const char *name, char *base, size_t cap, int *index, uint8_t pg[MOB_NODE_PG_LEN]);
+bool mob_parse_group_name(const char *name, char *base, size_t cap, int *index,
+                          uint8_t pg[MOB_NODE_PG_LEN]);
 
 #endif

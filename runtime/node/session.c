@@ -93,7 +93,8 @@ mob_status mob_current_cluster_read(const char *temp_dir, char **address) {
   mob_status status = mob_file_read(path, 1024, &text);
   free(path);
   while (text.len && text.data[text.len - 1] <= ' ') text.len--;
-  if (status == MOB_OK && !text.len) status = mob_fail(MOB_E_NOT_FOUND, "ray_current_cluster is empty");
+  if (status == MOB_OK && !text.len)
+    status = mob_fail(MOB_E_NOT_FOUND, "ray_current_cluster is empty");
   *address = status == MOB_OK ? mob_buf_steal(&text) : NULL;
   mob_buf_free(&text);
   return status;
@@ -102,14 +103,16 @@ mob_status mob_current_cluster_read(const char *temp_dir, char **address) {
 void mob_current_cluster_clear(const char *temp_dir, const char *address) {
   char *now = NULL;
   char *path = mob_path_join(temp_dir, "ray_current_cluster");
-  if (mob_current_cluster_read(temp_dir, &now) == MOB_OK && (!address || strcmp(now, address) == 0)) {
+  if (mob_current_cluster_read(temp_dir, &now) == MOB_OK &&
+      (!address || strcmp(now, address) == 0)) {
     unlink(path);
   }
   free(now);
   free(path);
 }
 
-// Fields 3 (state), 4 (parent) and 22 (start) of /proc/PID/stat; the name before them may hold anything.
+// Fields 3 (state), 4 (parent) and 22 (start) of /proc/PID/stat; the name before them may hold
+// anything.
 static bool read_stat(pid_t pid, char *state, pid_t *parent, uint64_t *started) {
   char path[64], text[1024];
   snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
@@ -121,8 +124,10 @@ static bool read_stat(pid_t pid, char *state, pid_t *parent, uint64_t *started) 
   char *p = strrchr(text, ')');
   int parent_pid;
   unsigned long long ticks;
-  if (!p || sscanf(p + 1, " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-                   state, &parent_pid, &ticks) != 3) {
+  if (!p ||
+      sscanf(p + 1,
+             " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+             state, &parent_pid, &ticks) != 3) {
     return false;
   }
   *parent = parent_pid;
@@ -152,7 +157,8 @@ void mob_process_children(pid_t pid, mob_processes_t *out) {
     pid_t child = atoi(entry->d_name), parent;
     uint64_t started;
     char state;
-    if (child <= 0 || !read_stat(child, &state, &parent, &started) || parent != pid || state == 'Z') {
+    if (child <= 0 || !read_stat(child, &state, &parent, &started) || parent != pid ||
+        state == 'Z') {
       continue;
     }
     *mob_vec_push(out) = (mob_process_t){child, started};
@@ -165,9 +171,9 @@ mob_status mob_node_record_write(const char *session_dir, const char *node_id_he
   mob_process_t self;
   *path = NULL;
   if (!mob_process_read(getpid(), &self)) return mob_fail(MOB_E_IO, "/proc cannot be read");
-  json_t *json = json_pack("{s:i, s:I, s:b, s:s, s:s}", "pid", (int)self.pid, "started",
-                           (json_int_t)self.started, "head", head, "address", address, "node_id",
-                           node_id_hex);
+  json_t *json =
+      json_pack("{s:i, s:I, s:b, s:s, s:s}", "pid", (int)self.pid, "started",
+                (json_int_t)self.started, "head", head, "address", address, "node_id", node_id_hex);
   char *text = json_dumps(json, JSON_COMPACT);
   char *file = mob_sprintf("%s/nodes/%s.json", session_dir, node_id_hex);
   mob_status status = mob_file_write(file, text, strlen(text));
@@ -192,8 +198,8 @@ static void read_record(const char *path, mob_node_records_t *out) {
                                 "head", &head, "address", &address, "node_id", &node_id) == 0;
   mob_process_t process = {pid, (uint64_t)started};
   if (ok && mob_process_alive(process)) {
-    *mob_vec_push(out) = (mob_node_record_t){process, head, mob_strdup(address), mob_strdup(node_id),
-                                             mob_strdup(path)};
+    *mob_vec_push(out) = (mob_node_record_t){process, head, mob_strdup(address),
+                                             mob_strdup(node_id), mob_strdup(path)};
   } else {
     unlink(path);
   }
@@ -204,9 +210,11 @@ static void read_record(const char *path, mob_node_records_t *out) {
 mob_status mob_node_records_list(const char *temp_dir, mob_node_records_t *out) {
   DIR *dir = opendir(temp_dir);
   struct dirent *entry;
-  if (!dir) return errno == ENOENT ? MOB_OK : mob_fail(MOB_E_IO, "%s: %s", temp_dir, strerror(errno));
+  if (!dir)
+    return errno == ENOENT ? MOB_OK : mob_fail(MOB_E_IO, "%s: %s", temp_dir, strerror(errno));
   while ((entry = readdir(dir))) {
-    if (strncmp(entry->d_name, "session_", 8) || strcmp(entry->d_name, "session_latest") == 0) continue;
+    if (strncmp(entry->d_name, "session_", 8) || strcmp(entry->d_name, "session_latest") == 0)
+      continue;
     char *nodes = mob_sprintf("%s/%s/nodes", temp_dir, entry->d_name);
     DIR *inner = opendir(nodes);
     struct dirent *file;

@@ -6,8 +6,8 @@
 //       logs/                          of the daemon and of every actor
 //       nodes/<node id>.json           one for each node daemon alive here: how `ray stop` finds it
 //
-// <temp> is --temp-dir, else $RAY_TMPDIR/ray, $TMPDIR/ray or /tmp/ray. Pods that share this machine's /tmp (they
-// are told their address by MOBULA_BIND_ADDRESS) have a folder below it each.
+// <temp> is --temp-dir, else $RAY_TMPDIR/ray, $TMPDIR/ray or /tmp/ray. Pods that share this
+// machine's /tmp (they are told their address by MOBULA_BIND_ADDRESS) have a folder below it each.
 #ifndef MOB_NODE_SESSION_H
 #define MOB_NODE_SESSION_H
 

@@ -23,7 +23,8 @@ static void put_dict(mob_buf_t *out, const json_t *dict) {
   bool first = true;
   mob_buf_putc(out, '{');
   json_object_foreach((json_t *)dict, name, value) {
-    mob_buf_printf(out, "%s'%s': %s", first ? "" : ", ", name, mob_py_float(json_number_value(value), number));
+    mob_buf_printf(out, "%s'%s': %s", first ? "" : ", ", name,
+                   mob_py_float(json_number_value(value), number));
     first = false;
   }
   mob_buf_putc(out, '}');
@@ -33,7 +34,8 @@ static int by_name(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-// What placement groups have reserved and use of a resource: the sum over their plain (not indexed) names.
+// What placement groups have reserved and use of a resource: the sum over their plain (not indexed)
+// names.
 static void group_usage(const json_t *usage, const char *resource, double *used, double *total) {
   const char *name;
   json_t *pair;
@@ -61,7 +63,8 @@ static void put_usage(mob_buf_t *out, const json_t *usage, const char *indent, b
     uint8_t pg[MOB_NODE_PG_LEN];
     int index;
     double in_use, reserved;
-    if (strstr(names[i], "node:") || mob_parse_group_name(names[i], base, sizeof base, &index, pg)) continue;
+    if (strstr(names[i], "node:") || mob_parse_group_name(names[i], base, sizeof base, &index, pg))
+      continue;
     if (!verbose && strncmp(names[i], "accelerator_type:", 17) == 0) continue;
     pair = json_object_get(usage, names[i]);
     group_usage(usage, names[i], &in_use, &reserved);
@@ -70,7 +73,8 @@ static void put_usage(mob_buf_t *out, const json_t *usage, const char *indent, b
     char *(*text)(double, char[40]) = memory ? mob_py_memory : mob_py_float;
     mob_buf_printf(out, "%s%s/%s %s", indent, text(used, a), text(total, b), names[i]);
     if (reserved > 0) {
-      mob_buf_printf(out, " (%s used of %s reserved in placement groups)", text(in_use, c), text(reserved, d));
+      mob_buf_printf(out, " (%s used of %s reserved in placement groups)", text(in_use, c),
+                     text(reserved, d));
     }
     mob_buf_putc(out, '\n');
   }
@@ -138,7 +142,8 @@ static void put_nodes(mob_buf_t *out, const json_t *autoscaler) {
   json_array_foreach(json_object_get(autoscaler, "failed_nodes"), i, value) {
     const char *ip = json_string_value(json_array_get(value, 0));
     const char *type = json_string_value(json_array_get(value, 1));
-    if (i < 20) mob_buf_printf(out, " %s: NodeTerminated (ip: %s)\n", type ? type : "?", ip ? ip : "?");
+    if (i < 20)
+      mob_buf_printf(out, " %s: NodeTerminated (ip: %s)\n", type ? type : "?", ip ? ip : "?");
   }
   if (out->len == start) mob_buf_puts(out, " (no failures)\n");
 }
@@ -181,7 +186,8 @@ mob_status mob_status_text(const char *json, size_t len, bool verbose, mob_buf_t
     json_t *provider = json_object_get(root, "non_terminated_nodes_time");
     if (gcs) mob_buf_printf(out, "GCS request time: %.6fs\n", json_number_value(gcs));
     if (provider) {
-      mob_buf_printf(out, "Node Provider non_terminated_nodes time: %.6fs\n", json_number_value(provider));
+      mob_buf_printf(out, "Node Provider non_terminated_nodes time: %.6fs\n",
+                     json_number_value(provider));
     }
     mob_buf_putc(out, '\n');
   }

@@ -20,13 +20,16 @@ static void put_resource(void *arg, const char *name, double total, double free_
   Ray__Rpc__Syncer__ResourceViewSyncMessage *message = view->message;
   mob_pb_double_put(&message->resources_total, &message->n_resources_total, name, total);
   if (free_now > 0) {
-    mob_pb_double_put(&message->resources_available, &message->n_resources_available, name, free_now);
+    mob_pb_double_put(&message->resources_available, &message->n_resources_available, name,
+                      free_now);
   }
-  if (free_now < total) *mob_vec_push(&view->busy) = mob_sprintf("Resource: %s currently in use.", name);
+  if (free_now < total)
+    *mob_vec_push(&view->busy) = mob_sprintf("Resource: %s currently in use.", name);
 }
 
 static void send_view(mob_node_t *node) {
-  Ray__Rpc__Syncer__ResourceViewSyncMessage resources = RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
+  Ray__Rpc__Syncer__ResourceViewSyncMessage resources =
+      RAY__RPC__SYNCER__RESOURCE_VIEW_SYNC_MESSAGE__INIT;
   Ray__Rpc__Syncer__RaySyncMessage message = RAY__RPC__SYNCER__RAY_SYNC_MESSAGE__INIT;
   Ray__Rpc__Syncer__RaySyncMessage *messages[] = {&message};
   Ray__Rpc__Syncer__RaySyncMessageBatch batch = RAY__RPC__SYNCER__RAY_SYNC_MESSAGE_BATCH__INIT;
@@ -68,7 +71,8 @@ static void on_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *dat
   node->heard_ms = uv_now(node->loop);
 }
 
-static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code, const char *why) {
+static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
+                     const char *why) {
   mob_node_t *node = owner;
   (void)code;
   if (node->sync != stream) return; // closed from here

@@ -94,7 +94,8 @@ static column_t measure(const char *header, char *const *cells, size_t stride, s
   return column;
 }
 
-void mob_table(mob_buf_t *out, const char *const *headers, size_t columns, char *const *cells, size_t rows) {
+void mob_table(mob_buf_t *out, const char *const *headers, size_t columns, char *const *cells,
+               size_t rows) {
   column_t *layout = MOB_NEW_ARRAY(column_t, columns + 1);
   char number[24];
   column_t index = {2, true};

@@ -55,7 +55,8 @@ struct mob_worker {
   int handles; // not closed yet
 };
 
-// ------------------------------------------------------------------------------------ leases and answers
+// ------------------------------------------------------------------------------------ leases and
+// answers
 
 static Ray__Rpc__ResourceMapEntry *map_entry(const mob_grant_t *grant, const char *name) {
   Ray__Rpc__ResourceMapEntry *entry = mob_malloc(sizeof *entry);
@@ -88,7 +89,8 @@ static void grant_lease(mob_worker_t *worker) {
   reply.resource_mapping = mob_calloc(n + 1, sizeof *reply.resource_mapping);
   for (size_t s = 0; s < MOB_LEN(sets); s++) {
     for (size_t i = 0; i < sets[s]->len; i++) {
-      reply.resource_mapping[reply.n_resource_mapping++] = map_entry(&sets[s]->at[i], sets[s]->at[i].name);
+      reply.resource_mapping[reply.n_resource_mapping++] =
+          map_entry(&sets[s]->at[i], sets[s]->at[i].name);
     }
   }
   mob_rpc_reply(worker->call, &reply);
@@ -103,13 +105,15 @@ static void refuse_lease(mob_rpc_call_t *call, bool rejected, const char *why) {
   reply.rejected = rejected;
   reply.canceled = !rejected;
   if (!rejected) {
-    reply.failure_type = RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_RUNTIME_ENV_SETUP_FAILED;
+    reply.failure_type =
+        RAY__RPC__REQUEST_WORKER_LEASE_REPLY__SCHEDULING_FAILURE_TYPE__SCHEDULING_CANCELLED_RUNTIME_ENV_SETUP_FAILED;
   }
   reply.scheduling_failure_message = (char *)why;
   mob_rpc_reply(call, &reply);
 }
 
-// ------------------------------------------------------------------------------------------ the process's end
+// ------------------------------------------------------------------------------------------ the
+// process's end
 
 static void on_handle_closed(uv_handle_t *handle) {
   mob_worker_t *worker = handle->data;
@@ -123,8 +127,8 @@ static void on_handle_closed(uv_handle_t *handle) {
 }
 
 static void close_worker(mob_worker_t *worker) {
-  uv_handle_t *handles[] = {(uv_handle_t *)&worker->control.pipe, (uv_handle_t *)&worker->output.pipe,
-                            (uv_handle_t *)&worker->timer};
+  uv_handle_t *handles[] = {(uv_handle_t *)&worker->control.pipe,
+                            (uv_handle_t *)&worker->output.pipe, (uv_handle_t *)&worker->timer};
   worker->handles = (int)MOB_LEN(handles);
   if (worker->log_fd >= 0) close(worker->log_fd);
   worker->log_fd = -1;
@@ -143,8 +147,8 @@ static char *describe_end(const mob_worker_t *worker, int status) {
   char *text;
   if (WIFSIGNALED(status)) {
     const char *abbreviation = sigabbrev_np(WTERMSIG(status));
-    text = mob_sprintf("process %d on %s was killed by signal %d (SIG%s)", worker->pid, worker->node->ip,
-                       WTERMSIG(status), abbreviation ? abbreviation : "?");
+    text = mob_sprintf("process %d on %s was killed by signal %d (SIG%s)", worker->pid,
+                       worker->node->ip, WTERMSIG(status), abbreviation ? abbreviation : "?");
   } else {
     text = mob_sprintf("process %d on %s exited with code %d", worker->pid, worker->node->ip,
                        WEXITSTATUS(status));
@@ -159,7 +163,8 @@ static char *describe_end(const mob_worker_t *worker, int status) {
 
 static Ray__Rpc__WorkerExitType exit_type(const mob_worker_t *worker, int status) {
   if (worker->stopping) return RAY__RPC__WORKER_EXIT_TYPE__INTENDED_SYSTEM_EXIT;
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return RAY__RPC__WORKER_EXIT_TYPE__INTENDED_USER_EXIT;
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+    return RAY__RPC__WORKER_EXIT_TYPE__INTENDED_USER_EXIT;
   return RAY__RPC__WORKER_EXIT_TYPE__SYSTEM_ERROR;
 }
 
@@ -247,7 +252,8 @@ void mob__node_worker_end(mob_worker_t *worker, bool force, const char *why) {
 }
 
 void mob__node_workers_end_all(mob_node_t *node, bool force, const char *why) {
-  for (size_t i = 0; i < node->workers.len; i++) mob__node_worker_end(node->workers.at[i], force, why);
+  for (size_t i = 0; i < node->workers.len; i++)
+    mob__node_worker_end(node->workers.at[i], force, why);
 }
 
 void mob__node_workers_free(mob_node_t *node) {
@@ -263,7 +269,8 @@ void mob__node_workers_free(mob_node_t *node) {
   mob_vec_free(&node->workers);
 }
 
-// ------------------------------------------------------------------------------------------ what it says
+// ------------------------------------------------------------------------------------------ what
+// it says
 
 static void give_line(line_reader_t *reader, size_t len) {
   char *line = mob_strndup((const char *)reader->text.data, len);
@@ -338,7 +345,8 @@ static void on_output_line(mob_worker_t *worker, const char *line) {
   mob_buf_free(&text);
 }
 
-// ---------------------------------------------------------------------------------------------- starting
+// ----------------------------------------------------------------------------------------------
+// starting
 
 typedef MOB_VEC(char *) strings_t;
 
@@ -364,7 +372,8 @@ static char *visible_gpus(const mob_worker_t *worker) {
       for (size_t i = 0; i < sets[s]->len; i++) {
         const mob_grant_t *grant = &sets[s]->at[i];
         if (strcmp(grant->name, "GPU") != 0) continue;
-        for (size_t k = 0; k < grant->shares.len; k++) held = held || grant->shares.at[k].index == (int)index;
+        for (size_t k = 0; k < grant->shares.len; k++)
+          held = held || grant->shares.at[k].index == (int)index;
       }
     }
     if (held) mob_buf_printf(&list, "%s%s", list.len ? "," : "", names->at[index]);
@@ -376,7 +385,8 @@ static char **make_env(const mob_worker_t *worker, const char *runtime_env) {
   strings_t env = {0};
   for (char **e = environ; *e; e++) *mob_vec_push(&env) = mob_strdup(*e);
   // Real devices only: the indices of simulated ones mean nothing to CUDA.
-  if (worker->node->gpu_source == MOB_GPUS_REAL && !getenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES")) {
+  if (worker->node->gpu_source == MOB_GPUS_REAL &&
+      !getenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES")) {
     char *list = visible_gpus(worker);
     set_env(&env, "CUDA_VISIBLE_DEVICES", list);
     free(list);
@@ -458,18 +468,27 @@ static mob_status start(mob_worker_t *worker, const char *runtime_env) {
   mob_hex(worker->id, WORKER_ID_LEN, hex);
   int port = pick_port(node);
   if (port < 0) return mob_fail(MOB_E_NO_RESOURCES, "every port for actor processes is taken");
-  char *argv[] = {mob_strdup("mobula"), mob_strdup("actor-worker"), mob_strdup("--control=3"),
-                  mob_sprintf("--node-ip=%s", node->ip), mob_sprintf("--node-id=%s", node->id_hex),
-                  mob_sprintf("--worker-id=%s", hex), mob_sprintf("--port=%d", port),
-                  mob_sprintf("--title=%s", worker->title), NULL};
+  char *argv[] = {mob_strdup("mobula"),
+                  mob_strdup("actor-worker"),
+                  mob_strdup("--control=3"),
+                  mob_sprintf("--node-ip=%s", node->ip),
+                  mob_sprintf("--node-id=%s", node->id_hex),
+                  mob_sprintf("--worker-id=%s", hex),
+                  mob_sprintf("--port=%d", port),
+                  mob_sprintf("--title=%s", worker->title),
+                  NULL};
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, control) || pipe2(output, O_CLOEXEC)) {
     status = mob_fail(MOB_E_IO, "cannot make the actor's pipes: %s", strerror(errno));
     goto cleanup;
   }
   env = make_env(worker, runtime_env);
-  mob_child_options_t options = {.file = "/proc/self/exe", .argv = argv, .env = env,
-                                 .fds = {-1, output[1], output[1], control[1]}, .fd_count = 4};
-  MOB_TRY_GOTO(mob_child_spawn(node->children, &options, on_child_exit, worker, &worker->child), status, cleanup);
+  mob_child_options_t options = {.file = "/proc/self/exe",
+                                 .argv = argv,
+                                 .env = env,
+                                 .fds = {-1, output[1], output[1], control[1]},
+                                 .fd_count = 4};
+  MOB_TRY_GOTO(mob_child_spawn(node->children, &options, on_child_exit, worker, &worker->child),
+               status, cleanup);
   worker->pid = mob_child_pid(worker->child);
   log_path = mob_sprintf("%s/logs/worker-%s-%d.log", node->session_dir, hex, worker->pid);
   worker->log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -491,8 +510,9 @@ cleanup:
 
 static char *title_of(const Ray__Rpc__LeaseSpec *lease) {
   const Ray__Rpc__FunctionDescriptor *function = lease->function_descriptor;
-  if (function && function->function_descriptor_case ==
-                      RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR &&
+  if (function &&
+      function->function_descriptor_case ==
+          RAY__RPC__FUNCTION_DESCRIPTOR__FUNCTION_DESCRIPTOR_CPP_FUNCTION_DESCRIPTOR &&
       *function->cpp_function_descriptor->class_name) {
     return mob_strdup(function->cpp_function_descriptor->class_name);
   }
@@ -504,7 +524,8 @@ static mob_worker_t *new_worker(mob_node_t *node, const Ray__Rpc__LeaseSpec *lea
   worker->node = node;
   worker->log_fd = -1;
   mob_random(worker->id, sizeof worker->id);
-  if (lease->actor_id.len == ACTOR_ID_LEN) memcpy(worker->actor_id, lease->actor_id.data, ACTOR_ID_LEN);
+  if (lease->actor_id.len == ACTOR_ID_LEN)
+    memcpy(worker->actor_id, lease->actor_id.data, ACTOR_ID_LEN);
   if (lease->job_id.len == sizeof worker->job_id) memcpy(worker->job_id, lease->job_id.data, 4);
   if (lease->lease_id.len <= sizeof worker->lease_id) {
     worker->lease_len = lease->lease_id.len;
@@ -519,7 +540,7 @@ static mob_worker_t *new_worker(mob_node_t *node, const Ray__Rpc__LeaseSpec *lea
 }
 
 void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
-                       const Ray__Rpc__RequestWorkerLeaseRequest *request) {
+                            const Ray__Rpc__RequestWorkerLeaseRequest *request) {
   const Ray__Rpc__LeaseSpec *lease = request->lease_spec;
   if (node->phase != MOB_NODE_READY || node->draining) {
     refuse_lease(call, true, node->draining ? "the node is draining" : "the node is ending");
@@ -538,7 +559,8 @@ void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
   mob_status status = mob_ledger_take(&node->ledger, wants, n, &worker->holding);
   free(wants);
   if (status == MOB_OK) {
-    const char *env = lease->runtime_env_info ? lease->runtime_env_info->serialized_runtime_env : "";
+    const char *env =
+        lease->runtime_env_info ? lease->runtime_env_info->serialized_runtime_env : "";
     status = start(worker, env);
     if (status != MOB_OK) mob_ledger_give(&node->ledger, &worker->holding);
   }
@@ -553,7 +575,8 @@ void mob__node_worker_lease(mob_node_t *node, mob_rpc_call_t *call,
   mob__node_changed(node);
 }
 
-// ---------------------------------------------------------------------------------------------- look-up
+// ----------------------------------------------------------------------------------------------
+// look-up
 
 mob_worker_t *mob__node_worker_by_id(mob_node_t *node, ProtobufCBinaryData worker_id) {
   for (size_t i = 0; i < node->workers.len; i++) {
@@ -566,7 +589,8 @@ mob_worker_t *mob__node_worker_by_id(mob_node_t *node, ProtobufCBinaryData worke
 mob_worker_t *mob__node_worker_by_lease(mob_node_t *node, ProtobufCBinaryData lease_id) {
   for (size_t i = 0; i < node->workers.len; i++) {
     mob_worker_t *worker = node->workers.at[i];
-    if (worker->lease_len && mob_pb_bytes_equal(lease_id, worker->lease_id, worker->lease_len)) return worker;
+    if (worker->lease_len && mob_pb_bytes_equal(lease_id, worker->lease_id, worker->lease_len))
+      return worker;
   }
   return NULL;
 }

@@ -44,9 +44,10 @@ char *mob_cell_text(const json_t *value) {
 
 // Whether a plain scalar would be read as something else than this string, or not at all.
 static bool needs_quotes(const char *text) {
-  static const char *const words[] = {"null", "Null", "NULL", "~",  "true", "True", "TRUE", "false", "False", "FALSE",
-                                      "yes",  "Yes",  "YES",  "no", "No",   "NO",   "on",   "On",    "ON",    "off",
-                                      "Off",  "OFF",  "y",    "n",  "Y",    "N",    "="};
+  static const char *const words[] = {"null",  "Null",  "NULL",  "~",   "true", "True", "TRUE",
+                                      "false", "False", "FALSE", "yes", "Yes",  "YES",  "no",
+                                      "No",    "NO",    "on",    "On",  "ON",   "off",  "Off",
+                                      "OFF",   "y",     "n",     "Y",   "N",    "="};
   if (!*text || strchr(" -?:,[]{}#&*!|>'\"%@`", *text) || text[strlen(text) - 1] == ' ' ||
       text[strlen(text) - 1] == ':') {
     return true;

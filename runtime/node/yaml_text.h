@@ -1,4 +1,5 @@
-// JSON values as the text of Ray's listings: one cell of a table, or YAML as PyYAML writes it (indent 4).
+// JSON values as the text of Ray's listings: one cell of a table, or YAML as PyYAML writes it
+// (indent 4).
 #ifndef MOB_NODE_YAML_TEXT_H
 #define MOB_NODE_YAML_TEXT_H
 

@@ -1,5 +1,5 @@
-// Actors on a real cluster: two node daemons on loopback addresses, each a process of this program, and this
-// process as the driver.
+// Actors on a real cluster: two node daemons on loopback addresses, each a process of this program,
+// and this process as the driver.
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,7 +27,8 @@
 #define LIBRARY MOB_BINARY_DIR "/tests/actor_echo.so"
 #define DEADLINE_MS 20000
 
-// ------------------------------------------------------------------------------------------- daemons
+// -------------------------------------------------------------------------------------------
+// daemons
 
 typedef struct daemon {
   pid_t pid;
@@ -62,8 +63,10 @@ static void start_daemon(daemon_t *daemon, const char *ip, const char *head, con
   close(report[0]);
   json_t *json = json_loadb(text, len, 0, NULL);
   assert_true(json_is_true(json_object_get(json, "ok")));
-  snprintf(daemon->address, sizeof daemon->address, "%s", json_string_value(json_object_get(json, "address")));
-  snprintf(daemon->node_id, sizeof daemon->node_id, "%s", json_string_value(json_object_get(json, "node_id")));
+  snprintf(daemon->address, sizeof daemon->address, "%s",
+           json_string_value(json_object_get(json, "address")));
+  snprintf(daemon->node_id, sizeof daemon->node_id, "%s",
+           json_string_value(json_object_get(json, "node_id")));
   json_decref(json);
 }
 
@@ -76,7 +79,8 @@ static int end_daemon(daemon_t *daemon, int sig) {
   return status;
 }
 
-// -------------------------------------------------------------------------------------- the driver's world
+// -------------------------------------------------------------------------------------- the
+// driver's world
 
 typedef struct world {
   uv_loop_t loop;
@@ -157,8 +161,8 @@ static void on_result(void *arg, mob_status status, const char *why, mob_bytes_t
 
 static void connect_driver(void) {
   outcome_t outcome = {0};
-  assert_int_equal(mob_cluster_connect(&world.loop, world.head.address, &cluster_events, NULL, on_done, &outcome,
-                                       &world.cluster),
+  assert_int_equal(mob_cluster_connect(&world.loop, world.head.address, &cluster_events, NULL,
+                                       on_done, &outcome, &world.cluster),
                    MOB_OK);
   assert_true(run_until(&outcome.done, 1, DEADLINE_MS));
   if (outcome.status != MOB_OK) print_error("%s\n", outcome.text);
@@ -204,7 +208,8 @@ static mob_actor_options_t options_for(const char *class_name) {
 
 static void create(actor_state_t *state, const mob_actor_options_t *options) {
   memset(state, 0, sizeof *state);
-  assert_int_equal(mob_actor_create(world.cluster, options, &actor_events, state, &state->actor), MOB_OK);
+  assert_int_equal(mob_actor_create(world.cluster, options, &actor_events, state, &state->actor),
+                   MOB_OK);
 }
 
 static void create_alive(actor_state_t *state, const mob_actor_options_t *options) {
@@ -214,9 +219,11 @@ static void create_alive(actor_state_t *state, const mob_actor_options_t *option
   assert_int_equal(state->dead, 0);
 }
 
-static outcome_t call_timed(actor_state_t *state, const char *method, const char *args, uint64_t timeout_ms) {
+static outcome_t call_timed(actor_state_t *state, const char *method, const char *args,
+                            uint64_t timeout_ms) {
   outcome_t outcome = {0};
-  mob_actor_call(state->actor, method, (mob_bytes_t){args, strlen(args)}, timeout_ms, on_result, &outcome);
+  mob_actor_call(state->actor, method, (mob_bytes_t){args, strlen(args)}, timeout_ms, on_result,
+                 &outcome);
   assert_int_equal(outcome.done, 0);
   assert_true(run_until(&outcome.done, 1, DEADLINE_MS));
   assert_int_equal(outcome.done, 1);
@@ -236,7 +243,8 @@ static void kill_actor(actor_state_t *state) {
   mob_actor_release(state->actor);
 }
 
-// --------------------------------------------------------------------------------------------------- tests
+// ---------------------------------------------------------------------------------------------------
+// tests
 
 typedef struct nodes_seen {
   int done;
@@ -244,7 +252,8 @@ typedef struct nodes_seen {
   double gpus, gpus_free;
 } nodes_seen_t;
 
-static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes, size_t count) {
+static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes,
+                     size_t count) {
   nodes_seen_t *seen = arg;
   (void)why;
   assert_int_equal(status, MOB_OK);
@@ -353,7 +362,8 @@ static void creation_failures(void **state) {
       {NULL, "Echo", "there is no built-in actor class 'Echo'"},
   };
   for (size_t i = 0; i < MOB_LEN(cases); i++) {
-    mob_actor_options_t options = {.library = cases[i].library, .class_name = cases[i].class_name, .bundle_index = -1};
+    mob_actor_options_t options = {
+        .library = cases[i].library, .class_name = cases[i].class_name, .bundle_index = -1};
     create(&a, &options);
     assert_true(run_until(&a.dead, 1, DEADLINE_MS));
     assert_int_equal(a.alive, 0);
@@ -450,8 +460,8 @@ static void death_is_told_at_once(void **state) {
   assert_true(run_until(&s.closed, 1, DEADLINE_MS));
   double notice = (echo.dead_ns - begin) / 1e6, failed = (slow.at_ns - begin) / 1e6;
   double closed = (s.closed_ns - begin) / 1e6;
-  print_message("kill -9 of an actor: notice %.1f ms, call failed %.1f ms, stream closed %.1f ms\n", notice, failed,
-                closed);
+  print_message("kill -9 of an actor: notice %.1f ms, call failed %.1f ms, stream closed %.1f ms\n",
+                notice, failed, closed);
   assert_true(notice < 100 && failed < 100 && closed < 100);
   assert_false(echo.restarting);
   assert_int_equal(slow.status, MOB_E_UNAVAILABLE);
@@ -489,7 +499,8 @@ static void silence_is_told_in_five_seconds(void **state) {
   kill(pid, SIGCONT); // it may come back: a frozen process is not a dead one
   uint64_t end = mob_now_ms() + DEADLINE_MS;
   outcome_t r = call(&echo, "echo", "again");
-  // The first calls may still meet the connection that just broke; they end with an error of that kind.
+  // The first calls may still meet the connection that just broke; they end with an error of that
+  // kind.
   while (r.status == MOB_E_UNAVAILABLE && mob_now_ms() < end) r = call(&echo, "echo", "again");
   assert_string_equal(r.text, "again");
   kill_actor(&echo);
@@ -534,7 +545,9 @@ static void a_connect_may_be_given_up(void **state) {
   (void)state;
   mob_cluster_t *cluster;
   outcome_t connected = {0}, closed = {0};
-  assert_int_equal(mob_cluster_connect(&world.loop, "127.0.0.1:1", NULL, NULL, on_done, &connected, &cluster), MOB_OK);
+  assert_int_equal(
+      mob_cluster_connect(&world.loop, "127.0.0.1:1", NULL, NULL, on_done, &connected, &cluster),
+      MOB_OK);
   run_until(&connected.done, 1, 100); // some tries fail meanwhile
   assert_int_equal(connected.done, 0);
   mob_cluster_close(cluster, on_done, &closed);
@@ -575,11 +588,13 @@ static void names(void **state) {
   create(&b, &options);
   assert_true(run_until(&b.dead, 1, DEADLINE_MS)); // taken
   assert_non_null(strstr(b.why, "the-one"));
-  assert_int_equal(mob_actor_find(world.cluster, "ns", "the-one", &actor_events, &found, &found.actor), MOB_OK);
+  assert_int_equal(
+      mob_actor_find(world.cluster, "ns", "the-one", &actor_events, &found, &found.actor), MOB_OK);
   assert_true(run_until(&found.alive, 1, DEADLINE_MS));
   assert_memory_equal(mob_actor_id(found.actor), mob_actor_id(a.actor), MOB_ACTOR_ID_LEN);
   assert_string_equal(call(&found, "echo", "hi").text, "hi");
-  assert_int_equal(mob_actor_find(world.cluster, "ns", "nobody", &actor_events, &none, &none.actor), MOB_OK);
+  assert_int_equal(mob_actor_find(world.cluster, "ns", "nobody", &actor_events, &none, &none.actor),
+                   MOB_OK);
   assert_true(run_until(&none.dead, 1, DEADLINE_MS));
   mob_actor_release(found.actor);
   mob_actor_release(none.actor);
@@ -594,7 +609,8 @@ static void placement(void **state) {
   uint8_t pg[MOB_PG_ID_LEN];
   outcome_t made = {0}, removed = {0};
   actor_state_t a[2];
-  mob_pg_create(world.cluster, "stages", MOB_STRICT_SPREAD, bundles, 2, DEADLINE_MS, on_done, &made, pg);
+  mob_pg_create(world.cluster, "stages", MOB_STRICT_SPREAD, bundles, 2, DEADLINE_MS, on_done, &made,
+                pg);
   assert_true(run_until(&made.done, 1, DEADLINE_MS));
   if (made.status != MOB_OK) print_error("%s\n", made.text);
   assert_int_equal(made.status, MOB_OK);
@@ -617,7 +633,8 @@ static void placement(void **state) {
     mob_actor_release(a[i].actor);
   }
   uint64_t end = mob_now_ms() + 2000;
-  while (look_at_nodes().gpus_free != 16 && mob_now_ms() < end) {}
+  while (look_at_nodes().gpus_free != 16 && mob_now_ms() < end) {
+  }
   assert_true(look_at_nodes().gpus_free == 16);
 }
 
@@ -659,7 +676,8 @@ static void job_end_removes_its_actors(void **state) {
   assert_int_equal(kill(pid, 0), -1);
   assert_int_equal(kill(kept, 0), 0);
   connect_driver();
-  assert_int_equal(mob_actor_find(world.cluster, "ns", "stays", &actor_events, &found, &found.actor), MOB_OK);
+  assert_int_equal(
+      mob_actor_find(world.cluster, "ns", "stays", &actor_events, &found, &found.actor), MOB_OK);
   assert_true(run_until(&found.alive, 1, DEADLINE_MS));
   kill_actor(&found);
 }
@@ -679,7 +697,8 @@ static void node_death_is_told_at_once(void **state) {
   end_daemon(&world.worker, SIGKILL);
   assert_true(run_until(&a.dead, 1, DEADLINE_MS));
   assert_true(run_until(&world.nodes_dead, 1, DEADLINE_MS));
-  print_message("kill -9 of a node daemon: actor's death known after %.1f ms\n", (a.dead_ns - begin) / 1e6);
+  print_message("kill -9 of a node daemon: actor's death known after %.1f ms\n",
+                (a.dead_ns - begin) / 1e6);
   assert_true(a.dead_ns - begin < 100 * 1000000ull);
   uint64_t end = mob_now_ms() + 2000;
   while (kill(pid, 0) == 0 && mob_now_ms() < end) usleep(1000);
@@ -749,7 +768,8 @@ static void speed(void **state) {
   qsort(times, N, sizeof *times, compare_u64);
   outcome_t all = {0};
   begin = mob_now_ns();
-  for (int i = 0; i < 5000; i++) mob_actor_call(echo.actor, "echo", (mob_bytes_t){"x", 1}, 0, on_result, &all);
+  for (int i = 0; i < 5000; i++)
+    mob_actor_call(echo.actor, "echo", (mob_bytes_t){"x", 1}, 0, on_result, &all);
   assert_true(run_until(&all.done, 5000, DEADLINE_MS));
   double rate = 5000 / ((all.at_ns - begin) / 1e9);
   mob_resource_t cpu = {"CPU", 0.01};
@@ -768,8 +788,10 @@ static void speed(void **state) {
     assert_true(run_until(&gone.done, 1, DEADLINE_MS));
   }
   qsort(groups, GROUPS, sizeof *groups, compare_u64);
-  print_message("actor creation %.1f ms; call p50 %.0f us, p99 %.0f us; %.0f calls/s in flight; group p50 %.2f ms\n", creation,
-                times[N / 2] / 1e3, times[N * 99 / 100] / 1e3, rate, groups[GROUPS / 2] / 1e6);
+  print_message("actor creation %.1f ms; call p50 %.0f us, p99 %.0f us; %.0f calls/s in flight; "
+                "group p50 %.2f ms\n",
+                creation, times[N / 2] / 1e3, times[N * 99 / 100] / 1e3, rate,
+                groups[GROUPS / 2] / 1e6);
   free(times);
   kill_actor(&echo);
 }
@@ -782,15 +804,17 @@ static void head_death_is_told_at_once(void **state) {
   int lost = 0, status;
   uint64_t begin = mob_now_ns();
   end_daemon(&world.head, SIGKILL);
-  for (uint64_t end = mob_now_ms() + 5000; !world.lost && mob_now_ms() < end;) run_until(&lost, 1, 1);
+  for (uint64_t end = mob_now_ms() + 5000; !world.lost && mob_now_ms() < end;)
+    run_until(&lost, 1, 1);
   double told = (mob_now_ns() - begin) / 1e6;
   assert_true(world.lost);
   assert_int_equal(a.dead, 1);
   waitpid(world.worker.pid, &status, 0);
   double gone = (mob_now_ns() - begin) / 1e6;
   world.worker.pid = 0;
-  print_message("kill -9 of the head: the driver knew after %.1f ms, the other node had exited after %.1f ms\n", told,
-                gone);
+  print_message("kill -9 of the head: the driver knew after %.1f ms, the other node had exited "
+                "after %.1f ms\n",
+                told, gone);
   assert_true(told < 500 && gone < 1000);
   assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
   mob_actor_release(a.actor);
@@ -822,7 +846,8 @@ static int teardown(void **state) {
 
 int main(int argc, char **argv) {
   if (argc > 1 && !strcmp(argv[1], "node")) return mob_node_main(argc - 1, argv + 1);
-  if (argc > 1 && !strcmp(argv[1], "actor-worker")) return mob_actor_worker_main(argc - 1, argv + 1);
+  if (argc > 1 && !strcmp(argv[1], "actor-worker"))
+    return mob_actor_worker_main(argc - 1, argv + 1);
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nodes_are_listed),

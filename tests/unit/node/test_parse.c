@@ -12,7 +12,10 @@
 #include "runtime/node/init_options.h"
 #include "runtime/node/options.h"
 
-#define ARGV(...) (char *[]){"x", __VA_ARGS__, NULL}
+#define ARGV(...)                                                                                  \
+  (char *[]) {                                                                                     \
+    "x", __VA_ARGS__, NULL                                                                         \
+  }
 
 static int count(char **argv) {
   int n = 0;
@@ -28,9 +31,10 @@ static mob_status parse(mob_start_options_t *options, char **argv) {
 static void start_takes_both_spellings(void **state) {
   (void)state;
   mob_start_options_t o;
-  assert_int_equal(parse(&o, ARGV("--head", "--port", "1234", "--num-gpus=8", "--num-cpus", "4", "--block",
-                                  "--resources={\"special\": 2}", "--labels=a=b,c = d", "-v")),
-                   MOB_OK);
+  assert_int_equal(
+      parse(&o, ARGV("--head", "--port", "1234", "--num-gpus=8", "--num-cpus", "4", "--block",
+                     "--resources={\"special\": 2}", "--labels=a=b,c = d", "-v")),
+      MOB_OK);
   assert_true(o.head && o.block);
   assert_int_equal(o.port, 1234);
   assert_int_equal(o.num_gpus, 8);
@@ -48,9 +52,10 @@ static void start_takes_both_spellings(void **state) {
 static void start_names_flags_without_meaning(void **state) {
   (void)state;
   mob_start_options_t o;
-  assert_int_equal(parse(&o, ARGV("--head", "--dashboard-host=0.0.0.0", "--metrics-export-port=8080",
-                                  "--disable-usage-stats", "--include-dashboard=false")),
-                   MOB_OK);
+  assert_int_equal(
+      parse(&o, ARGV("--head", "--dashboard-host=0.0.0.0", "--metrics-export-port=8080",
+                     "--disable-usage-stats", "--include-dashboard=false")),
+      MOB_OK);
   assert_string_equal(mob_buf_cstr(&o.ignored), "--dashboard-host, --metrics-export-port");
   mob_start_options_free(&o);
 }
@@ -68,15 +73,18 @@ static void start_refuses_what_is_wrong(void **state) {
   refused(ARGV("--frobnicate=1"), "Error: No such option: --frobnicate");
   refused(ARGV("--port"), "Error: Option '--port' requires an argument.");
   refused(ARGV("--port=abc"), "Error: Invalid value for '--port': 'abc' is not a valid integer.");
-  refused(ARGV("--port=70000"), "Error: Invalid value for '--port': 70000 is not in the range 0<=x<=65535.");
+  refused(ARGV("--port=70000"),
+          "Error: Invalid value for '--port': 70000 is not in the range 0<=x<=65535.");
   refused(ARGV("--num-gpus=-1"),
           "Error: Invalid value for '--num-gpus': -1 is not in the range 0<=x<=2147483647.");
   refused(ARGV("--head=1"), "Error: Option '--head' does not take a value.");
   refused(ARGV("extra"), "Error: Got unexpected extra argument (extra)");
-  refused(ARGV("--resources={\"CPU\": 1}"), "Error: --resources must not hold 'CPU'. Use --num-cpus, --num-gpus, "
-                                            "--memory or --object-store-memory instead.");
-  refused(ARGV("--log-style=loud"),
-          "Error: Invalid value for '--log-style': 'loud' is not one of 'auto', 'record', 'pretty'.");
+  refused(ARGV("--resources={\"CPU\": 1}"),
+          "Error: --resources must not hold 'CPU'. Use --num-cpus, --num-gpus, "
+          "--memory or --object-store-memory instead.");
+  refused(
+      ARGV("--log-style=loud"),
+      "Error: Invalid value for '--log-style': 'loud' is not one of 'auto', 'record', 'pretty'.");
   refused(ARGV("--labels=x"), "Error: --labels: 'x' is not of the form key=value.");
 }
 
@@ -99,7 +107,8 @@ static mob_status init(mob_init_options_t *o, char **argv) {
 static void init_script(void **state) {
   (void)state;
   mob_init_options_t o;
-  assert_int_equal(init(&o, ARGV("leader", "--ray_cluster_size=2", "--num-gpus=8", "--ray_port=7000")), MOB_OK);
+  assert_int_equal(
+      init(&o, ARGV("leader", "--ray_cluster_size=2", "--num-gpus=8", "--ray_port=7000")), MOB_OK);
   assert_true(o.leader);
   assert_int_equal(o.cluster_size, 2);
   assert_int_equal(o.port, 7000);
@@ -175,7 +184,8 @@ static void own_addresses(void **state) {
   assert_int_equal(mob_node_ip("127.0.0.2", NULL, &ip), MOB_OK);
   assert_string_equal(ip, "127.0.0.2");
   free(ip);
-  assert_int_equal(mob_node_ip("192.0.2.77", NULL, &ip), MOB_E_INVALID); // documentation range: nobody's
+  assert_int_equal(mob_node_ip("192.0.2.77", NULL, &ip),
+                   MOB_E_INVALID); // documentation range: nobody's
   assert_int_equal(mob_node_ip(NULL, "127.0.0.1", &ip), MOB_OK);
   assert_string_equal(ip, "127.0.0.1");
   free(ip);

@@ -12,7 +12,8 @@
 #include "runtime/base/buf.h"
 #include "runtime/node/resources.h"
 
-static const uint8_t pg[MOB_NODE_PG_LEN] = {0xab, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1, 0, 0, 0};
+static const uint8_t pg[MOB_NODE_PG_LEN] = {0xab, 1,  2,  3,  4,  5, 6, 7, 8,
+                                            9,    10, 11, 12, 13, 1, 0, 0, 0};
 #define PG "ab0102030405060708090a0b0c0d01000000"
 
 static void fill(mob_ledger_t *ledger) {
@@ -133,7 +134,8 @@ static void group_names(void **state) {
   assert_int_equal(index, -1);
   assert_false(mob_parse_group_name("GPU", base, sizeof base, &index, id));
   assert_false(mob_parse_group_name("_group_" PG, base, sizeof base, &index, id));
-  assert_false(mob_parse_group_name("GPU_group_1_xb0102030405060708090a0b0c0d01000000", base, sizeof base, &index, id));
+  assert_false(mob_parse_group_name("GPU_group_1_xb0102030405060708090a0b0c0d01000000", base,
+                                    sizeof base, &index, id));
 }
 
 int main(void) {

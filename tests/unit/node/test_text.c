@@ -30,8 +30,8 @@ static void floats(void **state) {
 
 static void table_of_nodes(void **state) {
   (void)state;
-  const char *const headers[] = {"NODE_ID", "NODE_IP", "IS_HEAD_NODE", "STATE", "STATE_MESSAGE", "NODE_NAME",
-                                 "RESOURCES_TOTAL", "LABELS"};
+  const char *const headers[] = {"NODE_ID",       "NODE_IP",   "IS_HEAD_NODE",    "STATE",
+                                 "STATE_MESSAGE", "NODE_NAME", "RESOURCES_TOTAL", "LABELS"};
   char *cells[] = {"4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424",
                    "10.77.0.2",
                    "False",
@@ -42,20 +42,24 @@ static void table_of_nodes(void **state) {
                    "ray.io/node-id: 4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424"};
   mob_buf_t out = {0};
   mob_table(&out, headers, 8, cells, 1);
-  assert_string_equal(
-      mob_buf_cstr(&out),
-      "    NODE_ID                                                   NODE_IP    IS_HEAD_NODE    STATE    "
-      "STATE_MESSAGE    NODE_NAME    RESOURCES_TOTAL    LABELS\n"
-      " 0  4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424  10.77.0.2  False           ALIVE                    "
-      " 10.77.0.2    CPU: 4.0           ray.io/node-id: 4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424\n"
-      "                                                                                                               "
-      "                 GPU: 8.0\n");
+  assert_string_equal(mob_buf_cstr(&out),
+                      "    NODE_ID                                                   NODE_IP    "
+                      "IS_HEAD_NODE    STATE    "
+                      "STATE_MESSAGE    NODE_NAME    RESOURCES_TOTAL    LABELS\n"
+                      " 0  4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424  10.77.0.2  "
+                      "False           ALIVE                    "
+                      " 10.77.0.2    CPU: 4.0           ray.io/node-id: "
+                      "4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424\n"
+                      "                                                                            "
+                      "                                   "
+                      "                 GPU: 8.0\n");
   mob_buf_free(&out);
 }
 
 static void table_of_actors(void **state) {
   (void)state;
-  const char *const headers[] = {"ACTOR_ID", "CLASS_NAME", "STATE", "JOB_ID", "NAME", "NODE_ID", "PID", "RAY_NAMESPACE"};
+  const char *const headers[] = {"ACTOR_ID", "CLASS_NAME", "STATE", "JOB_ID",
+                                 "NAME",     "NODE_ID",    "PID",   "RAY_NAMESPACE"};
   char *cells[] = {"2e702da2651a00f24a94e38901000000",
                    "Stage",
                    "ALIVE",
@@ -68,7 +72,8 @@ static void table_of_actors(void **state) {
   mob_table(&out, headers, 8, cells, 1);
   assert_string_equal(
       mob_buf_cstr(&out),
-      "    ACTOR_ID                          CLASS_NAME    STATE      JOB_ID  NAME    NODE_ID                             "
+      "    ACTOR_ID                          CLASS_NAME    STATE      JOB_ID  NAME    NODE_ID      "
+      "                       "
       "                        PID  RAY_NAMESPACE\n"
       " 0  2e702da2651a00f24a94e38901000000  Stage         ALIVE    01000000  stage1  "
       "4088d64d243544321ea1bb1c889aa62795e36abbe8bb2a0ed355f424  24924  demo\n");
@@ -77,9 +82,10 @@ static void table_of_actors(void **state) {
 
 static void yaml(void **state) {
   (void)state;
-  json_t *rows = json_pack("[{s:s, s:b, s:n, s:{s:f, s:s}, s:s, s:s, s:i, s:{}, s:s}]", "node_id", "4088d6", "is_head_node",
-                           0, "state_message", "resources_total", "CPU", 4.0, "memory", "15.543 GiB", "job_id",
-                           "01000000", "repr_name", "", "pid", 7, "labels", "env", "{}");
+  json_t *rows = json_pack("[{s:s, s:b, s:n, s:{s:f, s:s}, s:s, s:s, s:i, s:{}, s:s}]", "node_id",
+                           "4088d6", "is_head_node", 0, "state_message", "resources_total", "CPU",
+                           4.0, "memory", "15.543 GiB", "job_id", "01000000", "repr_name", "",
+                           "pid", 7, "labels", "env", "{}");
   mob_buf_t out = {0};
   mob_yaml_list(&out, rows);
   assert_string_equal(mob_buf_cstr(&out), "---\n"
@@ -102,14 +108,20 @@ static void yaml(void **state) {
 #define PG "ec0735df77f58be45a2dd039c38001000000"
 
 static const char report[] =
-    "{\"gcs_request_time\":0.002486,\"time\":1795294839.441506,\"non_terminated_nodes_time\":1.1e-05,"
-    "\"autoscaler_report\":{\"active_nodes\":{\"node_593a\":1,\"node_4088\":1},\"pending_nodes\":[],"
-    "\"pending_launches\":{},\"failed_nodes\":[],\"node_type_mapping\":{\"593a\":\"node_593a\",\"4088\":\"node_4088\"},"
+    "{\"gcs_request_time\":0.002486,\"time\":1795294839.441506,\"non_terminated_nodes_time\":1.1e-"
+    "05,"
+    "\"autoscaler_report\":{\"active_nodes\":{\"node_593a\":1,\"node_4088\":1},\"pending_nodes\":[]"
+    ","
+    "\"pending_launches\":{},\"failed_nodes\":[],\"node_type_mapping\":{\"593a\":\"node_593a\","
+    "\"4088\":\"node_4088\"},"
     "\"legacy\":true},\"load_metrics_report\":{\"usage\":{\"GPU\":[16.0,16.0],\"CPU\":[2.0,8.0],"
-    "\"memory\":[0.0,34327526400.0],\"object_store_memory\":[0.0,14710263808.0],\"node:10.77.0.1\":[0.0,1.0],"
-    "\"CPU_group_" PG "\":[2.0,2.0],\"CPU_group_0_" PG "\":[1.0,1.0],\"GPU_group_" PG "\":[16.0,16.0],"
+    "\"memory\":[0.0,34327526400.0],\"object_store_memory\":[0.0,14710263808.0],\"node:10.77.0.1\":"
+    "[0.0,1.0],"
+    "\"CPU_group_" PG "\":[2.0,2.0],\"CPU_group_0_" PG "\":[1.0,1.0],\"GPU_group_" PG
+    "\":[16.0,16.0],"
     "\"bundle_group_" PG "\":[0.002,2000.0]},\"resource_demand\":[],"
-    "\"pg_demand\":[[{\"strategy\":\"PACK\",\"bundles\":[[{\"GPU\":4.0},1]]},1]],\"request_demand\":[],"
+    "\"pg_demand\":[[{\"strategy\":\"PACK\",\"bundles\":[[{\"GPU\":4.0},1]]},1]],\"request_"
+    "demand\":[],"
     "\"usage_by_node\":{\"593a\":{\"CPU\":[1.0,4.0]}}}}";
 
 static void status_text(void **state) {
@@ -149,8 +161,9 @@ static void status_of_each_node(void **state) {
   mob_buf_t out = {0};
   assert_int_equal(mob_status_text(report, strlen(report), true, &out), MOB_OK);
   const char *text = mob_buf_cstr(&out);
-  assert_non_null(strstr(text, "========\nGCS request time: 0.002486s\n"
-                               "Node Provider non_terminated_nodes time: 0.000011s\n\nNode status\n"));
+  assert_non_null(strstr(text,
+                         "========\nGCS request time: 0.002486s\n"
+                         "Node Provider non_terminated_nodes time: 0.000011s\n\nNode status\n"));
   const char *tail = strstr(text, "\n\nNode: 593a (node_593a)\n Usage:\n  1.0/4.0 CPU\n");
   assert_non_null(tail);
   mob_buf_free(&out);

@@ -129,7 +129,8 @@ static mob_status create_broken(mob_actor_ctx_t *ctx, mob_bytes_t args, void **s
 }
 
 static const mob_actor_class_t echo_class = {MOB_ACTOR_ABI, "Echo", create, call, stream, stop};
-static const mob_actor_class_t broken_class = {MOB_ACTOR_ABI, "Broken", create_broken, call, NULL, NULL};
+static const mob_actor_class_t broken_class = {MOB_ACTOR_ABI, "Broken", create_broken,
+                                               call,          NULL,     NULL};
 static const mob_actor_class_t old_class = {MOB_ACTOR_ABI + 1, "Old", create, call, NULL, NULL};
 
 const mob_actor_class_t *const *mob_actor_classes(void);

@@ -1,5 +1,6 @@
-// A driver that fills a cluster for the end-to-end tests of the listings: a placement group of two bundles, an actor in
-// each, and a group that does not fit. Says READY, and ends when its stdin does.
+// A driver that fills a cluster for the end-to-end tests of the listings: a placement group of two
+// bundles, an actor in each, and a group that does not fit. Says READY, and ends when its stdin
+// does.
 //   actor_driver HOST:PORT actor_echo.so
 
 #include <stdio.h>
@@ -46,8 +47,14 @@ static void on_placed(void *arg, mob_status status, const char *why) {
   check(status, why);
   for (int i = 0; i < 2; i++) {
     const char *const names[] = {"stage0", "stage1"};
-    mob_actor_options_t options = {.library = library, .class_name = "Echo", .name = names[i], .name_space = "demo",
-                                   .pg_id = pg, .bundle_index = i, .resources = wants, .resource_count = 2,
+    mob_actor_options_t options = {.library = library,
+                                   .class_name = "Echo",
+                                   .name = names[i],
+                                   .name_space = "demo",
+                                   .pg_id = pg,
+                                   .bundle_index = i,
+                                   .resources = wants,
+                                   .resource_count = 2,
                                    .detached = true};
     check(mob_actor_create(cluster, &options, &events, NULL, &actors[i]), mob_errmsg());
   }
@@ -89,7 +96,8 @@ int main(int argc, char **argv) {
   uv_loop_init(&loop);
   uv_poll_init(&loop, &input, STDIN_FILENO);
   uv_poll_start(&input, UV_READABLE, on_input);
-  check(mob_cluster_connect(&loop, argv[1], NULL, NULL, on_connected, NULL, &cluster), mob_errmsg());
+  check(mob_cluster_connect(&loop, argv[1], NULL, NULL, on_connected, NULL, &cluster),
+        mob_errmsg());
   uv_run(&loop, UV_RUN_DEFAULT);
   return 0;
 }
