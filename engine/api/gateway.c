@@ -104,6 +104,9 @@ mob_status mob_gateway_open(uv_loop_t *loop, const mob_gateway_config_t *config,
   gateway->limits.max_len = config->max_len;
   gateway->limits.max_logprobs =
       o->max_logprobs < MOB_MAX_LOGPROBS ? (int)o->max_logprobs : MOB_MAX_LOGPROBS;
+  if (o->max_logprobs > MOB_MAX_LOGPROBS)
+    MOB_WARN("--max-logprobs %lld: a request can have %d", (long long)o->max_logprobs,
+             MOB_MAX_LOGPROBS);
   gateway->limits.priority_policy = strcmp(o->scheduling_policy, "priority") == 0;
   gateway->eos = desc->eos_id >= 0       ? desc->eos_id
                  : generation->eos_count ? generation->eos_ids[0]

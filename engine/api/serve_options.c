@@ -167,7 +167,7 @@ const mob_option_t mob__serve_table[] = {
     ACTS("--max-model-len", LENGTH, max_model_len, "-1",
          "Context length, prompt and answer together; -1: from the model. 1k = 1000, 1K = 1024."),
     ACTS("--max-logprobs", INT, max_logprobs, "20",
-         "Most log probabilities a token that a request may ask for."),
+         "Most log probabilities a token that a request may ask for, up to 20."),
     WARNS("--logprobs-mode", TEXT, "logprobs are those of the raw logits"),
     WARNS("--guided-decoding-backend", TEXT, WHY_GUIDED),
     WARNS("--structured-outputs-config", TEXT, WHY_GUIDED),
