@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(128) absorb_v_plain_kernel(const AbsorbPlain p
 
 // --------------------------------------------------------------------- 128 + 64 -> 512 + 64 -> 128
 
-constexpr int kHeadBytes = 8 * kTilePitch; // of UK_h^T, and of UV_h
+constexpr int kHeadBytes = 4 * kPairBytes; // of UK_h^T, and of UV_h
 
 // All of a head's tiles into shared memory.
 __device__ __forceinline__ void load_head(uint8_t *to, const uint8_t *from, uint64_t *bar) {
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, co
   depend_wait();
   mbar_wait(&bar, 0);
   const int blocks = (p.heads + 63) / 64;
-  const uint8_t *tile = smem + warp * kTilePitch; // 64 latent columns: box `warp`
-  const float scale = *(const float *)(tile + kTileBytes);
+  const uint8_t *pair = smem + warp / 2 * kPairBytes, *tile = pair + warp % 2 * kTileBytes; // 64 latent columns: box `warp`
+  const float scale = *(const float *)(pair + kPairScales + warp % 2 * 4);
   for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
     const int token = min(t0 + g, rows - 1);
     const bf16 *x = q + ((size_t)token * p.heads + head) * 192;
@@ -152,7 +152,7 @@ absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, 
   float *result = (float *)(merged + 8 * 528);                         // [8 tokens][128 + 4]
   depend_launch();
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
-  load_head(smem, p.kv_b + (size_t)(4 * head + 2) * 4 * kTilePitch, &bar);
+  load_head(smem, p.kv_b + (size_t)(4 * head + 2) * 2 * kPairBytes, &bar);
   depend_wait();
   mbar_wait(&bar, 0);
   for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
@@ -161,12 +161,12 @@ absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, 
     float v[16] = {};
     if (token < rows) {
       const size_t first = ((size_t)token * splits) * p.heads + head;
-      float top = -INFINITY, sum = 0;
-      for (int s = 0; s < splits; s++) top = fmaxf(top, lse[first + (size_t)s * p.heads]);
-      for (int s = 0; s < splits; s++) {
-        const float l = lse[first + (size_t)s * p.heads];
-        if (l == -INFINITY) continue;
-        const float weight = __expf(l - top);
+      const float l = lane < splits ? lse[first + (size_t)lane * p.heads] : -INFINITY; // at most 32
+      const float top = warp_max(l), mine = l == -INFINITY ? 0 : __expf(l - top), sum = warp_sum(mine);
+      const int used = __popc(__ballot_sync(~0u, l != -INFINITY)); // the first ones
+#pragma unroll 8
+      for (int s = 0; s < used; s++) {
+        const float weight = __shfl_sync(~0u, mine, s);
         const uint4 *from = (const uint4 *)(partial + (first + (size_t)s * p.heads) * 512 + lane * 16);
         const uint4 u[2] = {from[0], from[1]};
         const __half2 *h = (const __half2 *)u;
@@ -176,7 +176,6 @@ absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, 
           v[2 * i] += weight * f.x;
           v[2 * i + 1] += weight * f.y;
         }
-        sum += weight;
       }
       const float inverse = sum > 0 ? 1.0f / sum : 0;
 #pragma unroll
@@ -193,7 +192,7 @@ absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, 
     const int row = warp * 16 + g; // of 128 outputs: two row blocks of four tiles
 #pragma unroll
     for (int kb = 0; kb < 4; kb++) {
-      const uint8_t *tile = smem + ((row / 64) * 4 + kb) * kTilePitch;
+      const uint8_t *pair = smem + (row / 64 * 2 + kb / 2) * kPairBytes, *tile = pair + kb % 2 * kTileBytes;
       uint32_t b[16];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -203,7 +202,7 @@ absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, 
       }
       float acc[4] = {};
       tile_mma(tile, row % 64, t4, b, acc);
-      const float scale = *(const float *)(tile + kTileBytes);
+      const float scale = *(const float *)(pair + kPairScales + kb % 2 * 4);
 #pragma unroll
       for (int i = 0; i < 4; i++) total[i] += acc[i] * scale;
     }

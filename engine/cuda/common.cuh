@@ -5,8 +5,8 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
-#include "pack.cuh"
 #include "ptx.cuh"
+#include "tiles.cuh"
 
 namespace mob {
 
@@ -14,17 +14,17 @@ using bf16 = __nv_bfloat16;
 
 constexpr float kE4m3Max = 448.0f;
 
-// Rows of activations as the linear kernels read them: column blocks of 128 bytes (128 e4m3 or 64 bf16), swizzled.
-//   fp8   record(kb) at kb * mp * 132: mp rows of 128 bytes, then mp fp32 scales     kb = column / 128
-//   bf16  record(kb) at kb * mp * 128: mp rows of 128 bytes                          kb = column / 64
+// Rows of activations as the linear kernels read them: records of tiles.cuh.
 struct Records {
   uint8_t *data;
   int mp;   // rows, a multiple of 8
   int fp8;
 };
 
+__host__ __device__ inline size_t record_bytes(bool fp8, int64_t mp) { return (size_t)mp * (fp8 ? 264 : 256); }
+// k: columns, padded to whole pairs (256 e4m3, 128 bf16)
 __host__ __device__ inline size_t records_bytes(bool fp8, int64_t mp, int64_t k) {
-  return fp8 ? (size_t)(k / 128) * (size_t)mp * 132 : (size_t)(k / 64) * (size_t)mp * 128;
+  return (size_t)(k / (fp8 ? 256 : 128)) * record_bytes(fp8, mp);
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float a, float b) {
@@ -74,13 +74,14 @@ __device__ __forceinline__ void put_record(const Records &to, int row, int col, 
     for (int s = 8; s; s >>= 1) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, s));
     if (!store) return;
     const float scale = quant_scale(amax, ue8m0);
-    uint8_t *record = to.data + (size_t)(col / 128) * to.mp * 132;
-    const int c = col % 128;
-    *(uint2 *)(record + (size_t)row * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)) = pack_e4m3x8(v, 1.0f / scale);
-    if (c == 0) *(float *)(record + (size_t)to.mp * 128 + (size_t)row * 4) = scale;
+    uint8_t *record = to.data + (size_t)(col / 256) * to.mp * 264;
+    const int c = col % 128, second = col / 128 % 2;
+    *(uint2 *)(record + ((size_t)second * to.mp + row) * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)) =
+        pack_e4m3x8(v, 1.0f / scale);
+    if (c == 0) *(float *)(record + (size_t)to.mp * 256 + ((size_t)second * to.mp + row) * 4) = scale;
   } else if (store) {
-    uint8_t *record = to.data + (size_t)(col / 64) * to.mp * 128;
-    *(uint4 *)(record + (size_t)row * 128 + (((col % 64 / 8) ^ (row & 7)) << 4)) = pack_bf16x8(v);
+    uint8_t *record = to.data + (size_t)(col / 128) * to.mp * 256;
+    *(uint4 *)(record + ((size_t)(col / 64 % 2) * to.mp + row) * 128 + (((col % 64 / 8) ^ (row & 7)) << 4)) = pack_bf16x8(v);
   }
 }
 

@@ -152,18 +152,21 @@ void dense_ffn(Pass *p, const Layer &layer) {
   p->add = r->y;
 }
 
+constexpr int kFewRouter = 4; // up to here the router runs on CUDA cores
+
 // Tokens a tile so that hardly any expert needs two: mean + three deviations of tokens an expert.
 int tile_for(double mean) {
-  int tile = 16;
-  while (tile < 128 && mean + 3 * (mean > 0 ? __builtin_sqrt(mean) : 0) > tile + 0.5) tile *= 2;
-  return tile;
+  static const int tiles[] = {8, 16, 32, 64, 96, 128};
+  for (int tile : tiles)
+    if (mean + 3 * __builtin_sqrt(mean) <= tile + 0.5) return tile;
+  return 128;
 }
 
 void moe_ffn(Pass *p, const Layer &layer) {
   Rank *r = p->r;
   const mob_model_desc_t *d = p->d;
   const Group &up = layer.g[G_EXPERT_UP], &down = layer.g[G_EXPERT_DOWN], &router = layer.g[G_ROUTER];
-  const bool few_router = p->rows <= kFewTokens, few = few_router && up.f8 && down.f8;
+  const bool few_router = p->rows <= kFewRouter, few = p->rows <= kFewTokens;
   const int experts = d->n_experts + d->n_shared, slots = d->top_k + d->n_shared;
   const Records hidden = records(r->hidden_records, up, p->rows);
   const Records split = {few_router ? nullptr : r->split_records, padded_rows(p->rows), 0};
@@ -186,7 +189,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
-    const size_t stride = records_bytes(true, act.mp, down.m.k);
+    const size_t stride = records_bytes(down.f8, act.mp, down.m.k);
     activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, nullptr, d->quant_ue8m0},
              active * p->rows, p->stream);
     launch_label = "expert down";

@@ -27,21 +27,20 @@ struct Matrix {
   Weights kind;
 };
 struct LinearScratch {
-  float4 *few;     // partial sums of linear_few, every bit set
-  float *partial;  // of linear_many
-  int *flags;
+  float *partial;  // partial sums, every bit set
   int sms;
 };
-constexpr int kFewTokens = 16;
-inline int padded_rows(int m) { return m <= 8 ? 8 : m <= kFewTokens ? 16 : (m + 7) / 8 * 8; }
-inline size_t column_blocks(const Matrix &w) { return (size_t)w.k / (w.kind == Weights::F8 ? 128 : 64); }
+constexpr int kFewTokens = 8; // up to here every active expert computes all tokens
+inline int padded_rows(int m) { return (m + 7) / 8 * 8; }
+inline size_t column_pairs(const Matrix &w) { return (size_t)w.k / (w.kind == Weights::F8 ? 256 : 128); }
 // y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream);
-// Active experts, all of `m` <= 16 tokens each: y [active][m][n]. fp8 only.
+// Active experts, all of `m` <= 16 tokens each: y [active][m][n]; x_stride bytes from an expert's records to the next one's, 0: all
+// read the same.
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
                         int m, const LinearScratch &s, cudaStream_t stream);
-// Segments of tokens, `tile` tokens a tile (16, 32, 64 or 128; the segments' tiles are counted with it for this n).
+// Segments of tokens, `tile` tokens a tile (8, 16, 32, 64, 96 or 128; the segments' tiles are counted with it for this n).
 void linear_segments(const Matrix &w, const Segment *segments, const int *count, const Records &x, bf16 *y, int tile,
                      const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits
@@ -171,7 +170,7 @@ struct RouterSpec {
   float routed_scale;
   const float *bias; // may be null
 };
-// logits [T][experts] = x w^T in fp32; w [experts][hidden] bf16 row-major
+// logits [T][experts] = x w^T in fp32 for up to 4 rows; w [experts][hidden] bf16 row-major
 void router_logits(const float *x, const bf16 *w, float *logits, int experts, int hidden, int rows, cudaStream_t stream);
 void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
 

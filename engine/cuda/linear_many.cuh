@@ -1,10 +1,10 @@
-// Linear for many tokens, dense or over segments (an expert and its tokens): wgmma with the weights on the M side, so that a
-// tile of 128 outputs takes 16, 32, 64 or 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores,
-// promoted to fp32 with its scales every 128 columns. bf16: one sum.
+// The linear of all token counts, dense or grouped by expert: wgmma with the weights on the M side, so that a tile of 128 outputs takes
+// 8 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales
+// every 128 columns. bf16: one sum.
 //
-// Persistent CTAs, one an SM: a producer warp fills a ring of column blocks with bulk copies, two warpgroups of 64 outputs each
+// Persistent CTAs, one an SM: a producer warp fills a ring of column pairs with bulk copies, two warpgroups of 64 outputs each
 // consume them. Whole tiles are dealt out in waves, neighbours sharing weights through the L2; what does not fill the last
-// wave is cut into equal runs of column blocks (stream-K). A tile in several runs is summed by the CTA with its first columns,
+// wave is cut into equal runs of column pairs (stream-K). A tile in several runs is summed by the CTA with its first columns,
 // in the order of columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "common.cuh"
@@ -18,29 +18,31 @@ struct Segment {
 
 constexpr int kMaxSegments = 520;
 
+// Three forms: one matrix (neither list), the same m <= Tokens tokens for every expert of a list, segments of gathered tokens.
 struct LinearMany {
   const uint8_t *w;    // packed tiles; matrix e begins at e * w_stride
   size_t w_stride;
-  const Segment *segments; // and one behind the last, whose `tile` is the number of tiles; nullptr: one matrix, rows [0, m)
-  const int *segment_count;
+  const int *experts;  // of the list; records of its i-th at x + i * x_stride, rows of y at i * m
+  size_t x_stride;
+  const Segment *segments; // and one behind the last, whose `tile` is the number of tiles
+  const int *segment_count; // of either
   const uint8_t *x;    // records of mp rows
   int mp;
   void *y;             // [rows][ldy], bf16 or fp32
   int ldy;
-  float *partial;      // [gridDim.x][128 * Tokens]
-  int *flags;          // [gridDim.x], zero before and after
+  float *partial;      // [gridDim.x][128 * Tokens], every bit set before and after
   int m, n;            // tokens (without segments), outputs
-  int kb, w_kb;        // column blocks of x; of w, which are read again from the first after the last
+  int pairs, w_pairs;  // column pairs of x; of w, which are read again from the first after the last
+  int min_run;         // column pairs that a CTA takes at least of a tile that is cut
 };
 
 template <bool Fp8, int Tokens> struct LinearManyShared {
-  static constexpr int kSlot = 9216; // a tile with its scale, so that the next begins at 1,024 again
+  static constexpr int kSlot = 17408; // a pair, so that the next begins at 1,024 again
   static constexpr int kX = 2 * kSlot;
-  static constexpr int kXs = kX + Tokens * 128;
-  static constexpr int kStage = (kXs + (Fp8 ? Tokens * 4 : 0) + 1023) / 1024 * 1024;
-  static constexpr int kStages = Tokens == 128 ? 5 : Tokens == 64 ? 7 : Tokens == 32 ? 8 : 9;
-  static constexpr int kPitch = 136; // of the staging of results
-  static constexpr int kBytes = 1024 + kStage * kStages + Tokens * kPitch * 2 + (kMaxSegments + 1) * (int)sizeof(Segment) + 2 * kStages * 8;
+  static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
+  static constexpr int kStages = Tokens >= 96 ? 3 : Tokens >= 32 ? 4 : 5;
+  static constexpr int kPitch = 136, kStaged = Tokens < 32 ? Tokens : 32; // tokens of results staged at a time
+  static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + (kMaxSegments + 1) * (int)sizeof(Segment) + 2 * kStages * 8;
 };
 
 template <bool Fp8, int N> struct WgmmaOf { using Type = WgmmaF8<N>; };
@@ -50,14 +52,14 @@ template <int N> struct WgmmaOf<false, N> { using Type = WgmmaB16<N>; };
 struct Pieces {
   int tiles, kb, grid, cta, waves; // waves of whole tiles
   int ctas;                        // that share the rest
-  int64_t at, end;                 // column blocks of the rest, counted from its first tile
+  int64_t at, end;                 // column pairs of the rest, counted from its first tile
   int wave;
-  int tile, first, last;           // the current piece: column blocks [first, last)
+  int tile, first, last;           // the current piece: column pairs [first, last)
 
-  __device__ Pieces(int tiles_, int kb_, int grid_, int cta_) : tiles(tiles_), kb(kb_), grid(grid_), cta(cta_), wave(0) {
+  __device__ Pieces(int tiles_, int kb_, int grid_, int cta_, int min_run) : tiles(tiles_), kb(kb_), grid(grid_), cta(cta_), wave(0) {
     waves = tiles % grid == 0 ? tiles / grid : tiles / grid > 0 ? tiles / grid - 1 : 0;
     const int64_t rest = (int64_t)(tiles - waves * grid) * kb;
-    ctas = (int)min((int64_t)grid, max((int64_t)1, rest / 4));
+    ctas = (int)min((int64_t)grid, max((int64_t)1, rest / min_run));
     at = cta < ctas ? rest * cta / ctas : 0;
     end = cta < ctas ? rest * (cta + 1) / ctas : 0;
   }
@@ -84,11 +86,20 @@ struct Pieces {
 };
 
 struct TilePlace {
-  int matrix, row, tokens, block; // first row of x and y, tokens of this tile, first block of 64 outputs
+  int matrix, row, tokens, block; // expert; first row of x and y; tokens of this tile; first block of 64 outputs
+  size_t x;                       // where the records begin
 };
 
-template <int Tokens>
-__device__ __forceinline__ TilePlace place_tile(const Segment *segments, int count, int m, int tile) {
+template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const LinearMany &p, const Segment *segments, int count, int tile) {
+  const int high_blocks = (p.n + 127) / 128;
+  if (!p.segments) {
+    if (p.experts) {
+      const int i = tile / high_blocks;
+      return {i, i * p.m, p.m, tile % high_blocks * 2, (size_t)i * p.x_stride};
+    }
+    const int across = (p.m + Tokens - 1) / Tokens, token = tile % across * Tokens;
+    return {0, token, min(Tokens, p.m - token), tile / across * 2, 0};
+  }
   int low = 0, high = count - 1;
   while (low < high) {
     const int mid = (low + high + 1) / 2;
@@ -96,9 +107,8 @@ __device__ __forceinline__ TilePlace place_tile(const Segment *segments, int cou
     else high = mid - 1;
   }
   const Segment s = segments[low];
-  const int across = (s.count + Tokens - 1) / Tokens, local = tile - s.tile;
-  const int token = local % across * Tokens;
-  return {s.matrix, s.row + token, min(Tokens, s.count - token), local / across * 2};
+  const int across = (s.count + Tokens - 1) / Tokens, local = tile - s.tile, token = local % across * Tokens;
+  return {s.matrix, s.row + token, min(Tokens, s.count - token), local / across * 2, 0};
 }
 
 __device__ __forceinline__ uint64_t global_ns() {
@@ -107,38 +117,81 @@ __device__ __forceinline__ uint64_t global_ns() {
   return t;
 }
 
-// Waits for another CTA of this launch, which is resident; gives up after seconds, so that a broken device ends the kernel.
-__device__ __forceinline__ void wait_flag(int *flag) {
-  const uint64_t start = global_ns();
-  int v;
-  do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
-  } while (v == 0 && global_ns() - start < 4000000000ull);
-  *(volatile int *)flag = 0;
+// ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
+// flag: no fence, one trip through the L2. The taker puts the mark back for the next launch. The giver is resident; still the
+// wait ends by the clock, so that a broken device ends the kernel.
+template <int Words> __device__ __forceinline__ void give_partial(float *to, const float *sum) {
+#pragma unroll
+  for (int j = 0; j < Words / 4; j++) {
+    float v[4];
+#pragma unroll
+    for (int q = 0; q < 4; q++) v[q] = sum[4 * j + q] == sum[4 * j + q] ? sum[4 * j + q] : __int_as_float(0x7fc00000);
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to + j * 1024), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+  }
+}
+
+template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum) {
+  uint64_t start = 0;
+#pragma unroll
+  for (int j = 0; j < Words / 4; j++) {
+    uint32_t v[4];
+    for (int tries = 0;; tries++) {
+      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                   : "l"(from + j * 1024)
+                   : "memory");
+      if (v[0] != ~0u && v[1] != ~0u && v[2] != ~0u && v[3] != ~0u) break;
+      if (tries % 1024 == 1023) {
+        if (!start) start = global_ns();
+        else if (global_ns() - start > 2000000000ull) break;
+      }
+    }
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(from + j * 1024), "r"(~0u) : "memory");
+#pragma unroll
+    for (int q = 0; q < 4; q++) sum[4 * j + q] += __uint_as_float(v[q]);
+  }
+}
+
+// One tile of 64 outputs x 128 bytes of columns: 4 instructions, in a group of their own.
+template <class Mma, int Words> __device__ __forceinline__ void tile_group(float (&acc)[Words], const uint8_t *w, const uint8_t *x, int more) {
+  const uint64_t a = swizzled_operand(w), b = swizzled_operand(x);
+#pragma unroll
+  for (int k = 0; k < 4; k++) Mma::run(acc, a + 2 * k, b + 2 * k, k == 0 ? more : 1);
+  wgmma_commit();
+}
+
+template <int Words> __device__ __forceinline__ void keep_registers(float (&acc)[Words]) {
+#pragma unroll
+  for (int i = 0; i < Words; i++) asm volatile("" : "+f"(acc[i])::"memory");
+}
+
+template <int Words> __device__ __forceinline__ void promote(float (&sum)[Words], const float (&acc)[Words], float ws, const float *xs, int t4) {
+#pragma unroll
+  for (int j = 0; j < Words / 4; j++) {
+    const float2 v = *(const float2 *)(xs + 8 * j + 2 * t4);
+    const float s0 = ws * v.x, s1 = ws * v.y;
+    sum[4 * j] += acc[4 * j] * s0;
+    sum[4 * j + 1] += acc[4 * j + 1] * s1;
+    sum[4 * j + 2] += acc[4 * j + 2] * s0;
+    sum[4 * j + 3] += acc[4 * j + 3] * s1;
+  }
 }
 
 template <bool Fp8, int Tokens, bool F32>
 __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
   using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
+  constexpr int kWords = Tokens / 2;
   extern __shared__ uint8_t raw[];
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
   bf16 *staging = (bf16 *)(ring + S::kStage * S::kStages);
-  Segment *segments = (Segment *)(staging + Tokens * S::kPitch);
+  Segment *segments = (Segment *)(staging + S::kStaged * S::kPitch);
   uint64_t *full = (uint64_t *)(segments + kMaxSegments + 1), *empty = full + S::kStages;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
 
   depend_launch();
-  const bool dense = p.segments == nullptr;
-  int count = 1;
-  if (!dense) {
-    depend_wait();
-    count = *p.segment_count;
-    for (int i = tid; i <= count; i += 384) segments[i] = p.segments[i];
-  } else if (tid == 0) {
-    segments[0] = {0, 0, p.m, 0};
-    segments[1].tile = (p.m + Tokens - 1) / Tokens * ((p.n + 127) / 128);
-  }
+  const bool dense = p.segment_count == nullptr;
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
       mbar_init(&full[i], 1);
@@ -146,56 +199,67 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
     }
     mbar_init_fence();
   }
+  int count = 1;
+  if (!dense) {
+    depend_wait();
+    count = *p.segment_count;
+    if (p.segments)
+      for (int i = tid; i <= count; i += 384) segments[i] = p.segments[i];
+  }
   __syncthreads();
-  const int tiles = segments[count].tile;
-  Pieces pieces(tiles, p.kb, gridDim.x, blockIdx.x);
-  const int blocks = (p.n + kTileRows - 1) / kTileRows;
+  const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows;
+  const int tiles = p.segments ? segments[count].tile : p.experts ? count * high_blocks : (p.m + Tokens - 1) / Tokens * high_blocks;
+  Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (warp == 8 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last();
-      const size_t record = (size_t)p.mp * (Fp8 ? 132 : 128);
+      const size_t record = record_bytes(Fp8, p.mp);
       int s = 0, phase = 1;
       bool waited = !dense;
       while (pieces.next()) {
-        const TilePlace t = place_tile<Tokens>(segments, count, p.m, pieces.tile);
+        const TilePlace t = place_tile<Tokens>(p, segments, count, pieces.tile);
         const int rows = (t.tokens + 7) / 8 * 8;
-        const bool both = t.block + 1 < blocks;
-        const uint8_t *w = p.w + (size_t)t.matrix * p.w_stride + (size_t)t.block * p.w_kb * kTilePitch;
-        const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 128 + (size_t)t.row * 4;
-        const uint32_t bytes = (both ? 2 : 1) * kTilePitch + rows * (Fp8 ? 132 : 128);
+        const bool both = t.block + 1 < blocks, whole = rows == p.mp;
+        const int matrix = p.experts ? p.experts[t.matrix] : t.matrix;
+        const uint8_t *w = p.w + (size_t)matrix * p.w_stride + (size_t)t.block * p.w_pairs * kPairBytes;
+        const uint8_t *x = p.x + t.x + (p.experts ? 0 : (size_t)t.row * 128), *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
+        const uint32_t bytes = (both ? 2 : 1) * kPairBytes + rows * (Fp8 ? 264 : 256);
         const uint64_t policy = dense && p.m > Tokens ? keep : once;
+        auto load_w = [&](int pair, uint8_t *stage, uint64_t *bar) {
+          const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
+          mbar_arrive_expect(bar, bytes);
+          bulk_load(stage, from, kPairBytes, bar, policy);
+          if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairBytes, bar, policy);
+        };
+        auto load_x = [&](int pair, uint8_t *stage, uint64_t *bar) {
+          const uint8_t *from = x + (size_t)pair * record, *scales = xs + (size_t)pair * record;
+          if (whole) {
+            bulk_load(stage + S::kX, from, rows * (Fp8 ? 264 : 256), bar, keep);
+            return;
+          }
+          bulk_load(stage + S::kX, from, rows * 128, bar, keep);
+          bulk_load(stage + S::kX + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, bar, keep);
+          if (!Fp8) return;
+          bulk_load(stage + S::kX + Tokens * 256, scales, rows * 4, bar, keep);
+          bulk_load(stage + S::kX + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, bar, keep);
+        };
         int begin = pieces.first;
         if (!waited) { // weights do not depend on the kernel before
           const int ahead = min(S::kStages, pieces.last - pieces.first);
-          for (int i = 0; i < ahead; i++) {
-            uint8_t *stage = ring + i * S::kStage;
-            const uint8_t *from = w + (size_t)((begin + i) % p.w_kb) * kTilePitch;
-            mbar_arrive_expect(&full[i], bytes);
-            bulk_load(stage, from, kTilePitch, &full[i], policy);
-            if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_kb * kTilePitch, kTilePitch, &full[i], policy);
-          }
+          for (int i = 0; i < ahead; i++) load_w(begin + i, ring + i * S::kStage, &full[i]);
           depend_wait();
           waited = true;
-          for (int i = 0; i < ahead; i++) {
-            uint8_t *stage = ring + i * S::kStage;
-            bulk_load(stage + S::kX, x + (size_t)(begin + i) * record, rows * 128, &full[i], keep);
-            if (Fp8) bulk_load(stage + S::kXs, xs + (size_t)(begin + i) * record, rows * 4, &full[i], keep);
-          }
+          for (int i = 0; i < ahead; i++) load_x(begin + i, ring + i * S::kStage, &full[i]);
           begin += ahead;
           s = ahead % S::kStages;
           if (ahead == S::kStages) phase = 0;
         }
-        for (int kb = begin; kb < pieces.last; kb++) {
-          uint8_t *stage = ring + s * S::kStage;
-          const uint8_t *from = w + (size_t)(kb % p.w_kb) * kTilePitch;
+        for (int pair = begin; pair < pieces.last; pair++) {
           mbar_wait(&empty[s], phase);
-          mbar_arrive_expect(&full[s], bytes);
-          bulk_load(stage, from, kTilePitch, &full[s], policy);
-          if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_kb * kTilePitch, kTilePitch, &full[s], policy);
-          bulk_load(stage + S::kX, x + (size_t)kb * record, rows * 128, &full[s], keep);
-          if (Fp8) bulk_load(stage + S::kXs, xs + (size_t)kb * record, rows * 4, &full[s], keep);
+          load_w(pair, ring + s * S::kStage, &full[s]);
+          load_x(pair, ring + s * S::kStage, &full[s]);
           if (++s == S::kStages) s = 0, phase ^= 1;
         }
       }
@@ -209,89 +273,90 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
   while (pieces.next()) {
-    const TilePlace t = place_tile<Tokens>(segments, count, p.m, pieces.tile);
-    float acc[Tokens / 2], sum[Fp8 ? Tokens / 2 : 1];
-    if (Fp8) {
+    const TilePlace t = place_tile<Tokens>(p, segments, count, pieces.tile);
+    const int x_rows = (t.tokens + 7) / 8 * 8 == p.mp ? p.mp : Tokens;
+    float sum[kWords];
 #pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) sum[Fp8 ? i : 0] = 0;
-    }
-    for (int kb = pieces.first; kb < pieces.last; kb++) {
-      const uint8_t *stage = ring + s * S::kStage;
+    for (int i = 0; i < kWords; i++) sum[i] = 0;
+    for (int pair = pieces.first; pair < pieces.last; pair++) {
+      const uint8_t *stage = ring + s * S::kStage, *w = stage + group * S::kSlot, *x = stage + S::kX;
       mbar_wait(&full[s], phase);
-      const uint64_t a = swizzled_operand(stage + group * S::kSlot), b = swizzled_operand(stage + S::kX);
+      if constexpr (Fp8) {
+        const float2 ws = *(const float2 *)(w + kPairScales);
+        const float *xs = (const float *)(x + 256 * x_rows);
+        float acc[kWords];
+        if constexpr (Tokens <= 64) { // both tiles at once
+          float acc2[kWords];
+          keep_registers(acc);
+          keep_registers(acc2);
+          wgmma_fence();
+          tile_group<Mma>(acc, w, x, 0);
+          tile_group<Mma>(acc2, w + kTileBytes, x + 128 * x_rows, 0);
+          wgmma_wait<1>();
+          keep_registers(acc);
+          promote(sum, acc, ws.x, xs, t4);
+          wgmma_wait<0>();
+          keep_registers(acc2);
+          promote(sum, acc2, ws.y, xs + x_rows, t4);
+        } else {
 #pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) asm volatile("" : "+f"(acc[i])::"memory");
-      wgmma_fence();
-      const int more = Fp8 ? 0 : kb != pieces.first;
-#pragma unroll
-      for (int k = 0; k < 4; k++) Mma::run(acc, a + 2 * k, b + 2 * k, k == 0 ? more : 1);
-      wgmma_commit();
-      wgmma_wait<0>();
-#pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) asm volatile("" : "+f"(acc[i])::"memory");
-      if (Fp8) {
-        const float ws = *(const float *)(stage + group * S::kSlot + kTileBytes);
-        const float *xs = (const float *)(stage + S::kXs);
-#pragma unroll
-        for (int j = 0; j < Tokens / 8; j++) {
-          const float2 v = *(const float2 *)(xs + 8 * j + 2 * t4);
-          const float s0 = ws * v.x, s1 = ws * v.y;
-          sum[Fp8 ? 4 * j : 0] += acc[4 * j] * s0;
-          sum[Fp8 ? 4 * j + 1 : 0] += acc[4 * j + 1] * s1;
-          sum[Fp8 ? 4 * j + 2 : 0] += acc[4 * j + 2] * s0;
-          sum[Fp8 ? 4 * j + 3 : 0] += acc[4 * j + 3] * s1;
+          for (int half = 0; half < 2; half++) {
+            keep_registers(acc);
+            wgmma_fence();
+            tile_group<Mma>(acc, w + half * kTileBytes, x + half * 128 * x_rows, 0);
+            wgmma_wait<0>();
+            keep_registers(acc);
+            promote(sum, acc, half ? ws.y : ws.x, xs + half * x_rows, t4);
+          }
         }
+      } else {
+        keep_registers(sum);
+        wgmma_fence();
+        tile_group<Mma>(sum, w, x, 1);
+        tile_group<Mma>(sum, w + kTileBytes, x + 128 * x_rows, 1);
+        wgmma_wait<0>();
+        keep_registers(sum);
       }
       __syncwarp();
       if (lane == 0) mbar_arrive(&empty[s]);
       if (++s == S::kStages) s = 0, phase ^= 1;
     }
-    if (Fp8) {
-#pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) acc[i] = sum[Fp8 ? i : 0];
-    }
     if (pieces.first > 0) { // another CTA has the first columns
-      float *to = p.partial + (size_t)blockIdx.x * (128 * Tokens) + tid;
-#pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) __stcg(to + i * 256, acc[i]);
-      __threadfence();
-      asm volatile("bar.sync 1, 256;" ::: "memory");
-      if (tid == 0) asm volatile("st.release.gpu.global.s32 [%0], 1;" ::"l"(p.flags + blockIdx.x) : "memory");
+      give_partial<kWords>(p.partial + (size_t)blockIdx.x * (128 * Tokens) + tid * 4, sum);
       continue;
     }
-    if (pieces.last < p.kb) {
+    if (pieces.last < p.pairs) {
       const int last = pieces.last_cta();
-      for (int c = blockIdx.x + 1; c <= last; c++) {
-        if (tid == 0) wait_flag(p.flags + c);
-        asm volatile("bar.sync 1, 256;" ::: "memory");
-        const float *from = p.partial + (size_t)c * (128 * Tokens) + tid;
-#pragma unroll
-        for (int i = 0; i < Tokens / 2; i++) acc[i] += __ldcg(from + i * 256);
-      }
+      for (int c = blockIdx.x + 1; c <= last; c++) take_partial<kWords>(p.partial + (size_t)c * (128 * Tokens) + tid * 4, sum);
     }
     const int n0 = t.block * kTileRows;
-    if (F32) {
+    if constexpr (F32) {
 #pragma unroll
-      for (int i = 0; i < Tokens / 2; i++) {
+      for (int i = 0; i < kWords; i++) {
         const int token = i / 4 * 8 + 2 * t4 + i % 2, n = n0 + row + (i % 4) / 2 * 8;
-        if (token < t.tokens && n < p.n) ((float *)p.y)[(size_t)(t.row + token) * p.ldy + n] = acc[i];
+        if (token < t.tokens && n < p.n) ((float *)p.y)[(size_t)(t.row + token) * p.ldy + n] = sum[i];
       }
-      continue;
-    }
-    asm volatile("bar.sync 1, 256;" ::: "memory"); // the staging is free
+    } else {
 #pragma unroll
-    for (int i = 0; i < Tokens / 2; i++) {
-      const int token = i / 4 * 8 + 2 * t4 + i % 2;
-      staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(acc[i]);
-    }
-    asm volatile("bar.sync 1, 256;" ::: "memory");
-    for (int i = tid; i < t.tokens * 16; i += 256) {
-      const int token = i / 16, n = n0 + i % 16 * 8;
-      const bf16 *from = staging + token * S::kPitch + i % 16 * 8;
-      bf16 *to = (bf16 *)p.y + (size_t)(t.row + token) * p.ldy + n;
-      if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)from;
-      else
-        for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = from[k];
+      for (int from = 0; from < Tokens; from += S::kStaged) {
+        if (from >= t.tokens) break;
+        asm volatile("bar.sync 1, 256;" ::: "memory"); // the staging is free
+#pragma unroll
+        for (int i = 0; i < S::kStaged / 2; i++) {
+          const int token = i / 4 * 8 + 2 * t4 + i % 2;
+          staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
+        }
+        asm volatile("bar.sync 1, 256;" ::: "memory");
+        const int staged = min(S::kStaged, t.tokens - from);
+        for (int i = tid; i < staged * 16; i += 256) {
+          const int token = i / 16, n = n0 + i % 16 * 8;
+          const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
+          bf16 *to = (bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n;
+          if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)out;
+          else
+            for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = out[k];
+        }
+      }
     }
   }
 }

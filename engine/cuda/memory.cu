@@ -101,8 +101,6 @@ void lay_out(Exec *exec, Rank *r, Arena *a) {
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
   a->take(&r->meta, (size_t)exec->layout.total * 4);
   a->take(&r->scratch.partial, (size_t)r->sms * 128 * 128 * 4);
-  a->take(&r->scratch.few, (size_t)r->sms * 64 * 16 * 4);
-  a->take(&r->scratch.flags, (size_t)r->sms * 4);
 }
 
 } // namespace
@@ -126,7 +124,7 @@ mob_status workspace_alloc(Exec *exec) {
   Arena arena = {r->workspace, 0};
   lay_out(exec, r, &arena);
   r->scratch.sms = r->sms;
-  CU_TRY(cudaMemset(r->scratch.few, 0xff, (size_t)r->sms * 64 * 16 * 4));
+  CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
   return MOB_OK;
 }
 

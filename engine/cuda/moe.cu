@@ -103,18 +103,19 @@ __global__ void __launch_bounds__(256) gather_kernel(const Records x, const int 
   depend_wait();
   const int rows = segments[*active].row;
   const int chunks = k / (x.fp8 ? 128 : 64) * 8;
-  const size_t from_record = (size_t)x.mp * (x.fp8 ? 132 : 128), to_record = (size_t)out.mp * (x.fp8 ? 132 : 128);
+  const size_t from_record = record_bytes(x.fp8, x.mp), to_record = record_bytes(x.fp8, out.mp);
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     const int token = source[row];
     if (token < 0) continue;
     for (int i = threadIdx.x; i < chunks; i += 256) {
-      const int kb = i / 8, c = i % 8;
-      const uint8_t *from = x.data + kb * from_record;
-      uint8_t *to = out.data + kb * to_record;
-      *(uint4 *)(to + (size_t)row * 128 + ((c ^ (row & 7)) << 4)) =
-          *(const uint4 *)(from + (size_t)token * 128 + ((c ^ (token & 7)) << 4));
+      const int pair = i / 16, second = i / 8 % 2, c = i % 8;
+      const uint8_t *from = x.data + pair * from_record;
+      uint8_t *to = out.data + pair * to_record;
+      *(uint4 *)(to + ((size_t)second * out.mp + row) * 128 + ((c ^ (row & 7)) << 4)) =
+          *(const uint4 *)(from + ((size_t)second * x.mp + token) * 128 + ((c ^ (token & 7)) << 4));
       if (x.fp8 && c == 0)
-        *(float *)(to + (size_t)out.mp * 128 + (size_t)row * 4) = *(const float *)(from + (size_t)x.mp * 128 + (size_t)token * 4);
+        *(float *)(to + (size_t)out.mp * 256 + ((size_t)second * out.mp + row) * 4) =
+            *(const float *)(from + (size_t)x.mp * 256 + ((size_t)second * x.mp + token) * 4);
     }
   }
 }

@@ -32,7 +32,7 @@ __device__ __forceinline__ void check_code(const PackSource &s, uint8_t code) {
   if ((code & 0x7f) == 0x7f) *s.bad = 1;
 }
 
-__global__ void pack_f8_kernel(const PackSource s, uint8_t *dst, int64_t k) {
+__global__ void pack_f8_kernel(const PackSource s, uint8_t *dst, int64_t pairs) {
   const uint8_t *src = (const uint8_t *)s.src;
   const int64_t step = (int64_t)gridDim.x * blockDim.x;
   if (s.cols % 16 == 0 && s.col0 % 16 == 0) {
@@ -42,30 +42,26 @@ __global__ void pack_f8_kernel(const PackSource s, uint8_t *dst, int64_t k) {
       const uint4 v = *(const uint4 *)(src + i * 16);
       const uint32_t w[4] = {v.x, v.y, v.z, v.w};
       for (int j = 0; j < 16; j++) check_code(s, (uint8_t)(w[j / 4] >> (j % 4 * 8)));
-      uint8_t *to = dst + tile_offset(row, col, k);
-      *(uint4 *)to = v;
-      if (row % kTileRows == 0 && col % kTileCols == 0) *(float *)(to + kTileBytes) = scale_of(s, r, c);
+      *(uint4 *)(dst + tile_offset(row, col, pairs)) = v;
+      if (row % kTileRows == 0 && col % 128 == 0) *(float *)(dst + scale_offset(row, col, pairs)) = scale_of(s, r, c);
     }
     return;
   }
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < s.rows * s.cols; i += step) {
     const int64_t r = i / s.cols, c = i % s.cols, row = s.row0 + r, col = s.col0 + c;
     check_code(s, src[i]);
-    uint8_t *to = dst + tile_offset(row, col, k);
-    *to = src[i];
-    if (row % kTileRows == 0 && col % kTileCols == 0) *(float *)(to + kTileBytes) = scale_of(s, r, c);
+    dst[tile_offset(row, col, pairs)] = src[i];
+    if (row % kTileRows == 0 && col % 128 == 0) *(float *)(dst + scale_offset(row, col, pairs)) = scale_of(s, r, c);
   }
 }
 
 // bf16 tiles: 64 rows x 64 columns, the same bytes.
-__global__ void pack_b16_kernel(const PackSource s, uint8_t *dst, int64_t k) {
+__global__ void pack_b16_kernel(const PackSource s, uint8_t *dst, int64_t pairs) {
   const int64_t step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < s.rows * s.cols; i += step) {
     const int64_t r = i / s.cols, c = i % s.cols, row = s.row0 + r, col = s.col0 + c;
     if (s.dtype == F8) check_code(s, ((const uint8_t *)s.src)[i]);
-    const int64_t in = row % 64, at = (row / 64 * (k / 64) + col / 64) * kTilePitch + in * 128 +
-                                      (((col % 64 / 8) ^ (in & 7)) << 4) + (col & 7) * 2;
-    *(bf16 *)(dst + at) = __float2bfloat16(element(s, i) * scale_of(s, r, c));
+    *(bf16 *)(dst + tile_offset(row, col * 2, pairs)) = __float2bfloat16(element(s, i) * scale_of(s, r, c));
   }
 }
 
@@ -83,15 +79,15 @@ __global__ void pack_float_kernel(const PackSource s, float *dst) {
     dst[s.row0 * s.cols + i] = element(s, i);
 }
 
-// UK_h is rows [256 h, 256 h + 128) of kv_b, one 128 x 128 scale block wide and four long: its transpose keeps the scales.
+// UK_h is rows [256 h, 256 h + 128) of kv_b, one 128 x 128 scale block high and four wide: its transpose keeps the scales. Its
+// eight tiles of 64 rows x 128 columns stand in pairs, one below the other.
 __global__ void pack_uk_kernel(const uint8_t *kv_b, uint8_t *uk, int heads) {
   const int64_t all = (int64_t)heads * 512 * 128, step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += step) {
-    const int64_t head = i / (512 * 128), c = i / 128 % 512, r = i % 128;
-    uint8_t *to = uk + head * 8 * kTilePitch + tile_offset(c, r, 128);
-    *to = kv_b[tile_offset(head * 256 + r, c, 512)];
-    if (c % 64 == 0 && r == 0)
-      *(float *)(to + kTileBytes) = *(const float *)(kv_b + tile_offset(head * 256, c / 128 * 128, 512) + kTileBytes);
+    const int64_t head = i / (512 * 128), c = i / 128 % 512, r = i % 128, tile = c / 64;
+    uint8_t *pair = uk + (head * 4 + tile / 2) * kPairBytes;
+    pair[tile % 2 * kTileBytes + c % 64 * 128 + (((r >> 4) ^ (c & 7)) << 4) + (r & 15)] = kv_b[tile_offset(head * 256 + r, c, 2)];
+    if (c % 64 == 0 && r == 0) *(float *)(pair + kPairScales + tile % 2 * 4) = *(const float *)(kv_b + scale_offset(head * 256, c, 2));
   }
 }
 
@@ -127,8 +123,8 @@ int grid_for(int64_t items) {
 } // namespace
 
 void pack_tiles(const PackSource &s, uint8_t *dst, int64_t k, Weights kind, cudaStream_t stream) {
-  if (kind == Weights::F8) pack_f8_kernel<<<grid_for(s.rows * s.cols / 16 + 1), 256, 0, stream>>>(s, dst, k);
-  else pack_b16_kernel<<<grid_for(s.rows * s.cols), 256, 0, stream>>>(s, dst, k);
+  if (kind == Weights::F8) pack_f8_kernel<<<grid_for(s.rows * s.cols / 16 + 1), 256, 0, stream>>>(s, dst, k / 256);
+  else pack_b16_kernel<<<grid_for(s.rows * s.cols), 256, 0, stream>>>(s, dst, k / 128);
 }
 void pack_plain(const PackSource &s, bf16 *dst, int64_t ld, cudaStream_t stream) {
   pack_plain_kernel<<<grid_for(s.rows * s.cols), 256, 0, stream>>>(s, dst, ld);

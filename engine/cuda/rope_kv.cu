@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
   depend_wait();
   const int row = blockIdx.x, width = p.kv_lora + p.rope_dim;
   const bf16 *a = p.a + (size_t)row * p.lda;
-  if (p.q_lora) {
+  if (blockIdx.y == 1) { // the query's part
     float square = 0;
     for (int c = threadIdx.x; c < p.q_lora; c += 256) {
       const float v = __bfloat162float(a[c]) + (p.a_bias ? p.a_bias[c] : 0);
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
       }
       put_record(p.q, row, col, v, p.ue8m0, col < p.q_k);
     }
+    return;
   }
   uint8_t *page = cache_page(p.cache, p.step, row, width);
   const int position = p.step.position[row], offset = position % 64;
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(256) gqa_prepare_kernel(const GqaPrepare p) {
 
 } // namespace
 
-void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) { launch(mla_prepare_kernel, rows, 256, 0, stream, p); }
+void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) { launch(mla_prepare_kernel, dim3(rows, p.q_lora ? 2 : 1), 256, 0, stream, p); }
 void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream) { launch(gqa_prepare_kernel, rows, 256, 0, stream, p); }
 
 } // namespace mob

@@ -5,29 +5,36 @@
 namespace mob {
 namespace {
 
-// A warp an expert, eight tokens at a time, weights read once.
+// A CTA an expert, up to four tokens.
 __global__ void __launch_bounds__(256) router_logits_kernel(const float *x, const bf16 *w, float *logits, int experts, int hidden,
                                                             int rows) {
+  __shared__ float sums[8][4];
   depend_launch();
-  const int e = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, t0 = blockIdx.y * 8;
+  const int e = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint4 first = make_uint4(0, 0, 0, 0); // the weights do not depend on the kernel before
+  if ((int)threadIdx.x * 8 < hidden) first = *(const uint4 *)(w + (size_t)e * hidden + threadIdx.x * 8);
   depend_wait();
-  if (e >= experts) return;
-  const int n = min(8, rows - t0);
-  float sum[8] = {};
-  for (int c = lane * 8; c < hidden; c += 256) {
+  float sum[4] = {};
+  for (int c = threadIdx.x * 8; c < hidden; c += 2048) {
     float a[8];
-    unpack_bf16(*(const uint4 *)(w + (size_t)e * hidden + c), a);
+    unpack_bf16(c < 2048 ? first : *(const uint4 *)(w + (size_t)e * hidden + c), a);
 #pragma unroll
-    for (int t = 0; t < 8; t++) {
-      if (t >= n) break;
-      const float4 u = *(const float4 *)(x + (size_t)(t0 + t) * hidden + c), v = *(const float4 *)(x + (size_t)(t0 + t) * hidden + c + 4);
+    for (int t = 0; t < 4; t++) {
+      if (t >= rows) break;
+      const float4 u = *(const float4 *)(x + (size_t)t * hidden + c), v = *(const float4 *)(x + (size_t)t * hidden + c + 4);
       sum[t] += a[0] * u.x + a[1] * u.y + a[2] * u.z + a[3] * u.w + a[4] * v.x + a[5] * v.y + a[6] * v.z + a[7] * v.w;
     }
   }
 #pragma unroll
-  for (int t = 0; t < 8; t++) {
+  for (int t = 0; t < 4; t++) {
     const float s = warp_sum(sum[t]);
-    if (lane == 0 && t < n) logits[(size_t)(t0 + t) * experts + e] = s;
+    if (lane == 0) sums[warp][t] = s;
+  }
+  __syncthreads();
+  if ((int)threadIdx.x < rows) {
+    float s = 0;
+    for (int i = 0; i < 8; i++) s += sums[i][threadIdx.x];
+    logits[(size_t)threadIdx.x * experts + e] = s;
   }
 }
 
@@ -74,19 +81,24 @@ __global__ void __launch_bounds__(128) route_kernel(const RouterSpec spec, const
   if (spec.top_groups < spec.groups) { // a group's score is the sum of its two best; at most 64 groups
     const int size = n / spec.groups;
     float mine[2];
+#pragma unroll
     for (int i = 0; i < 2; i++) {
       const int group = lane + 32 * i;
       float best = -INFINITY, second = -INFINITY;
       if (group < spec.groups)
+        #pragma unroll 8
         for (int e = group * size; e < (group + 1) * size; e++) {
-          if (choice[e] > best) second = best, best = choice[e];
-          else if (choice[e] > second) second = choice[e];
+          const float c = choice[e];
+          second = fmaxf(second, fminf(best, c));
+          best = fmaxf(best, c);
         }
       mine[i] = group < spec.groups ? best + second : -INFINITY;
     }
     int ahead[2] = {0, 0}; // groups before mine
     for (int o = 0; o < spec.groups; o++) {
-      const float other = __shfl_sync(~0u, mine[o / 32], o % 32);
+      const float low = __shfl_sync(~0u, mine[0], o % 32), high = __shfl_sync(~0u, mine[1], o % 32);
+      const float other = o < 32 ? low : high;
+#pragma unroll
       for (int i = 0; i < 2; i++) ahead[i] += other > mine[i] || (other == mine[i] && o < lane + 32 * i);
     }
     __syncwarp();
@@ -129,7 +141,7 @@ __global__ void __launch_bounds__(128) route_kernel(const RouterSpec spec, const
 } // namespace
 
 void router_logits(const float *x, const bf16 *w, float *logits, int experts, int hidden, int rows, cudaStream_t stream) {
-  launch(router_logits_kernel, dim3((experts + 7) / 8, (rows + 7) / 8), 256, 0, stream, x, w, logits, experts, hidden, rows);
+  launch(router_logits_kernel, experts, 256, 0, stream, x, w, logits, experts, hidden, rows);
 }
 
 void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream) {

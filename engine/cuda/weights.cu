@@ -128,7 +128,7 @@ uint64_t shape_group(Group *g) {
   g->m.kind = g->f8 ? Weights::F8 : Weights::B16;
   g->m.n = at;
   g->m.k = (int)((g->cols + unit - 1) / unit * unit);
-  g->m.stride = (size_t)((at + 63) / 64) * column_blocks(g->m) * kTilePitch;
+  g->m.stride = (size_t)((at + 63) / 64) * column_pairs(g->m) * kPairBytes;
   return g->m.stride * (uint64_t)g->count;
 }
 
@@ -143,7 +143,7 @@ template <class F> void arrays_of(Exec *exec, Layer *layer, F take) {
     if (g->m.n == 0 || (i == G_KV_B && !exec->fast_mla)) continue;
     take((void **)&g->m.data, g->m.stride * (uint64_t)g->count, true);
   }
-  if (has_uk(exec, *layer)) take((void **)&layer->uk, (uint64_t)exec->rank.heads * 8 * kTilePitch, true);
+  if (has_uk(exec, *layer)) take((void **)&layer->uk, (uint64_t)exec->rank.heads * 4 * kPairBytes, true);
   else if (layer->g[G_KV_B].m.n) take((void **)&layer->kv_b, (uint64_t)(layer->g[G_KV_B].rows[0] * layer->g[G_KV_B].cols) * 2, false);
   if (layer->g[G_ROUTER].m.n) take((void **)&layer->router, (uint64_t)(layer->g[G_ROUTER].rows[0] * layer->g[G_ROUTER].cols) * 2, false);
   for (int i = 0; i < MOB_W_COUNT; i++)
