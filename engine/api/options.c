@@ -463,7 +463,7 @@ void mob_options_help(const mob_option_t *table, size_t count, FILE *out) {
   for (size_t i = 0; i < count; i++) {
     if (table[i].kind == MOB_OPT_HEAD)
       fprintf(out, "\n%s:\n", table[i].name);
-    else
+    else if (*table[i].help) // without: described elsewhere
       put_option(&table[i], out);
   }
 }
