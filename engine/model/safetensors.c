@@ -135,8 +135,8 @@ mob_status mob_safetensors_parse(const char *path, const void *bytes, size_t siz
     return mob_fail(MOB_E_FORMAT, "%s: %zu bytes are too few for a safetensors file", path, size);
   static const char pointer[] = "version https://git-lfs.";
   if (size >= sizeof pointer - 1 && memcmp(data, pointer, sizeof pointer - 1) == 0) {
-    return mob_fail(MOB_E_FORMAT, "%s: this is a pointer of git-lfs, not the weights: run git lfs pull",
-                    path);
+    return mob_fail(MOB_E_FORMAT,
+                    "%s: this is a pointer of git-lfs, not the weights: run git lfs pull", path);
   }
   uint64_t length = 0;
   for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
