@@ -72,9 +72,10 @@ __device__ __forceinline__ void load_head(uint8_t *to, const uint8_t *from, uint
   __syncthreads();
 }
 
-// 16 rows x 128 columns of a tile (rows r0 + g and + 8) times eight tokens: b holds a lane's 32 columns of token g as halves,
-// columns t4 * 16 .. and 64 + t4 * 16 ..
-__device__ __forceinline__ void tile_mma(const uint8_t *tile, int row, int t4, const uint32_t b[16], float acc[4]) {
+// 16 rows x 128 columns of a tile (rows `row` and + 8) times G groups of eight tokens, unpacked once: b holds a lane's 32 columns
+// of token g of a group as halves, columns t4 * 16 .. and 64 + t4 * 16 ..
+template <int G>
+__device__ __forceinline__ void tile_mma(const uint8_t *tile, int row, int t4, const uint32_t (&b)[G][16], float (&acc)[G][4]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int chunk = t4 + 4 * half;
@@ -85,7 +86,8 @@ __device__ __forceinline__ void tile_mma(const uint8_t *tile, int row, int t4, c
     for (int q = 0; q < 4; q++) {
       const uint32_t a[4] = {e4m3x2_to_half2((uint16_t)a0[q]), e4m3x2_to_half2((uint16_t)a1[q]),
                              e4m3x2_to_half2((uint16_t)(a0[q] >> 16)), e4m3x2_to_half2((uint16_t)(a1[q] >> 16))};
-      mma_16816(acc, a, b + half * 8 + q * 2);
+#pragma unroll
+      for (int i = 0; i < G; i++) mma_16816(acc[i], a, b[i] + half * 8 + q * 2);
     }
   }
 }
@@ -95,6 +97,7 @@ __device__ __forceinline__ uint32_t bf16x2_to_half2(uint32_t v) {
   return *(const uint32_t *)&h;
 }
 
+template <int G>
 __global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, const bf16 *q, uint8_t *tiles, int rows) {
   extern __shared__ __align__(128) uint8_t smem[];
   __shared__ uint64_t bar;
@@ -106,32 +109,38 @@ __global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, co
   const int blocks = (p.heads + 63) / 64;
   const uint8_t *pair = smem + warp / 2 * kPairBytes, *tile = pair + warp % 2 * kTileBytes; // 64 latent columns: box `warp`
   const float scale = *(const float *)(pair + kPairScales + warp % 2 * 4);
-  for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
-    const int token = min(t0 + g, rows - 1);
-    const bf16 *x = q + ((size_t)token * p.heads + head) * 192;
-    uint32_t b[16];
+  for (int t0 = blockIdx.y * 8 * G; t0 < rows; t0 += gridDim.y * 8 * G) {
+    uint32_t b[G][16];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const uint4 u = *(const uint4 *)(x + half * 64 + t4 * 16), v = *(const uint4 *)(x + half * 64 + t4 * 16 + 8);
-      const uint32_t w[8] = {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w};
+    for (int i = 0; i < G; i++) {
+      const bf16 *x = q + ((size_t)min(t0 + i * 8 + g, rows - 1) * p.heads + head) * 192;
 #pragma unroll
-      for (int i = 0; i < 8; i++) b[half * 8 + i] = bf16x2_to_half2(w[i]);
+      for (int half = 0; half < 2; half++) {
+        const uint4 u = *(const uint4 *)(x + half * 64 + t4 * 16), v = *(const uint4 *)(x + half * 64 + t4 * 16 + 8);
+        const uint32_t w[8] = {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int k = 0; k < 8; k++) b[i][half * 8 + k] = bf16x2_to_half2(w[k]);
+      }
     }
 #pragma unroll
     for (int m = 0; m < 4; m++) {
-      float acc[4] = {};
-      tile_mma(tile, m * 16 + g, t4, b, acc);
+      float acc[G][4] = {};
+      tile_mma<G>(tile, m * 16 + g, t4, b, acc);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int to = t0 + 2 * t4 + i % 2, col = m * 16 + g + i / 2 * 8;
-        if (to < rows)
-          *(bf16 *)(tiles + (((size_t)to * blocks + head / 64) * 9 + warp) * 8192 + (head % 64) * 128 +
-                    ((col / 8 ^ (head & 7)) << 4) + (col & 7) * 2) = __float2bfloat16(acc[i] * scale);
-      }
+      for (int i = 0; i < G; i++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          const int to = t0 + i * 8 + 2 * t4 + k % 2, col = m * 16 + g + k / 2 * 8;
+          if (to < rows)
+            *(bf16 *)(tiles + (((size_t)to * blocks + head / 64) * 9 + warp) * 8192 + (head % 64) * 128 +
+                      ((col / 8 ^ (head & 7)) << 4) + (col & 7) * 2) = __float2bfloat16(acc[i][k] * scale);
+        }
     }
-    // the roped part: 32 pairs of each of eight tokens
-    const int to = t0 + warp;
-    if (to < rows) {
+    // the roped part: 32 pairs of each token
+#pragma unroll
+    for (int i = 0; i < G; i++) {
+      const int to = t0 + i * 8 + warp;
+      if (to >= rows) break;
       const int a = p.rope.interleaved ? 2 * lane : lane, c = p.rope.interleaved ? 2 * lane + 1 : lane + 32;
       const bf16 *pe = q + ((size_t)to * p.heads + head) * 192 + 128;
       const float2 cs = angle_of(p.rope, p.step.position[to], lane);
@@ -143,77 +152,102 @@ __global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, co
   }
 }
 
+// One warp merges the splits of one token: 16 columns a lane, as halves.
+__device__ __forceinline__ void merge_splits(const __half *partial, const float *lse, int splits, size_t first, int heads, int lane,
+                                             uint4 out[2]) {
+  float v[16] = {};
+  const float l = lane < splits ? lse[first + (size_t)lane * heads] : -INFINITY; // at most 32
+  const float top = warp_max(l), mine = l == -INFINITY ? 0 : __expf(l - top), sum = warp_sum(mine);
+  const int used = __popc(__ballot_sync(~0u, l != -INFINITY)); // the first ones
+#pragma unroll 8
+  for (int s = 0; s < used; s++) {
+    const float weight = __shfl_sync(~0u, mine, s);
+    const uint4 *from = (const uint4 *)(partial + (first + (size_t)s * heads) * 512 + lane * 16);
+    const uint4 u[2] = {from[0], from[1]};
+    const __half2 *h = (const __half2 *)u;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float2 f = __half22float2(h[i]);
+      v[2 * i] += weight * f.x;
+      v[2 * i + 1] += weight * f.y;
+    }
+  }
+  const float inverse = sum > 0 ? 1.0f / sum : 0;
+  __half2 *h = (__half2 *)out;
+#pragma unroll
+  for (int i = 0; i < 8; i++) h[i] = __floats2half2_rn(v[2 * i] * inverse, v[2 * i + 1] * inverse);
+}
+
+constexpr int kMergedPitch = 528, kResultPitch = 132;
+constexpr int absorb_v_bytes(int groups) {
+  return (kHeadBytes + 127) / 128 * 128 + groups * 8 * (kMergedPitch * 2 + kResultPitch * 4);
+}
+
+template <int G>
 __global__ void __launch_bounds__(256)
 absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, int splits, const Records out, int row0,
                     int rows, bool ue8m0) {
   extern __shared__ __align__(128) uint8_t smem[];
   __shared__ uint64_t bar;
-  __half *merged = (__half *)(smem + (kHeadBytes + 127) / 128 * 128); // [8 tokens][512 + 16]
-  float *result = (float *)(merged + 8 * 528);                         // [8 tokens][128 + 4]
+  __half *merged = (__half *)(smem + (kHeadBytes + 127) / 128 * 128); // [8 G tokens][512 + 16]
+  float *result = (float *)(merged + 8 * G * kMergedPitch);            // [8 G tokens][128 + 4]
   depend_launch();
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
   load_head(smem, p.kv_b + (size_t)(4 * head + 2) * 2 * kPairBytes, &bar);
   depend_wait();
   mbar_wait(&bar, 0);
-  for (int t0 = blockIdx.y * 8; t0 < rows; t0 += gridDim.y * 8) {
-    // One warp merges one token's splits: 16 columns a lane.
-    const int token = t0 + warp;
-    float v[16] = {};
-    if (token < rows) {
-      const size_t first = ((size_t)token * splits) * p.heads + head;
-      const float l = lane < splits ? lse[first + (size_t)lane * p.heads] : -INFINITY; // at most 32
-      const float top = warp_max(l), mine = l == -INFINITY ? 0 : __expf(l - top), sum = warp_sum(mine);
-      const int used = __popc(__ballot_sync(~0u, l != -INFINITY)); // the first ones
-#pragma unroll 8
-      for (int s = 0; s < used; s++) {
-        const float weight = __shfl_sync(~0u, mine, s);
-        const uint4 *from = (const uint4 *)(partial + (first + (size_t)s * p.heads) * 512 + lane * 16);
-        const uint4 u[2] = {from[0], from[1]};
-        const __half2 *h = (const __half2 *)u;
+  for (int t0 = blockIdx.y * 8 * G; t0 < rows; t0 += gridDim.y * 8 * G) {
+    uint4 mine[G][2];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          const float2 f = __half22float2(h[i]);
-          v[2 * i] += weight * f.x;
-          v[2 * i + 1] += weight * f.y;
-        }
-      }
-      const float inverse = sum > 0 ? 1.0f / sum : 0;
-#pragma unroll
-      for (int i = 0; i < 16; i++) v[i] *= inverse;
+    for (int i = 0; i < G; i++) {
+      const int token = t0 + i * 8 + warp;
+      if (token < rows) merge_splits(partial, lse, splits, (size_t)token * splits * p.heads + head, p.heads, lane, mine[i]);
+      else mine[i][0] = mine[i][1] = make_uint4(0, 0, 0, 0);
     }
-    __syncthreads(); // the last eight tokens are done with both buffers
-    __half2 h[8];
+    __syncthreads(); // the tokens before are done with both buffers
 #pragma unroll
-    for (int i = 0; i < 8; i++) h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-    ((uint4 *)(merged + warp * 528 + lane * 16))[0] = ((const uint4 *)h)[0];
-    ((uint4 *)(merged + warp * 528 + lane * 16))[1] = ((const uint4 *)h)[1];
+    for (int i = 0; i < G; i++) {
+      uint4 *to = (uint4 *)(merged + (i * 8 + warp) * kMergedPitch + lane * 16);
+      to[0] = mine[i][0];
+      to[1] = mine[i][1];
+    }
     __syncthreads();
-    float total[4] = {};
-    const int row = warp * 16 + g; // of 128 outputs: two row blocks of four tiles
+    float total[G][4] = {};
+    const int row = warp * 16 + g; // of 128 outputs: two row blocks of two pairs
 #pragma unroll
     for (int kb = 0; kb < 4; kb++) {
       const uint8_t *pair = smem + (row / 64 * 2 + kb / 2) * kPairBytes, *tile = pair + kb % 2 * kTileBytes;
-      uint32_t b[16];
+      uint32_t b[G][16];
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint4 *from = (const uint4 *)(merged + g * 528 + kb * 128 + half * 64 + t4 * 16);
-        *(uint4 *)(b + half * 8) = from[0];
-        *(uint4 *)(b + half * 8 + 4) = from[1];
-      }
-      float acc[4] = {};
-      tile_mma(tile, row % 64, t4, b, acc);
+      for (int i = 0; i < G; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const uint4 *from = (const uint4 *)(merged + (i * 8 + g) * kMergedPitch + kb * 128 + half * 64 + t4 * 16);
+          *(uint4 *)(b[i] + half * 8) = from[0];
+          *(uint4 *)(b[i] + half * 8 + 4) = from[1];
+        }
+      float acc[G][4] = {};
+      tile_mma<G>(tile, row % 64, t4, b, acc);
       const float scale = *(const float *)(pair + kPairScales + kb % 2 * 4);
 #pragma unroll
-      for (int i = 0; i < 4; i++) total[i] += acc[i] * scale;
+      for (int i = 0; i < G; i++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) total[i][k] += acc[i][k] * scale;
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) result[(2 * t4 + i % 2) * 132 + row + i / 2 * 8] = total[i];
-    __syncthreads();
-    // A warp writes a token; both half-warps need 8 columns a lane of 128: lanes 0-15.
-    float o[8];
+    for (int i = 0; i < G; i++)
 #pragma unroll
-    for (int i = 0; i < 8; i++) o[i] = result[warp * 132 + lane % 16 * 8 + i];
-    put_record(out, row0 + t0 + warp, head * 128 + lane % 16 * 8, o, ue8m0, lane < 16 && t0 + warp < rows);
+      for (int k = 0; k < 4; k++) result[(i * 8 + 2 * t4 + k % 2) * kResultPitch + row + k / 2 * 8] = total[i][k];
+    __syncthreads();
+    // A warp writes a token, eight columns a lane of its first half.
+#pragma unroll
+    for (int i = 0; i < G; i++) {
+      float o[8];
+#pragma unroll
+      for (int k = 0; k < 8; k++) o[k] = result[(i * 8 + warp) * kResultPitch + lane % 16 * 8 + k];
+      const int token = t0 + i * 8 + warp;
+      put_record(out, row0 + token, head * 128 + lane % 16 * 8, o, ue8m0, lane < 16 && token < rows);
+    }
   }
 }
 
@@ -227,27 +261,31 @@ void absorb_v_plain(const AbsorbPlain &p, const float *latent, bf16 *out, int ro
   launch(absorb_v_plain_kernel, dim3(rows, p.heads), 128, 0, stream, p, latent, out);
 }
 
-constexpr int kAbsorbQ = kHeadBytes, kAbsorbV = (kHeadBytes + 127) / 128 * 128 + 8 * 528 * 2 + 8 * 132 * 4;
-
 // CTAs along tokens, so that few heads fill the device too.
-static int token_ctas(int heads, int rows) {
-  const int groups = (rows + 7) / 8, want = (264 + heads - 1) / heads;
+static int token_ctas(int heads, int rows, int tokens) {
+  const int groups = (rows + tokens - 1) / tokens, want = (264 + heads - 1) / heads;
   return groups < want ? groups : want;
 }
 
 void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream) {
-  launch(absorb_q_mla_kernel, dim3(p.heads, token_ctas(p.heads, rows)), 256, kAbsorbQ, stream, p, q, tiles, rows);
+  const dim3 grid(p.heads, token_ctas(p.heads, rows, rows <= 8 ? 8 : 32));
+  if (rows <= 8) launch(absorb_q_mla_kernel<1>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
+  else launch(absorb_q_mla_kernel<4>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
 }
 
 void absorb_v_mla(const AbsorbMla &p, const __half *partial, const float *lse, int splits, const Records &out, int row0,
                   int rows, bool ue8m0, cudaStream_t stream) {
-  launch(absorb_v_mla_kernel, dim3(p.heads, token_ctas(p.heads, rows)), 256, kAbsorbV, stream, p, partial, lse, splits, out,
-         row0, rows, ue8m0);
+  const dim3 grid(p.heads, token_ctas(p.heads, rows, rows <= 8 ? 8 : 32));
+  if (rows <= 8)
+    launch(absorb_v_mla_kernel<1>, grid, 256, absorb_v_bytes(1), stream, p, partial, lse, splits, out, row0, rows, ue8m0);
+  else launch(absorb_v_mla_kernel<4>, grid, 256, absorb_v_bytes(4), stream, p, partial, lse, splits, out, row0, rows, ue8m0);
 }
 
 void absorb_prepare() {
-  cudaFuncSetAttribute(absorb_q_mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAbsorbQ);
-  cudaFuncSetAttribute(absorb_v_mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAbsorbV);
+  cudaFuncSetAttribute(absorb_q_mla_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
+  cudaFuncSetAttribute(absorb_q_mla_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
+  cudaFuncSetAttribute(absorb_v_mla_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, absorb_v_bytes(1));
+  cudaFuncSetAttribute(absorb_v_mla_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize, absorb_v_bytes(4));
 }
 
 } // namespace mob

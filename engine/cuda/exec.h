@@ -73,6 +73,7 @@ struct Rank {
   bf16 *a, *q, *attn, *y, *up, *expert_y, *absorbed;
   uint8_t *tiles;
   __half *partial;
+  uint8_t *latent_records, *kv_tiles, *query_tiles;
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
   int *expert_ids, *expert_row, *source, *active;
   Segment *segments_up, *segments_down;
@@ -84,7 +85,13 @@ struct Rank {
 
 // Where a step's tables stand in `meta` (ints).
 struct MetaLayout {
-  int token, position, table, row, slot, pages, total;
+  int token, position, table, row, slot, tile_row, pairs, key_pages, pages, total;
+};
+
+// Which rows of an eager step are computed with expanded keys (attention_prefill.cu), and which are not.
+struct PrefillPlan {
+  int pairs = 0, blocks = 0, key_blocks = 0; // pairs and blocks of queries, blocks of keys
+  std::vector<std::pair<int, int>> absorbed; // [first row, end)
 };
 
 struct SlotState {
@@ -140,6 +147,8 @@ struct Exec {
   int64_t pages = 0;
   uint64_t file_bytes = 0;
   MetaLayout layout;
+  int max_pairs = 0, max_key_blocks = 0; // of a prefill plan
+  PrefillPlan plan; // of the step being queued
   bool loaded = false;
   std::vector<SlotState> slots;
   RingSlot ring[kRing];

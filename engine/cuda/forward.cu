@@ -62,14 +62,28 @@ void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const 
   Rank *r = p.r;
   const mob_model_desc_t *d = p.d;
   const int blocks = (r->heads + 63) / 64;
-  for (int from = 0; from < p.rows; from += kAttendRows) {
-    const int n = p.rows - from < kAttendRows ? p.rows - from : kAttendRows, splits = key_splits(n, blocks);
-    const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, step_rows(p.exec, r, from), p.rope};
-    absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
-    attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), 0, splits, r->partial, r->lse}, n,
-               p.stream);
-    absorb_v_mla(absorb, r->partial, r->lse, splits, out, from, n, d->quant_ue8m0, p.stream);
+  for (const std::pair<int, int> &range : p.exec->plan.absorbed) {
+    for (int from = range.first; from < range.second; from += kAttendRows) {
+      const int n = range.second - from < kAttendRows ? range.second - from : kAttendRows, splits = key_splits(n, blocks);
+      const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, step_rows(p.exec, r, from), p.rope};
+      absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
+      attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), 0, splits, r->partial, r->lse}, n,
+                 p.stream);
+      absorb_v_mla(absorb, r->partial, r->lse, splits, out, from, n, d->quant_ue8m0, p.stream);
+    }
   }
+  const PrefillPlan &plan = p.exec->plan;
+  if (plan.pairs == 0) return;
+  const int *meta = r->meta;
+  const MetaLayout &at = p.exec->layout;
+  const Records latents = {r->latent_records, plan.key_blocks * 64, 1};
+  launch_label = "prefill";
+  latent_records(cache, meta + at.key_pages, latents, plan.key_blocks, d->quant_ue8m0, p.stream);
+  linear_kv_tiles(layer.g[G_KV_B].m, latents, r->kv_tiles, plan.key_blocks, plan.key_blocks * 64, r->scratch, p.stream);
+  query_tiles({r->q, r->query_tiles, r->heads, meta + at.tile_row, p.step, p.rope}, p.rows, p.stream);
+  attend_prefill({r->query_tiles, r->kv_tiles, r->heads, plan.key_blocks, d->softmax_scale, cache, meta + at.key_pages,
+                  (const PrefillPair *)(meta + at.pairs), out, d->quant_ue8m0},
+                 plan.pairs, p.stream);
 }
 
 void attend_any_mla(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
@@ -112,8 +126,7 @@ void attention(Pass *p, int index) {
                 p->rows, p->stream);
     launch_label = "q_b";
     linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
-    if (p->exec->fast_mla && o.f8) attend_fast(*p, layer, cache, attn);
-    else if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
+    if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
     else attend_any_mla(*p, layer, cache, attn);
   } else {
     const int ld = in.m.n, v_width = r->heads * d->v_head_dim;

@@ -161,6 +161,40 @@ struct AttendMla {
 };
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
 void attention_prepare();
+
+// ---- attention_prefill.cu
+struct PrefillPair { // 128 queries of one sequence
+  int block;    // first of its two blocks of query tiles
+  int row;      // of the step
+  int count;    // queries, up to 128
+  int position; // of the first
+  int keys;     // first key block of its sequence
+};
+struct PrefillQueries {
+  const bf16 *q;       // [T][heads * 192]
+  uint8_t *tiles;
+  int heads;
+  const int *tile_row; // [T] block * 64 + row within; -1: the row is computed in absorbed form
+  StepRows step;
+  Rope rope;
+};
+struct AttendPrefill {
+  const uint8_t *q, *kv; // tiles
+  int heads, key_blocks;
+  float scale;
+  const uint8_t *cache;
+  const int *key_pages;  // [key_blocks] page of each block
+  const PrefillPair *pairs;
+  Records out;           // e4m3, of o_proj's input
+  bool ue8m0;
+};
+void latent_records(const uint8_t *cache, const int *pages, const Records &out, int blocks, bool ue8m0, cudaStream_t stream);
+void query_tiles(const PrefillQueries &p, int rows, cudaStream_t stream);
+void attend_prefill(const AttendPrefill &p, int pairs, cudaStream_t stream);
+void attention_prefill_prepare();
+// kv_b over `keys` latents, written as kv tiles of `key_blocks` blocks
+void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
+                     cudaStream_t stream);
 void absorb_prepare();
 
 // ---- router.cu

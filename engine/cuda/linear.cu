@@ -60,6 +60,22 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   else many_by_tile<false, false>(p, tile, s.sms, stream);
 }
 
+void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
+                     cudaStream_t stream) {
+  LinearMany p = {};
+  p.w = w.data;
+  p.x = x.data;
+  p.mp = x.mp;
+  p.y = tiles;
+  p.key_blocks = key_blocks;
+  p.partial = s.partial;
+  p.m = keys;
+  p.n = w.n;
+  p.pairs = p.w_pairs = (int)column_pairs(w);
+  p.min_run = 2;
+  many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
+}
+
 static LinearMany grouped(const Matrix &w, const Records &x, bf16 *y, const int *count, const LinearScratch &s) {
   LinearMany p = {};
   p.w = w.data;

@@ -30,6 +30,7 @@ struct LinearMany {
   int mp;
   void *y;             // [rows][ldy], bf16 or fp32
   int ldy;
+  int key_blocks;      // > 0: y is kv tiles (attention_prefill.cu), rows are keys
   float *partial;      // [gridDim.x][128 * Tokens], every bit set before and after
   int m, n;            // tokens (without segments), outputs
   int pairs, w_pairs;  // column pairs of x; of w, which are read again from the first after the last
@@ -159,11 +160,6 @@ template <class Mma, int Words> __device__ __forceinline__ void tile_group(float
 #pragma unroll
   for (int k = 0; k < 4; k++) Mma::run(acc, a + 2 * k, b + 2 * k, k == 0 ? more : 1);
   wgmma_commit();
-}
-
-template <int Words> __device__ __forceinline__ void keep_registers(float (&acc)[Words]) {
-#pragma unroll
-  for (int i = 0; i < Words; i++) asm volatile("" : "+f"(acc[i])::"memory");
 }
 
 template <int Words> __device__ __forceinline__ void promote(float (&sum)[Words], const float (&acc)[Words], float ws, const float *xs, int t4) {
@@ -351,6 +347,12 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
         for (int i = tid; i < staged * 16; i += 256) {
           const int token = i / 16, n = n0 + i % 16 * 8;
           const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
+          if (p.key_blocks) {
+            const int key = t.row + from + token;
+            *(uint4 *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + key / 64) * 4 + n % 256 / 64) * 8192 + key % 64 * 128 +
+                       ((n % 64 / 8 ^ (key & 7)) << 4)) = *(const uint4 *)out;
+            continue;
+          }
           bf16 *to = (bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n;
           if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)out;
           else

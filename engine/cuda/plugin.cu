@@ -60,7 +60,13 @@ void set_layout(Exec *exec) {
   l.table = l.position + rows;
   l.row = l.table + rows;
   l.slot = l.row + kLogitRows;
-  l.pages = l.slot + kLogitRows;
+  l.tile_row = l.slot + kLogitRows;
+  l.pairs = l.tile_row + rows;
+  // A sequence of a plan has 64 rows at least.
+  exec->max_pairs = s.max_tokens / 64 + 1;
+  exec->max_key_blocks = s.max_tokens < 64 ? 0 : s.max_tokens / 64 * 2 < 128 ? 128 : s.max_tokens / 64 * 2;
+  l.key_pages = l.pairs + exec->max_pairs * (int)(sizeof(PrefillPair) / 4);
+  l.pages = l.key_pages + exec->max_key_blocks;
   l.total = l.pages + s.max_seqs * ((s.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS + 1);
 }
 
@@ -78,6 +84,7 @@ mob_status open_exec(Exec *exec) {
   linear_prepare();
   absorb_prepare();
   attention_prepare();
+  attention_prefill_prepare();
   CU_TRY(cudaGetLastError());
   exec->mla = d->attn == MOB_ATTN_MLA;
   r->heads = d->n_heads / s.tp;

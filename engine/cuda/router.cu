@@ -38,8 +38,6 @@ __global__ void __launch_bounds__(256) router_logits_kernel(const float *x, cons
   }
 }
 
-constexpr int kMaxExperts = 512;
-
 struct Best {
   float value;
   int index;
@@ -56,42 +54,56 @@ __device__ __forceinline__ Best warp_best(Best b) {
   return b;
 }
 
-// A warp a token.
+// A warp a token; lane l keeps the experts [l * kPer, (l + 1) * kPer) in registers.
+template <int kPer>
 __global__ void __launch_bounds__(128) route_kernel(const RouterSpec spec, const float *logits, int *ids, float *weights,
                                                     int weight_ld, int rows) {
-  __shared__ float scores[4][kMaxExperts], choices[4][kMaxExperts];
+  __shared__ float choices[4][kPer * 32];
   depend_launch();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x * 4 + warp, n = spec.experts, first = lane * kPer;
+  float bias[kPer], score[kPer], choice[kPer];
+#pragma unroll
+  for (int i = 0; i < kPer; i++) bias[i] = spec.bias && first + i < n ? spec.bias[first + i] : 0.0f;
   depend_wait();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x * 4 + warp, n = spec.experts;
   if (row >= rows) return;
-  float *score = scores[warp], *choice = choices[warp];
   const float *x = logits + (size_t)row * n;
+#pragma unroll
+  for (int i = 0; i < kPer; i++) score[i] = first + i < n ? x[first + i] : -INFINITY;
   if (spec.sigmoid) {
-    for (int e = lane; e < n; e += 32) score[e] = 1.0f / (1.0f + expf(-x[e]));
+#pragma unroll
+    for (int i = 0; i < kPer; i++) score[i] = 1.0f / (1.0f + expf(-score[i]));
   } else {
     float top = -INFINITY, sum = 0;
-    for (int e = lane; e < n; e += 32) top = fmaxf(top, x[e]);
+#pragma unroll
+    for (int i = 0; i < kPer; i++) top = fmaxf(top, score[i]);
     top = warp_max(top);
-    for (int e = lane; e < n; e += 32) sum += score[e] = expf(x[e] - top);
+#pragma unroll
+    for (int i = 0; i < kPer; i++) sum += score[i] = expf(score[i] - top);
     sum = warp_sum(sum);
-    for (int e = lane; e < n; e += 32) score[e] /= sum;
+#pragma unroll
+    for (int i = 0; i < kPer; i++) score[i] /= sum;
   }
-  for (int e = lane; e < n; e += 32) choice[e] = score[e] + (spec.bias ? spec.bias[e] : 0.0f);
-  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kPer; i++) choice[i] = first + i < n ? score[i] + bias[i] : -INFINITY;
   if (spec.top_groups < spec.groups) { // a group's score is the sum of its two best; at most 64 groups
+    float *all = choices[warp];
+#pragma unroll
+    for (int i = 0; i < kPer; i++) all[first + i] = choice[i];
+    __syncwarp();
     const int size = n / spec.groups;
     float mine[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int group = lane + 32 * i;
       float best = -INFINITY, second = -INFINITY;
-      if (group < spec.groups)
-        #pragma unroll 8
-        for (int e = group * size; e < (group + 1) * size; e++) {
-          const float c = choice[e];
+      if (group < spec.groups) {
+#pragma unroll 8
+        for (int k = 0; k < size; k++) { // lanes begin at different experts: no two in one bank
+          const float c = all[group * size + (k + lane) % size];
           second = fmaxf(second, fminf(best, c));
           best = fmaxf(best, c);
         }
+      }
       mine[i] = group < spec.groups ? best + second : -INFINITY;
     }
     int ahead[2] = {0, 0}; // groups before mine
@@ -101,28 +113,32 @@ __global__ void __launch_bounds__(128) route_kernel(const RouterSpec spec, const
 #pragma unroll
       for (int i = 0; i < 2; i++) ahead[i] += other > mine[i] || (other == mine[i] && o < lane + 32 * i);
     }
-    __syncwarp();
-    for (int i = 0; i < 2; i++) {
-      const int group = lane + 32 * i;
-      if (group < spec.groups && ahead[i] >= spec.top_groups)
-        for (int e = group * size; e < (group + 1) * size; e++) choice[e] = -INFINITY;
+    const unsigned kept_low = __ballot_sync(~0u, ahead[0] < spec.top_groups), kept_high = __ballot_sync(~0u, ahead[1] < spec.top_groups);
+#pragma unroll
+    for (int i = 0; i < kPer; i++) {
+      const int group = min((first + i) / size, 63);
+      if (!((group < 32 ? kept_low : kept_high) >> group % 32 & 1)) choice[i] = -INFINITY;
     }
-    __syncwarp();
   }
   int id = n; // lane k keeps the k-th chosen
   float value = 0, sum = 0;
   for (int k = 0; k < spec.top_k; k++) {
     Best b = {-INFINITY, n};
-    for (int e = lane; e < n; e += 32)
-      if (choice[e] > -INFINITY && better({choice[e], e}, b)) b = {choice[e], e};
+    float own = 0;
+#pragma unroll
+    for (int i = 0; i < kPer; i++)
+      if (choice[i] > b.value) b = {choice[i], first + i}, own = score[i];
+    const int before = b.index;
     b = warp_best(b);
-    if (b.index >= n) b.index = k; // only when scores are not numbers; stays in bounds
-    const float s = score[b.index];
+    const bool none = b.index >= n; // only when scores are not numbers
+    const unsigned owner = __ballot_sync(~0u, !none && before == b.index);
+    const float s = none ? 0.0f : __shfl_sync(~0u, own, owner ? __ffs(owner) - 1 : 0);
+    if (none) b.index = k; // stays in bounds
     sum += s;
     if (lane == k) id = b.index, value = s;
-    __syncwarp();
-    if (lane == 0) choice[b.index] = -INFINITY;
-    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kPer; i++)
+      if (first + i == b.index) choice[i] = -INFINITY;
   }
   if (spec.sigmoid) sum += 1e-20f;
   int rank = 0;
@@ -145,7 +161,9 @@ void router_logits(const float *x, const bf16 *w, float *logits, int experts, in
 }
 
 void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream) {
-  launch(route_kernel, (rows + 3) / 4, 128, 0, stream, spec, logits, ids, weights, weight_ld, rows);
+  const dim3 grid((rows + 3) / 4);
+  if (spec.experts <= 256) launch(route_kernel<8>, grid, 128, 0, stream, spec, logits, ids, weights, weight_ld, rows);
+  else launch(route_kernel<16>, grid, 128, 0, stream, spec, logits, ids, weights, weight_ld, rows);
 }
 
 } // namespace mob

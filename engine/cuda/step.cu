@@ -226,6 +226,34 @@ int graph_rows(const Exec *exec, const Job *job) {
   return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : (n + 7) / 8 * 8;
 }
 
+// Sequences with at least 64 rows have their keys expanded, as long as there is room for them.
+void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
+  const MetaLayout &at = exec->layout;
+  PrefillPlan plan;
+  auto absorb = [&](int from, int to) {
+    if (!plan.absorbed.empty() && plan.absorbed.back().second == from) plan.absorbed.back().second = to;
+    else plan.absorbed.push_back({from, to});
+  };
+  for (const mob_seq_step_t &seq : job->seqs) {
+    const int row = (int)seq.row, count = (int)seq.count, keys = (int)(seq.start + seq.count + 63) / 64;
+    const int pairs = (count + 127) / 128;
+    if (!allowed || count < 64 || plan.key_blocks + keys > exec->max_key_blocks || plan.pairs + pairs > exec->max_pairs) {
+      absorb(row, row + count);
+      for (int i = 0; allowed && i < count; i++) meta[at.tile_row + row + i] = -1;
+      continue;
+    }
+    PrefillPair *out = (PrefillPair *)(meta + at.pairs) + plan.pairs;
+    for (int i = 0; i < pairs; i++)
+      out[i] = {plan.blocks + 2 * i, row + i * 128, std::min(128, count - i * 128), (int)seq.start + i * 128, plan.key_blocks};
+    for (int i = 0; i < count; i++) meta[at.tile_row + row + i] = plan.blocks * 64 + i;
+    for (int i = 0; i < keys; i++) meta[at.key_pages + plan.key_blocks + i] = (int)seq.pages[i];
+    plan.pairs += pairs;
+    plan.blocks += 2 * pairs;
+    plan.key_blocks += keys;
+  }
+  exec->plan = plan;
+}
+
 // Fills the step's tables; returns how many ints of them are used.
 int fill_tables(const Exec *exec, const Job *job, int rows, int *meta) {
   const MetaLayout &at = exec->layout;
@@ -365,6 +393,8 @@ mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
   const int rows = graph ? graph : (int)job->step.token_count, logit_rows = (int)job->logits.size();
   const int used = fill_tables(exec, job, rows, ring.meta);
+  plan_prefill(exec, job, exec->fast_mla && !graph && r->layers[0].g[G_O].f8, ring.meta);
+  if (graph) exec->plan.absorbed = {{0, rows}};
   if (logit_rows <= kLogitRows) fill_logit_rows(exec, job, 0, logit_rows, graph ? graph : logit_rows, ring.meta);
   CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
   if (exec->spec.first_layer > 0) MOB_TRY(receive_rows(exec, job));
