@@ -72,7 +72,7 @@ typedef struct mob_step {
 
 typedef struct mob_token_logprob {
   int32_t token;
-  float logprob; // natural log of the probability, from the logits before temperature (raw), floor -9999
+  float logprob; // natural log of the probability that it was drawn with (after all processing), floor -9999
   int32_t rank;  // 1 = most likely
 } mob_token_logprob_t;
 

@@ -168,7 +168,7 @@ const mob_option_t mob__serve_table[] = {
          "Context length, prompt and answer together; -1: from the model. 1k = 1000, 1K = 1024."),
     ACTS("--max-logprobs", INT, max_logprobs, "20",
          "Most log probabilities a token that a request may ask for, up to 20."),
-    WARNS("--logprobs-mode", TEXT, "logprobs are those of the raw logits"),
+    WARNS("--logprobs-mode", TEXT, "logprobs are those after processing, as in 0.7.2"),
     WARNS("--guided-decoding-backend", TEXT, WHY_GUIDED),
     WARNS("--structured-outputs-config", TEXT, WHY_GUIDED),
     WARNS("--logits-processor-pattern", TEXT,

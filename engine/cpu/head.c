@@ -20,8 +20,8 @@ static void sample_row(void *arg, int64_t unit, int thread) {
   mob_sample_output_t *out = &s->job->outputs[s->first + i];
   const mob_slot_state_t *slot = &exec->slots[row->slot];
   if (!row->sample) {
-    mob_sampler_logprobs(rank->samplers[thread], logits, slot->history[row->position],
-                         slot->sampling.prompt_logprobs, out);
+    mob_sampler_prompt(rank->samplers[thread], logits, &slot->sampling,
+                       slot->history[row->position], out);
     return;
   }
   mob_sample_input_t in = {&slot->sampling, slot->history, slot->history + slot->prompt_count,

@@ -170,11 +170,29 @@ static void apply_penalties(mob_sampler_t *s, float *logits, const mob_sample_in
   }
 }
 
-// Draws from items[0, n), whose logits are divided by the temperature already and whose best is
-// `max`. top_p keeps the smallest set of best tokens whose probability reaches it, min_p those not
-// below that share of the best; both need the order, so only as many as carry the mass are sorted.
-static int32_t draw(mob_sampler_t *s, int n, float max, const mob_sampling_t *p, double uniform) {
+static bool is_greedy(const mob_sampling_t *p) {
+  return p->temperature < 1e-5f;
+}
+
+// Divides by the temperature and keeps what top-k, top-p and min-p let through: items[0, kept),
+// those of weight 0 left out by min-p. top_p keeps the smallest set of best tokens whose
+// probability reaches it, min_p those not below that share of the best; both need the order, so
+// only as many as carry the mass are sorted.
+static int keep_likely(mob_sampler_t *s, const float *logits, const mob_sampling_t *p) {
   candidate_t *items = s->items;
+  float max = -INFINITY;
+  int n = 0;
+  for (int i = 0; i < s->vocab; i++) {
+    if (!(logits[i] > -INFINITY)) continue;
+    items[n] = (candidate_t){logits[i] / p->temperature, i};
+    max = items[n].logit > max ? items[n].logit : max;
+    n++;
+  }
+  if (p->top_k > 0 && p->top_k < n) {
+    select_best(items, n, p->top_k);
+    n = p->top_k;
+    qsort(items, (size_t)n, sizeof *items, by_rank); // a fixed order for the draw
+  }
   double total = 0;
   for (int i = 0; i < n; i++) total += exp((double)items[i].logit - max);
   int kept = n;
@@ -195,12 +213,17 @@ static int32_t draw(mob_sampler_t *s, int n, float max, const mob_sampling_t *p,
       if (mass >= p->top_p * total) break;
     }
   }
-  double floor = p->min_p > 0 ? (double)p->min_p : 0, sum = 0;
+  double floor = p->min_p > 0 ? (double)p->min_p : 0;
   for (int i = 0; i < kept; i++) {
     double weight = exp((double)items[i].logit - max);
     s->weights[i] = weight >= floor ? weight : 0;
-    sum += s->weights[i];
   }
+  return kept;
+}
+
+static int32_t draw(const mob_sampler_t *s, int kept, double uniform) {
+  double sum = 0;
+  for (int i = 0; i < kept; i++) sum += s->weights[i];
   double target = uniform * sum;
   int last = 0;
   for (int i = 0; i < kept; i++) {
@@ -209,35 +232,35 @@ static int32_t draw(mob_sampler_t *s, int n, float max, const mob_sampling_t *p,
     target -= s->weights[i];
     if (target < 0) break;
   }
-  return items[last].token;
+  return s->items[last].token;
+}
+
+// The logits that were drawn from: everything not kept is minus infinity.
+static void leave_only_kept(const mob_sampler_t *s, int kept, float *logits) {
+  for (int i = 0; i < s->vocab; i++) logits[i] = -INFINITY;
+  for (int i = 0; i < kept; i++)
+    if (s->weights[i] > 0) logits[s->items[i].token] = s->items[i].logit;
 }
 
 void mob_sampler_run(mob_sampler_t *s, float *logits, const mob_sample_input_t *in,
                      mob_sample_output_t *out) {
   const mob_sampling_t *p = in->params;
-  float *raw = NULL;
-  if (p->logprobs >= 0) { // the chosen token is known only at the end
-    raw = mob_malloc((size_t)s->vocab * sizeof *raw);
-    memcpy(raw, logits, (size_t)s->vocab * sizeof *raw);
-  }
   apply_masks(s, logits, in);
   apply_penalties(s, logits, in);
   int32_t token = argmax(logits, s->vocab);
-  if (p->temperature >= 1e-5f && p->top_k != 1) {
-    float max = logits[token] / p->temperature;
-    int n = 0;
-    for (int i = 0; i < s->vocab; i++)
-      if (logits[i] > -INFINITY) s->items[n++] = (candidate_t){logits[i] / p->temperature, i};
-    if (p->top_k > 0 && p->top_k < n) {
-      select_best(s->items, n, p->top_k);
-      n = p->top_k;
-      qsort(s->items, (size_t)n, sizeof *s->items, by_rank); // a fixed order for the draw
-    }
-    if (n > 0) token = draw(s, n, max, p, mob_philox_uniform(p->seed, in->output_count));
+  if (!is_greedy(p)) {
+    int kept = keep_likely(s, logits, p);
+    if (kept > 0) token = draw(s, kept, mob_philox_uniform(p->seed, in->output_count));
+    if (p->logprobs >= 0) leave_only_kept(s, kept, logits);
   }
   out->token = token;
   out->top_count = 0;
   out->chosen = (mob_token_logprob_t){token, 0, 0};
-  if (raw) mob_sampler_logprobs(s, raw, token, p->logprobs, out);
-  free(raw);
+  if (p->logprobs >= 0) mob_sampler_logprobs(s, logits, token, p->logprobs, out);
+}
+
+void mob_sampler_prompt(mob_sampler_t *s, float *logits, const mob_sampling_t *p, int32_t token,
+                        mob_sample_output_t *out) {
+  if (!is_greedy(p)) leave_only_kept(s, keep_likely(s, logits, p), logits);
+  mob_sampler_logprobs(s, logits, token, p->prompt_logprobs, out);
 }

@@ -23,11 +23,15 @@ typedef struct mob_sampler mob_sampler_t; // working memory for one thread
 mob_sampler_t *mob_sampler_new(int vocab);
 void mob_sampler_free(mob_sampler_t *sampler);
 
-// `logits` [vocab] are changed. Log probabilities are of the raw logits, taken before anything
-// else.
+// `logits` [vocab] are changed. Log probabilities are those of what the token was drawn from: after
+// masks, penalties, temperature, top-k, top-p and min-p, as vLLM 0.7.2 reports them.
 void mob_sampler_run(mob_sampler_t *sampler, float *logits, const mob_sample_input_t *in,
                      mob_sample_output_t *out);
-// Log probability and rank of `token`, and the `top` best, of raw logits.
+// Of a prompt token: temperature, top-k, top-p and min-p act, masks and penalties do not (0.7.2
+// too). `logits` are changed.
+void mob_sampler_prompt(mob_sampler_t *sampler, float *logits, const mob_sampling_t *params,
+                        int32_t token, mob_sample_output_t *out);
+// Log probability and rank of `token`, and the `top` best, of these logits.
 void mob_sampler_logprobs(mob_sampler_t *sampler, const float *logits, int32_t token, int top,
                           mob_sample_output_t *out);
 

@@ -197,27 +197,60 @@ static void test_draws_depend_on_seed_and_index_alone(void **state) {
   assert_true(changed > 0);
 }
 
-static void test_logprobs_are_raw_and_ranked(void **state) {
+// With temperature 0 they are of the logits after masks and penalties.
+static void test_logprobs_of_greedy(void **state) {
   (void)state;
   mob_sampling_t p = plain();
-  mob_logit_bias_t bias[] = {{token_at(10), 1000}};
+  mob_logit_bias_t bias[] = {{token_at(10), 3}};
   p.bias = bias;
   p.bias_count = 1;
   p.temperature = 0;
   p.logprobs = 3;
   mob_sample_output_t out;
-  assert_int_equal(sample(&(mob_sample_input_t){.params = &p}, &out), token_at(10));
+  int32_t token = sample(&(mob_sample_input_t){.params = &p}, &out);
+  float logits[VOCAB];
+  fill(logits);
+  logits[token_at(10)] += 3;
+  double sum = 0;
+  int rank = 1;
+  for (int i = 0; i < VOCAB; i++) {
+    sum += exp(logits[i]);
+    rank += logits[i] > logits[token];
+  }
+  assert_int_equal(rank, 1);
+  assert_int_equal(out.chosen.rank, 1);
+  assert_true(fabs(out.chosen.logprob - (logits[token] - log(sum))) < 1e-5);
+  assert_int_equal(out.top_count, 3);
+  for (int i = 0; i < 3; i++) assert_int_equal(out.top[i].rank, i + 1);
+  assert_int_equal(out.top[0].token, token);
+}
+
+// Otherwise they are of what the token was drawn from: what top-k keeps, after the temperature.
+static void test_logprobs_of_a_draw(void **state) {
+  (void)state;
+  mob_sampling_t p = plain();
+  p.temperature = 0.5f;
+  p.top_k = 3;
+  p.logprobs = 4;
+  p.prompt_logprobs = 2;
+  mob_sample_output_t out;
+  sample(&(mob_sample_input_t){.params = &p}, &out);
   float logits[VOCAB];
   fill(logits);
   double sum = 0;
-  for (int i = 0; i < VOCAB; i++) sum += exp(logits[i]);
-  assert_int_equal(out.chosen.rank, 11);
-  assert_true(fabs(out.chosen.logprob - (logits[token_at(10)] - log(sum))) < 1e-5);
-  assert_int_equal(out.top_count, 3);
+  for (int i = 0; i < 3; i++) sum += exp(logits[token_at(i)] / 0.5);
   for (int i = 0; i < 3; i++) {
     assert_int_equal(out.top[i].token, token_at(i));
-    assert_int_equal(out.top[i].rank, i + 1);
+    assert_true(fabs(out.top[i].logprob - (logits[token_at(i)] / 0.5 - log(sum))) < 1e-5);
   }
+  assert_true(out.top[3].logprob == -9999.0f);
+  mob_sampler_t *s = mob_sampler_new(VOCAB);
+  mob_sampler_prompt(s, logits, &p, token_at(1), &out);
+  fill(logits);
+  assert_true(fabs(out.chosen.logprob - (logits[token_at(1)] / 0.5 - log(sum))) < 1e-5);
+  assert_int_equal(out.chosen.rank, 2);
+  assert_int_equal(out.top_count, 2);
+  mob_sampler_free(s);
 }
 
 static void test_numbers_that_are_none_do_not_break_it(void **state) {
@@ -246,7 +279,8 @@ int main(void) {
       cmocka_unit_test(test_top_k_top_p_min_p),
       cmocka_unit_test(test_frequencies_follow_the_probabilities),
       cmocka_unit_test(test_draws_depend_on_seed_and_index_alone),
-      cmocka_unit_test(test_logprobs_are_raw_and_ranked),
+      cmocka_unit_test(test_logprobs_of_greedy),
+      cmocka_unit_test(test_logprobs_of_a_draw),
       cmocka_unit_test(test_numbers_that_are_none_do_not_break_it),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
