@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "engine/api/vllm.h"
 #include "engine/stage/stage.h"
@@ -79,6 +80,12 @@ static const command_t *find(const char *name) {
   return NULL;
 }
 
+// Daemons and actors run /proc/self/exe, and `ps` and `top` would show them as "exe".
+static void name_process(const char *command) {
+  if (strcmp(command, "node") == 0) prctl(PR_SET_NAME, "mobula-node");
+  if (strcmp(command, "actor-worker") == 0) prctl(PR_SET_NAME, "mobula-actor");
+}
+
 int main(int argc, char **argv) {
   mob_stage_register(); // for the processes of actors
   const char *slash = argc ? strrchr(argv[0], '/') : NULL;
@@ -95,5 +102,6 @@ int main(int argc, char **argv) {
     fprintf(stderr, "mobula: unknown command '%s'. `mobula help` lists them.\n", argv[1]);
     return 2;
   }
+  name_process(command->name);
   return command->run(argc - 1, argv + 1);
 }

@@ -211,6 +211,7 @@ def test_commands_inside_the_pods(group):
     # The script's other way of being called.
     done = group.run("exec", "0", "--", "bash", "/vllm-workspace/ray_init.sh", "leader", check=False)
     assert done.returncode == 1 and "Error: Missing argument --ray_cluster_size" in done.stdout + done.stderr
+    assert {"vllm", "mobula-node", "mobula-actor"} <= set(group.sh("0", "ps ax -o comm=").split())
     assert group.sh("0", "cat /proc/1/comm") == "vllm" and "ray_init.sh worker" in group.sh("0-1", "tr '\\0' ' ' </proc/1/cmdline")
 
 
