@@ -55,9 +55,12 @@ def test_nothing_is_left(place, how):
         assert "深度学习" in json.loads(done.stdout)["choices"][0]["message"]["content"]
         g.expect_down(how)
         eventually(lambda: not sandbox.descendants(g.process.pid), 3)
-        for pod in (f"{NAME}-0", f"{NAME}-0-1"):
-            exits = re.findall(rf"Exited +pod/{pod}: .*", g.output())
-            assert len(exits) == 1 and exits[0].endswith("exit code 0"), g.everything()
+        exits = {pod: re.findall(rf"Exited +pod/{pod}: .*(exit code .*)", g.output()) for pod in (f"{NAME}-0", f"{NAME}-0-1")}
+        assert exits[f"{NAME}-0"] == ["exit code 0"], g.everything()
+        # The leader can be gone before the worker takes its own SIGTERM: then it says that the head is gone.
+        assert exits[f"{NAME}-0-1"] in (["exit code 0"], ["exit code 1"]), g.everything()
+        if exits[f"{NAME}-0-1"] == ["exit code 1"]:
+            assert " is gone: " in g.everything()
     before.assert_none_new()
 
 
