@@ -1,6 +1,7 @@
 // The one executable: which command it is follows from the name it was started under, or from its
 // first argument.
 
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,6 +88,8 @@ static void name_process(const char *command) {
 }
 
 int main(int argc, char **argv) {
+  // gRPC's threads would each get an arena of the allocator and keep what a burst of calls left in it.
+  mallopt(M_ARENA_MAX, 2);
   mob_stage_register(); // for the processes of actors
   const char *slash = argc ? strrchr(argv[0], '/') : NULL;
   const command_t *command = argc ? find(slash ? slash + 1 : argv[0]) : NULL;
