@@ -1,0 +1,654 @@
+// Every kernel of the CUDA backend at the shapes that tensor parallelism 1, 2, 4 and 8 give it, against scalar references on the same
+// inputs, fresh random ones in every run; each line also says how long it takes and, where reading weights bounds it, the
+// share of the read roof that the same process measured. Ends with 1 when a line is wrong.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <unistd.h>
+#include <vector>
+
+#include "engine/cuda/kernels.h"
+
+using namespace mob;
+
+namespace mob { // the launch hook lives in profile.cu, which needs the whole backend
+void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
+thread_local const char *launch_label;
+}
+
+#define CUDA(call)                                                                                 \
+  do {                                                                                             \
+    cudaError_t e_ = (call);                                                                       \
+    if (e_ != cudaSuccess) {                                                                       \
+      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));       \
+      exit(1);                                                                                     \
+    }                                                                                              \
+  } while (0)
+
+static int sms, failures, cases;
+static double roof;
+static cudaStream_t stream;
+static LinearScratch scratch;
+static std::mt19937_64 rng;
+
+template <class T> static T *device(size_t n) {
+  T *p;
+  CUDA(cudaMalloc(&p, n * sizeof(T)));
+  CUDA(cudaMemset(p, 0xff, n * sizeof(T))); // NaN: what nobody writes is seen
+  return p;
+}
+template <class T> static std::vector<T> fetch(const T *p, size_t n) {
+  std::vector<T> out(n);
+  CUDA(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
+  return out;
+}
+template <class T> static T *upload(const std::vector<T> &v) {
+  T *p;
+  CUDA(cudaMalloc(&p, v.size() * sizeof(T) + 16));
+  CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return p;
+}
+
+__host__ __device__ inline uint64_t mix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+  return x ^ x >> 31;
+}
+__device__ inline float normal(uint64_t key) {
+  const uint64_t m = mix64(key);
+  const float u = ((uint32_t)m + 1.0f) * 2.3283064e-10f, v = (uint32_t)(m >> 32) * 2.3283064e-10f;
+  return sqrtf(-2 * logf(u)) * cospif(2 * v);
+}
+__global__ void random_bf16(bf16 *p, size_t n, uint64_t seed, float scale) {
+  for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+    p[i] = __float2bfloat16(normal(seed * 0x100000001b3ull + i) * scale);
+}
+__global__ void random_e4m3(uint8_t *p, size_t n, uint64_t seed) {
+  for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+    p[i] = __nv_fp8_e4m3(normal(seed * 0x100000001b3ull + i) * 64.0f).__x;
+}
+__global__ void random_scales(float *p, size_t n, uint64_t seed) {
+  for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+    p[i] = (0.5f + (mix64(seed + i) & 1023) / 1024.0f) / 4096.0f;
+}
+static bf16 *normal_bf16(size_t n, float scale = 1) {
+  bf16 *p = device<bf16>(n);
+  random_bf16<<<1024, 256>>>(p, n, rng(), scale);
+  return p;
+}
+
+__device__ inline double e4m3(uint8_t code) {
+  __nv_fp8_e4m3 v;
+  v.__x = code;
+  return (double)(float)v;
+}
+
+// ------------------------------------------------------------------------------------------- roof
+
+__global__ void __launch_bounds__(64) read_bulk(const uint8_t *x, size_t n, uint32_t *out) {
+  constexpr int kChunk = 16384, kCount = 12;
+  extern __shared__ __align__(128) uint8_t smem[];
+  uint64_t *full = (uint64_t *)(smem + kChunk * kCount);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kCount; i++) mbar_init(&full[i], 1);
+    mbar_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const uint64_t once = policy_evict_first();
+  const size_t total = n / kChunk, c0 = total * blockIdx.x / gridDim.x, c1 = total * (blockIdx.x + 1) / gridDim.x;
+  uint32_t s = 0;
+  auto issue = [&](size_t i) {
+    const int at = (int)((i - c0) % kCount);
+    mbar_arrive_expect(&full[at], kChunk);
+    bulk_load(smem + at * kChunk, x + i * kChunk, kChunk, &full[at], once);
+  };
+  for (size_t i = c0; i < c1 && i < c0 + kCount; i++) issue(i);
+  for (size_t i = c0; i < c1; i++) {
+    const int at = (int)((i - c0) % kCount);
+    mbar_wait(&full[at], (uint32_t)((i - c0) / kCount & 1));
+    s += *(volatile uint32_t *)(smem + at * kChunk);
+    if (i + kCount < c1) issue(i + kCount);
+  }
+  if (s == 0x12345678) *out = s;
+}
+
+template <class F> static double time_us(F f, int runs) {
+  cudaEvent_t a, b;
+  CUDA(cudaEventCreate(&a));
+  CUDA(cudaEventCreate(&b));
+  std::vector<float> t;
+  for (int i = 0; i < 7; i++) {
+    CUDA(cudaEventRecord(a, stream));
+    for (int k = 0; k < runs; k++) f(i * runs + k);
+    CUDA(cudaEventRecord(b, stream));
+    CUDA(cudaEventSynchronize(b));
+    float ms;
+    CUDA(cudaEventElapsedTime(&ms, a, b));
+    if (i >= 2) t.push_back(ms * 1000 / runs);
+  }
+  std::sort(t.begin(), t.end());
+  return t[t.size() / 2];
+}
+
+static void measure_roof() {
+  const size_t n = (size_t)8 << 30;
+  uint8_t *x;
+  CUDA(cudaMalloc(&x, n));
+  random_e4m3<<<4096, 256>>>(x, n, 7);
+  uint32_t *out = device<uint32_t>(1);
+  CUDA(cudaFuncSetAttribute(read_bulk, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024));
+  const double us = time_us([&](int) { read_bulk<<<sms, 64, 16384 * 12 + 128, stream>>>(x, n, out); }, 1);
+  roof = n / us * 1e6;
+  printf("read roof: %.0f GB/s (bulk copies over 8 GiB)\n", roof / 1e9);
+  cudaFree(x);
+  cudaFree(out);
+}
+
+// ------------------------------------------------------------------------------------------ report
+
+static void report(const char *name, const char *shape, double error, double limit, double us, double bytes, double flops) {
+  cases++;
+  const bool ok = error <= limit;
+  if (!ok) failures++;
+  printf("%-28s %-34s error %.1e %-5s", name, shape, error, ok ? "ok" : "WRONG");
+  if (us > 0) printf(" %9.2f us", us);
+  if (us > 0 && bytes > 0) printf("  %5.0f GB/s %5.1f %% of roof", bytes / us / 1e3, 100 * bytes / us * 1e6 / roof);
+  if (us > 0 && flops > 0) printf("  %6.0f TFLOP/s", flops / us / 1e6);
+  printf("\n");
+  fflush(stdout);
+}
+
+static double relative_l2(const std::vector<float> &y, const std::vector<float> &ref) {
+  double d = 0, r = 0;
+  for (size_t i = 0; i < ref.size(); i++) d += ((double)y[i] - ref[i]) * ((double)y[i] - ref[i]), r += (double)ref[i] * ref[i];
+  return std::isfinite(d) ? std::sqrt(d / r) : INFINITY;
+}
+
+// ----------------------------------------------------------------------------------------- linears
+
+struct Source { // a matrix as the checkpoint has it
+  int64_t n, k;
+  uint8_t *codes;
+  float *scales;
+  bf16 *values;
+  int *bad;
+};
+
+// Quantised value of x, 1 x 128.
+__device__ inline double quantised(const bf16 *x, int64_t k, int64_t c) {
+  float amax = 0;
+  for (int64_t i = c / 128 * 128; i < c / 128 * 128 + 128 && i < k; i++) amax = fmaxf(amax, fabsf(__bfloat162float(x[i])));
+  const float scale = fmaxf(amax, 1e-10f) / 448.0f;
+  return e4m3(__nv_fp8_e4m3(__bfloat162float(x[c]) * (1.0f / scale)).__x) * scale;
+}
+
+// ref[i] of sample i: row token[i], output column[i]; a warp each.
+__global__ void reference_linear(const Source w, const bf16 *x, int64_t ldx, const int *token, const int *column, float *ref, int samples) {
+  const int i = blockIdx.x;
+  const bf16 *row = x + (int64_t)token[i] * ldx;
+  double sum = 0;
+  for (int64_t c = threadIdx.x; c < w.k; c += 32) {
+    if (w.codes) {
+      const double scale = w.scales[column[i] / 128 * ((w.k + 127) / 128) + c / 128];
+      sum += e4m3(w.codes[column[i] * w.k + c]) * scale * quantised(row, w.k, c);
+    } else {
+      sum += (double)__bfloat162float(w.values[column[i] * w.k + c]) * (double)__bfloat162float(row[c]);
+    }
+  }
+  for (int s = 16; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
+  if (threadIdx.x == 0) ref[i] = (float)sum;
+}
+
+static Source make_source(int64_t n, int64_t k, bool f8) {
+  Source s = {n, k, nullptr, nullptr, nullptr, nullptr};
+  if (f8) {
+    s.codes = device<uint8_t>((size_t)(n * k));
+    const size_t scales = (size_t)((n + 127) / 128 * ((k + 127) / 128));
+    s.scales = device<float>(scales);
+    s.bad = device<int>(1);
+    random_e4m3<<<2048, 256>>>(s.codes, (size_t)(n * k), rng());
+    random_scales<<<64, 256>>>(s.scales, scales, rng());
+  } else {
+    s.values = normal_bf16((size_t)(n * k), 0.02f);
+  }
+  return s;
+}
+static void free_source(Source &s) {
+  cudaFree(s.codes);
+  cudaFree(s.scales);
+  cudaFree(s.values);
+  cudaFree(s.bad);
+}
+static Matrix pack(const Source &s, bool f8, int count) {
+  const int64_t unit = f8 ? 256 : 128, k = (s.k + unit - 1) / unit * unit;
+  Matrix m = {nullptr, 0, (int)s.n, (int)k, f8 ? Weights::F8 : Weights::B16};
+  m.stride = (size_t)((s.n + 63) / 64) * column_pairs(m) * kPairBytes;
+  CUDA(cudaMalloc(&m.data, m.stride * count));
+  CUDA(cudaMemset(m.data, 0, m.stride * count));
+  return m;
+}
+static void pack_into(const Source &s, const Matrix &m, int index, bool f8) {
+  const PackSource from = {f8 ? (const void *)s.codes : s.values, f8 ? 3 : 1, s.n, s.k, 0, 0, s.scales, (s.k + 127) / 128, 0, 0,
+                           128, 128, s.bad};
+  pack_tiles(from, m.data + m.stride * index, m.k, m.kind, 0);
+}
+
+static void sample(int tokens, int64_t n, std::vector<int> *token, std::vector<int> *column) {
+  for (int i = 0; i < 4096; i++) {
+    token->push_back(i < tokens ? i : (int)(rng() % (uint64_t)tokens)); // every token at least once
+    column->push_back(i % 64 == 63 ? (int)n - 1 - (int)(rng() % 8) : (int)(rng() % (uint64_t)n));
+  }
+}
+
+static void check_linear(const char *name, int m, int64_t n, int64_t k, bool f8, bool f32) {
+  Source s = make_source(n, k, f8);
+  const Matrix probe = pack(s, f8, 0);
+  cudaFree(probe.data);
+  const int copies = (int)std::min<size_t>(24, ((size_t)200 << 20) / probe.stride + 1);
+  const Matrix w = pack(s, f8, copies);
+  for (int i = 0; i < copies; i++) pack_into(s, w, i, f8);
+  bf16 *x = normal_bf16((size_t)(m * k));
+  const Records records = {device<uint8_t>(records_bytes(f8, padded_rows(m), w.k) + 4096), padded_rows(m), f8};
+  pack_rows(x, (int)k, (int)k, records, w.k, m, false, stream);
+  void *y = device<float>((size_t)(m * n));
+  linear(w, records, y, (int)n, f32, m, 1, scratch, stream);
+  CUDA(cudaStreamSynchronize(stream));
+  std::vector<int> token, column;
+  sample(m, n, &token, &column);
+  int *dt = upload(token), *dc = upload(column);
+  float *ref = device<float>(token.size());
+  reference_linear<<<(int)token.size(), 32>>>(s, x, k, dt, dc, ref, (int)token.size());
+  CUDA(cudaDeviceSynchronize());
+  std::vector<float> got, want = fetch(ref, token.size());
+  if (f32) {
+    const std::vector<float> all = fetch((float *)y, (size_t)(m * n));
+    for (size_t i = 0; i < token.size(); i++) got.push_back(all[(size_t)(token[i] * n + column[i])]);
+  } else {
+    const std::vector<bf16> all = fetch((bf16 *)y, (size_t)(m * n));
+    for (size_t i = 0; i < token.size(); i++) got.push_back(__bfloat162float(all[(size_t)(token[i] * n + column[i])]));
+  }
+  Matrix one = w;
+  const double us = time_us([&](int i) {
+    one.data = w.data + w.stride * (size_t)(i % copies);
+    linear(one, records, y, (int)n, f32, m, 1, scratch, stream);
+  }, m > 512 ? 4 : 20);
+  char shape[64];
+  snprintf(shape, sizeof shape, "%6lld x %5lld, %4d tokens", (long long)n, (long long)k, m);
+  report(name, shape, relative_l2(got, want), f32 ? 1e-3 : 3e-3, us, m <= 256 ? (double)w.stride : 0, m >= 64 ? 2.0 * m * n * k : 0);
+  free_source(s);
+  for (void *p : {(void *)w.data, (void *)x, (void *)records.data, y, (void *)dt, (void *)dc, (void *)ref}) cudaFree(p);
+}
+
+// Experts: plan, gather, grouped linear, on a given choice of experts for every token.
+static void check_experts(const char *name, const char *routing, int tokens, int experts, int top_k, int64_t n, int64_t k,
+                          const std::vector<int> &ids) {
+  const bool few = tokens <= kFewTokens;
+  std::vector<Source> sources;
+  Source shape = {n, k, nullptr, nullptr, nullptr, nullptr};
+  Matrix w = pack(shape, true, experts + 1);
+  for (int e = 0; e <= experts; e++) { // 16 different ones, so that memory suffices for the sources
+    if (e < 16) sources.push_back(make_source(n, k, true));
+    pack_into(sources[(size_t)e % 16], w, e, true);
+  }
+  bf16 *x = normal_bf16((size_t)(tokens * k));
+  const Records hidden = {device<uint8_t>(records_bytes(true, padded_rows(tokens), w.k) + 4096), padded_rows(tokens), 1};
+  pack_rows(x, (int)k, (int)k, hidden, w.k, tokens, false, stream);
+  const int slots = top_k + 1, capacity = tokens * slots + 8 * (experts + 1);
+  int *dids = upload(ids), *active = device<int>((size_t)experts + 2), *row = device<int>((size_t)tokens * slots),
+      *source = device<int>((size_t)capacity), *count = upload(std::vector<int>{tokens});
+  Segment *up = device<Segment>((size_t)experts + 2), *down = device<Segment>((size_t)experts + 2);
+  const double mean = (double)tokens * top_k / experts;
+  const int tile = mean + 3 * std::sqrt(mean) <= 8.5 ? 8 : mean + 3 * std::sqrt(mean) <= 16.5 ? 16 : mean < 24 ? 32 : 96;
+  const MoePlan plan = {dids, count, top_k, experts, 1, tokens, active, active + 1, row, source, up, down, (int)((n + 127) / 128),
+                        (int)((n + 127) / 128), tile};
+  bf16 *y = device<bf16>((size_t)std::max(capacity, (experts + 1) * kFewTokens) * (size_t)n);
+  const Records gathered = {device<uint8_t>(records_bytes(true, (capacity + 7) / 8 * 8, w.k)), (capacity + 7) / 8 * 8, 1};
+  auto run = [&](int) {
+    if (few) linear_experts_few(w, plan.active_ids, plan.active, hidden, 0, y, tokens, scratch, stream);
+    else linear_segments(w, up, active, gathered, y, tile, scratch, stream);
+  };
+  if (few) moe_plan_few(plan, stream);
+  else {
+    moe_plan_many(plan, stream);
+    moe_gather(hidden, source, up, active, gathered, w.k, capacity, stream);
+  }
+  run(0);
+  CUDA(cudaStreamSynchronize(stream));
+  const std::vector<int> rows = fetch(row, (size_t)tokens * slots);
+  const std::vector<bf16> all = fetch(y, (size_t)std::max(capacity, (experts + 1) * kFewTokens) * (size_t)n);
+  double worst = 0;
+  for (int s = 0; s < 16; s++) { // samples by source, so that a reference launch has one matrix
+    std::vector<int> token, column;
+    std::vector<size_t> where;
+    for (int i = 0; i < 8192 && token.size() < 256; i++) {
+      const int t = (int)(rng() % (uint64_t)tokens), j = (int)(rng() % (uint64_t)slots);
+      const int e = j < top_k ? ids[(size_t)t * top_k + j] : experts;
+      if (e % 16 != s) continue;
+      token.push_back(t);
+      column.push_back((int)(rng() % (uint64_t)n));
+      where.push_back((size_t)rows[(size_t)t * slots + j] * (size_t)n + (size_t)column.back());
+    }
+    if (token.empty()) continue;
+    int *dt = upload(token), *dc = upload(column);
+    float *ref = device<float>(token.size());
+    reference_linear<<<(int)token.size(), 32>>>(sources[(size_t)s], x, k, dt, dc, ref, (int)token.size());
+    std::vector<float> want = fetch(ref, token.size()), got;
+    for (size_t at : where) got.push_back(__bfloat162float(all[at]));
+    worst = std::max(worst, relative_l2(got, want));
+    for (void *p : {(void *)dt, (void *)dc, (void *)ref}) cudaFree(p);
+  }
+  const int used = fetch(active, 1)[0];
+  const double us = time_us(run, 5);
+  char text[96];
+  snprintf(text, sizeof text, "%lld x %lld, %d tokens, %s", (long long)n, (long long)k, tokens, routing);
+  report(name, text, worst, 3e-3, us, (double)w.stride * used, tokens >= 512 ? 2.0 * tokens * slots * n * k : 0);
+  for (Source &s : sources) free_source(s);
+  for (void *p : {(void *)w.data, (void *)x, (void *)hidden.data, (void *)dids, (void *)active, (void *)row, (void *)source,
+                  (void *)count, (void *)up, (void *)down, (void *)y, (void *)gathered.data})
+    cudaFree(p);
+}
+
+static std::vector<int> routing(const char *kind, int tokens, int experts, int top_k) {
+  std::vector<int> ids;
+  for (int t = 0; t < tokens; t++) {
+    std::vector<int> mine;
+    while ((int)mine.size() < top_k) {
+      const int e = strcmp(kind, "8 experts") == 0     ? (int)mine.size() * 31
+                    : strcmp(kind, "one has all") == 0 && mine.empty() ? 77
+                                                                       : (int)(rng() % (uint64_t)experts);
+      if (std::find(mine.begin(), mine.end(), e) == mine.end()) mine.push_back(e);
+    }
+    std::sort(mine.begin(), mine.end());
+    ids.insert(ids.end(), mine.begin(), mine.end());
+  }
+  return ids;
+}
+
+// --------------------------------------------------------------------------------------- attention
+
+// One query and head in double: `q` [192] with its roped part ready; keys and values through UK, UV of the head.
+__global__ void reference_mla(const Source kv_b, const bf16 *q, const uint8_t *cache, const int *pages, const int *row, const int *head,
+                              const int *table, const int *position, const float *inv_freq, int heads, float scale, double *out) {
+  __shared__ double q_lat[512], o_lat[512], pe[64], score[4096], total;
+  const int i = blockIdx.x, h = head[i], r = row[i], tid = threadIdx.x;
+  const bf16 *x = q + ((size_t)r * heads + h) * 192;
+  auto weight = [&](int64_t n, int64_t c) { return e4m3(kv_b.codes[n * 512 + c]) * (double)kv_b.scales[n / 128 * 4 + c / 128]; };
+  for (int c = tid; c < 512; c += blockDim.x) {
+    double s = 0;
+    for (int k = 0; k < 128; k++) s += (double)__bfloat162float(x[k]) * weight((int64_t)h * 256 + k, c);
+    q_lat[c] = s;
+  }
+  if (tid < 32) {
+    const double angle = (double)((float)position[r] * inv_freq[tid]), u = __bfloat162float(x[128 + 2 * tid]), v = __bfloat162float(x[129 + 2 * tid]);
+    pe[2 * tid] = u * cos(angle) - v * sin(angle);
+    pe[2 * tid + 1] = v * cos(angle) + u * sin(angle);
+  }
+  __syncthreads();
+  auto key = [&](int j, int c) { return (double)__bfloat162float(*(const bf16 *)(cache + (size_t)pages[table[r] + j / 64] * page_bytes(576) + page_offset(j % 64, c))); };
+  const int n = position[r] + 1;
+  for (int j = tid; j < n; j += blockDim.x) {
+    double s = 0;
+    for (int c = 0; c < 512; c++) s += q_lat[c] * key(j, c);
+    for (int c = 0; c < 64; c++) s += pe[c] * key(j, 512 + c);
+    score[j] = s * scale;
+  }
+  __syncthreads();
+  if (tid == 0) {
+    double top = -INFINITY;
+    total = 0;
+    for (int j = 0; j < n; j++) top = fmax(top, score[j]);
+    for (int j = 0; j < n; j++) total += score[j] = exp(score[j] - top);
+  }
+  __syncthreads();
+  for (int c = tid; c < 512; c += blockDim.x) {
+    double s = 0;
+    for (int j = 0; j < n; j++) s += score[j] * key(j, c);
+    o_lat[c] = s / total;
+  }
+  __syncthreads();
+  for (int v = tid; v < 128; v += blockDim.x) {
+    double s = 0;
+    for (int c = 0; c < 512; c++) s += o_lat[c] * weight((int64_t)h * 256 + 128 + v, c);
+    out[(size_t)i * 128 + v] = s;
+  }
+}
+
+// A row's 128 columns of a head out of records.
+static void unpack_record(const std::vector<uint8_t> &data, int mp, int row, int head, float *out) {
+  const uint8_t *record = data.data() + (size_t)(head / 2) * mp * 264;
+  float scale;
+  memcpy(&scale, record + (size_t)mp * 256 + ((size_t)(head % 2) * mp + row) * 4, 4);
+  for (int c = 0; c < 128; c++) {
+    __nv_fp8_e4m3 v;
+    v.__x = record[((size_t)(head % 2) * mp + row) * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)];
+    out[c] = (float)v * scale;
+  }
+}
+
+// decode: `rows` sequences of their own; prefill: `rows` queries at the end of one sequence of `context` tokens.
+static void check_mla(int heads, int rows, int context, bool prefill) {
+  Source kv_b = make_source((int64_t)heads * 256, 512, true);
+  const Matrix w = pack(kv_b, true, 1);
+  pack_into(kv_b, w, 0, true);
+  uint8_t *uk = device<uint8_t>((size_t)heads * 4 * kPairBytes);
+  pack_uk(w.data, uk, heads, 0);
+  std::vector<int> position, table, pages;
+  int next = 0;
+  std::vector<int> shuffled((size_t)((prefill ? 1 : rows) * (context / 64 + 2)));
+  for (size_t i = 0; i < shuffled.size(); i++) shuffled[i] = (int)i;
+  std::shuffle(shuffled.begin(), shuffled.end(), rng);
+  for (int r = 0; r < rows; r++) {
+    position.push_back(prefill ? context - rows + r : context - 1 - (int)(rng() % (uint64_t)(context / 4)));
+    table.push_back(prefill ? 0 : (int)pages.size());
+    if (prefill && r > 0) continue;
+    for (int p = 0; p < context / 64 + 1; p++) pages.push_back(shuffled[(size_t)next++]);
+  }
+  const size_t cache_bytes = shuffled.size() * page_bytes(576);
+  bf16 *cache = normal_bf16(cache_bytes / 2), *q = normal_bf16((size_t)rows * heads * 192, 0.3f);
+  std::vector<float> freq;
+  for (int i = 0; i < 32; i++) freq.push_back((float)std::pow(10000.0, -i / 32.0));
+  float *inv_freq = upload(freq);
+  int *dp = upload(position), *dt = upload(table), *dg = upload(pages);
+  const StepRows step = {nullptr, nullptr, dp, dt, dg, nullptr};
+  const Rope rope = {inv_freq, 64, 1, 1.0f};
+  const float scale = 0.1352338f;
+  const int blocks = (heads + 63) / 64, want = 264 / (rows * blocks), splits = want < 1 ? 1 : want > 32 ? 32 : want;
+  const int mp = padded_rows(rows), padded_heads = heads + heads % 2;
+  const Records out = {device<uint8_t>(records_bytes(true, mp, padded_heads * 128)), mp, 1};
+  uint8_t *tiles = device<uint8_t>((size_t)rows * blocks * 9 * 8192);
+  __half *partial = device<__half>((size_t)rows * splits * heads * 512);
+  float *lse = device<float>((size_t)rows * splits * heads);
+  // prefill
+  const int key_blocks = (context + 63) / 64, pairs = (rows + 127) / 128;
+  std::vector<PrefillPair> list;
+  std::vector<int> tile_row;
+  for (int i = 0; i < pairs; i++) list.push_back({2 * i, i * 128, std::min(128, rows - i * 128), context - rows + i * 128, 0});
+  for (int r = 0; r < rows; r++) tile_row.push_back(r);
+  PrefillPair *dl = upload(list);
+  int *dr = upload(tile_row);
+  const Records latents = {device<uint8_t>(records_bytes(true, key_blocks * 64, 512)), key_blocks * 64, 1};
+  uint8_t *kv = device<uint8_t>((size_t)heads * key_blocks * 4 * 8192), *query = device<uint8_t>((size_t)pairs * 2 * heads * 3 * 8192);
+  auto run = [&](int) {
+    if (prefill) {
+      latent_records((uint8_t *)cache, dg, latents, key_blocks, false, stream);
+      linear_kv_tiles(w, latents, kv, key_blocks, key_blocks * 64, scratch, stream);
+      query_tiles({q, query, heads, dr, step, rope}, rows, stream);
+      attend_prefill({query, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false}, pairs, stream);
+    } else {
+      const AbsorbMla absorb = {uk, w.data, heads, step, rope};
+      absorb_q_mla(absorb, q, tiles, rows, stream);
+      attend_mla({tiles, heads, scale, (uint8_t *)cache, step, 0, splits, partial, lse}, rows, stream);
+      absorb_v_mla(absorb, partial, lse, splits, out, 0, rows, false, stream);
+    }
+  };
+  run(0);
+  CUDA(cudaStreamSynchronize(stream));
+  std::vector<int> row, head;
+  for (int i = 0; i < 64; i++) row.push_back((int)(rng() % (uint64_t)rows)), head.push_back((int)(rng() % (uint64_t)heads));
+  int *drow = upload(row), *dhead = upload(head);
+  double *ref = device<double>(64 * 128);
+  reference_mla<<<64, 256>>>(kv_b, q, (uint8_t *)cache, dg, drow, dhead, dt, dp, inv_freq, heads, scale, ref);
+  CUDA(cudaDeviceSynchronize());
+  const std::vector<double> want_all = fetch(ref, 64 * 128);
+  const std::vector<uint8_t> data = fetch(out.data, records_bytes(true, mp, padded_heads * 128));
+  std::vector<float> got(64 * 128), expected;
+  for (int i = 0; i < 64; i++) unpack_record(data, mp, row[(size_t)i], head[(size_t)i], &got[(size_t)i * 128]);
+  for (double v : want_all) expected.push_back((float)v);
+  const double us = time_us(run, 5);
+  double keys = 0;
+  for (int p : position) keys += p + 1;
+  char shape[64];
+  snprintf(shape, sizeof shape, "%3d heads, %4d rows, context %d", heads, rows, context);
+  // The result leaves in e4m3: half a unit of three mantissa bits is 2.6e-2 rms; prefill also quantises the latents.
+  report(prefill ? "attention, prefill" : "attention, decode", shape, relative_l2(got, expected), prefill ? 5e-2 : 3e-2, us, 0,
+         prefill ? keys * heads * 640 : keys * heads * 2176);
+  free_source(kv_b);
+  for (void *p : {(void *)w.data, (void *)uk, (void *)cache, (void *)q, (void *)inv_freq, (void *)dp, (void *)dt, (void *)dg,
+                  (void *)out.data, (void *)tiles, (void *)partial, (void *)lse, (void *)dl, (void *)dr, (void *)latents.data,
+                  (void *)kv, (void *)query, (void *)drow, (void *)dhead, (void *)ref})
+    cudaFree(p);
+}
+
+// ------------------------------------------------------------------------------------ router, norm
+
+static void check_route(int rows) {
+  const RouterSpec spec = {256, 8, 8, 4, true, true, 2.5f, nullptr};
+  std::vector<float> logits, bias;
+  std::normal_distribution<float> normal_value;
+  for (int i = 0; i < rows * 256; i++) logits.push_back(normal_value(rng));
+  for (int i = 0; i < 256; i++) bias.push_back(normal_value(rng) * 0.1f);
+  float *dl = upload(logits), *db = upload(bias), *weights = device<float>((size_t)rows * 9);
+  int *ids = device<int>((size_t)rows * 8);
+  RouterSpec with = spec;
+  with.bias = db;
+  auto run = [&](int) { route(with, dl, ids, weights, 9, rows, stream); };
+  run(0);
+  CUDA(cudaStreamSynchronize(stream));
+  const std::vector<int> got = fetch(ids, (size_t)rows * 8);
+  const std::vector<float> w = fetch(weights, (size_t)rows * 9);
+  int wrong = 0;
+  double d = 0, ref = 0;
+  for (int r = 0; r < rows; r++) {
+    std::vector<double> score(256), choice(256), group(8);
+    for (int e = 0; e < 256; e++) {
+      score[(size_t)e] = 1 / (1 + std::exp(-(double)logits[(size_t)(r * 256 + e)]));
+      choice[(size_t)e] = score[(size_t)e] + bias[(size_t)e];
+    }
+    for (int g = 0; g < 8; g++) {
+      std::vector<double> c(choice.begin() + g * 32, choice.begin() + g * 32 + 32);
+      std::sort(c.rbegin(), c.rend());
+      group[(size_t)g] = c[0] + c[1];
+    }
+    std::vector<double> order = group;
+    std::sort(order.rbegin(), order.rend());
+    std::vector<std::pair<double, int>> all;
+    for (int e = 0; e < 256; e++)
+      if (group[(size_t)e / 32] >= order[3]) all.push_back({choice[(size_t)e], e});
+    std::sort(all.rbegin(), all.rend());
+    const bool tie = all[7].first - all[8].first < 1e-5 || order[3] - order[4] < 1e-5;
+    std::vector<int> expected;
+    double sum = 0;
+    for (int k = 0; k < 8; k++) expected.push_back(all[(size_t)k].second), sum += score[(size_t)all[(size_t)k].second];
+    std::sort(expected.begin(), expected.end());
+    for (int k = 0; k < 8 && !tie; k++) {
+      wrong += got[(size_t)(r * 8 + k)] != expected[(size_t)k];
+      const double v = score[(size_t)expected[(size_t)k]] / sum * 2.5;
+      d += (w[(size_t)(r * 9 + k)] - v) * (w[(size_t)(r * 9 + k)] - v);
+      ref += v * v;
+    }
+  }
+  char shape[64];
+  snprintf(shape, sizeof shape, "256 experts, %d tokens", rows);
+  report("router", shape, wrong ? INFINITY : std::sqrt(d / ref), 1e-5, time_us(run, 20), 0, 0);
+  for (void *p : {(void *)dl, (void *)db, (void *)weights, (void *)ids}) cudaFree(p);
+}
+
+static void check_norm(int rows) {
+  const int hidden = 7168;
+  std::vector<float> x((size_t)rows * hidden), w(hidden);
+  std::normal_distribution<float> value;
+  for (float &v : x) v = value(rng) * 3;
+  for (float &v : w) v = 1 + value(rng) * 0.1f;
+  float *dx = upload(x), *dw = upload(w), *out = device<float>((size_t)rows * hidden);
+  bf16 *add = normal_bf16((size_t)rows * hidden);
+  const std::vector<bf16> added = fetch(add, (size_t)rows * hidden);
+  const Records records = {device<uint8_t>(records_bytes(true, padded_rows(rows), hidden)), padded_rows(rows), 1};
+  NormIn in = {};
+  in.x = dx;
+  in.add = add;
+  in.w = dw;
+  in.eps = 1e-6f;
+  in.hidden = hidden;
+  norm_rows(in, {records, hidden, {nullptr, 0, 0}, 0, false, out, false}, rows, stream);
+  CUDA(cudaStreamSynchronize(stream));
+  const std::vector<float> got = fetch(out, (size_t)rows * hidden);
+  const std::vector<uint8_t> data = fetch(records.data, records_bytes(true, records.mp, hidden));
+  std::vector<float> want, quant;
+  for (int r = 0; r < rows; r++) {
+    double sum = 0;
+    std::vector<double> v(hidden);
+    for (int c = 0; c < hidden; c++) {
+      v[(size_t)c] = (double)x[(size_t)r * hidden + c] + __bfloat162float(added[(size_t)r * hidden + c]);
+      sum += v[(size_t)c] * v[(size_t)c];
+    }
+    for (int c = 0; c < hidden; c++) want.push_back((float)(v[(size_t)c] / std::sqrt(sum / hidden + 1e-6) * w[(size_t)c]));
+    for (int h = 0; h < hidden / 128; h++) {
+      quant.resize(quant.size() + 128);
+      unpack_record(data, records.mp, r, h, &quant[quant.size() - 128]);
+    }
+  }
+  char shape[64];
+  snprintf(shape, sizeof shape, "%d x %d", rows, hidden);
+  report("residual + norm, fp32", shape, relative_l2(got, want), 1e-5, time_us([&](int) { norm_rows(in, {records, hidden, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, stream); }, 20), 0, 0);
+  report("residual + norm, e4m3", shape, relative_l2(quant, want), 3e-2, 0, 0, 0);
+  for (void *p : {(void *)dx, (void *)dw, (void *)out, (void *)add, (void *)records.data}) cudaFree(p);
+}
+
+int main() {
+  cudaDeviceProp prop;
+  CUDA(cudaGetDeviceProperties(&prop, 0));
+  sms = prop.multiProcessorCount;
+  rng.seed((uint64_t)getpid() * 7919 + (uint64_t)time(nullptr));
+  CUDA(cudaStreamCreate(&stream));
+  linear_prepare();
+  absorb_prepare();
+  attention_prepare();
+  attention_prefill_prepare();
+  scratch.sms = sms;
+  CUDA(cudaMalloc(&scratch.partial, (size_t)sms * 128 * 128 * 4));
+  CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * 128 * 128 * 4));
+  printf("%s, %d SMs\n", prop.name, sms);
+  measure_roof();
+  for (int tp : {1, 2, 4, 8}) {
+    printf("tensor parallel %d\n", tp);
+    for (int m : {1, 8, 64, 256, 2048}) {
+      if (tp == 1) check_linear("q_a + kv_a", m, 2112, 7168, true, false);
+      check_linear("q_b", m, 24576 / tp, 1536, true, false);
+      check_linear("o", m, 7168, 16384 / tp, true, false);
+      check_linear("dense gate + up", m, 36864 / tp, 7168, true, false);
+      check_linear("dense down", m, 7168, 18432 / tp, true, false);
+      if (m <= 256) check_linear("head, bf16 -> fp32", m, 129280 / tp, 7168, false, true);
+    }
+    for (int m : {1, 8, 64, 256, 2048}) {
+      const std::vector<int> ids = routing("even", m, 256, 8);
+      check_experts("experts gate + up", "even", m, 256, 8, 4096 / tp, 7168, ids);
+      check_experts("experts down", "even", m, 256, 8, 7168, 2048 / tp, ids);
+    }
+    for (const char *kind : {"8 experts", "one has all"})
+      for (int m : {8, 64, 256}) check_experts("experts gate + up", kind, m, 256, 8, 4096 / tp, 7168, routing(kind, m, 256, 8));
+    for (int rows : {1, 8, 64}) check_mla(128 / tp, rows, 1024, false);
+    check_mla(128 / tp, 1, 4000, false);
+    check_mla(128 / tp, 64, 4000, false);
+    check_mla(128 / tp, 1024, 1024, true);
+    check_mla(128 / tp, 100, 1500, true);
+  }
+  for (int rows : {1, 8, 64, 256, 2048}) check_route(rows);
+  for (int rows : {1, 64}) check_norm(rows);
+  printf("%d of %d lines wrong\n", failures, cases);
+  return failures != 0;
+}
