@@ -75,13 +75,13 @@ def test_lost_while_idle_and_while_starting():
         first = eventually(lambda: stages(g, f"{NAME}-0-1"), 30, "the worker's stage")
         os.kill(first[0], signal.SIGKILL)
         g.wait_serving()
-        begun = exits(g, f"{NAME}-0")
-        assert begun in ([69], [70]), g.everything()  # 70 when it was ready already
+        begun = exits(g, f"{NAME}-0")  # the container that LWS's deletion hits while it starts again may follow
+        assert begun[0] in (69, 70), g.everything()  # 70 when it was ready already
         # Nobody asks anything.
         before = g.pods()
         os.kill(stages(g, f"{NAME}-0")[0], signal.SIGKILL)
         g.recreated(before, 20)
-        assert exits(g, f"{NAME}-0") == begun + [70]
+        assert exits(g, f"{NAME}-0")[len(begun)] == 70
         g.wait_serving()
         assert answered()
         assert not g.processes_outside_pods()
