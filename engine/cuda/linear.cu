@@ -18,7 +18,7 @@ template <bool Fp8, bool F32> void set_limits() {
 }
 
 template <bool Fp8, int Tokens, bool F32> void many(const LinearMany &p, int sms, cudaStream_t stream) {
-  launch(linear_many_kernel<Fp8, Tokens, F32>, sms, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
+  launch(linear_many_kernel<Fp8, Tokens, F32>, sms * LinearManyShared<Fp8, Tokens>::kCtas, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
 }
 
 template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {
@@ -53,7 +53,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   p.pairs = pairs * x_parts;
   p.w_pairs = pairs;
   // A short matrix with many columns is summed from few runs: each costs the first CTA a trip through the L2.
-  p.min_run = w.n <= 256 ? 10 : 2;
+  p.min_run = w.n <= 256 ? 10 : m <= 8 ? 4 : 3;
   const int tile = m <= 96 ? m : 128;
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
   else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);

@@ -41,7 +41,9 @@ template <bool Fp8, int Tokens> struct LinearManyShared {
   static constexpr int kSlot = 17408; // a pair, so that the next begins at 1,024 again
   static constexpr int kX = 2 * kSlot;
   static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
-  static constexpr int kStages = Tokens >= 96 ? 3 : Tokens >= 32 ? 4 : 5;
+  // With 8 tokens two CTAs fit an SM: the next kernel fills its ring while this one drains.
+  static constexpr int kCtas = Tokens == 8 ? 2 : 1;
+  static constexpr int kStages = Tokens == 8 ? 2 : Tokens >= 96 ? 3 : Tokens >= 32 ? 4 : 5;
   static constexpr int kPitch = 136, kStaged = Tokens < 32 ? Tokens : 32; // tokens of results staged at a time
   static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + (kMaxSegments + 1) * (int)sizeof(Segment) + 2 * kStages * 8;
 };
@@ -133,24 +135,39 @@ template <int Words> __device__ __forceinline__ void give_partial(float *to, con
 }
 
 template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum) {
+  constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
   uint64_t start = 0;
 #pragma unroll
-  for (int j = 0; j < Words / 4; j++) {
-    uint32_t v[4];
+  for (int first = 0; first < Words / 4; first += kBatch) {
+    uint32_t v[kBatch][4];
     for (int tries = 0;; tries++) {
-      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                   : "l"(from + j * 1024)
-                   : "memory");
-      if (v[0] != ~0u && v[1] != ~0u && v[2] != ~0u && v[3] != ~0u) break;
+      bool there = true;
+#pragma unroll
+      for (int j = 0; j < kBatch; j++) {
+        if (first + j >= Words / 4) break;
+        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(v[j][0]), "=r"(v[j][1]), "=r"(v[j][2]), "=r"(v[j][3])
+                     : "l"(from + (first + j) * 1024)
+                     : "memory");
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; j++) {
+        if (first + j >= Words / 4) break;
+        there = there && v[j][0] != ~0u && v[j][1] != ~0u && v[j][2] != ~0u && v[j][3] != ~0u;
+      }
+      if (there) break;
       if (tries % 1024 == 1023) {
         if (!start) start = global_ns();
         else if (global_ns() - start > 2000000000ull) break;
       }
     }
-    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(from + j * 1024), "r"(~0u) : "memory");
 #pragma unroll
-    for (int q = 0; q < 4; q++) sum[4 * j + q] += __uint_as_float(v[q]);
+    for (int j = 0; j < kBatch; j++) {
+      if (first + j >= Words / 4) break;
+      asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(from + (first + j) * 1024), "r"(~0u) : "memory");
+#pragma unroll
+      for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
+    }
   }
 }
 
@@ -175,7 +192,7 @@ template <int Words> __device__ __forceinline__ void promote(float (&sum)[Words]
 }
 
 template <bool Fp8, int Tokens, bool F32>
-__global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p) {
+__global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
   using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
   constexpr int kWords = Tokens / 2;
@@ -208,7 +225,7 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    if constexpr (S::kCtas == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (warp == 8 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last();
       const size_t record = record_bytes(Fp8, p.mp);
@@ -264,7 +281,7 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  if constexpr (S::kCtas == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
   const int group = warp / 4, t4 = lane % 4;
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
