@@ -84,6 +84,10 @@ mob_status mob__nl_add_bridge(int fd, const char *name) {
   begin(&r, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL);
   put(&r, &(struct ifinfomsg){.ifi_flags = IFF_UP, .ifi_change = IFF_UP}, sizeof(struct ifinfomsg));
   put_attr(&r, IFLA_IFNAME, name, strlen(name) + 1);
+  // Without one of its own a bridge takes the lowest address of its links: it would change as pods
+  // come and go, and the pods that stay would send to the old one until their ARP entries age.
+  static const uint8_t address[6] = {0x02, 0x6d, 0x6f, 0x62, 0x00, 0x01}; // locally administered
+  put_attr(&r, IFLA_ADDRESS, address, sizeof address);
   struct rtattr *info = open_nest(&r, IFLA_LINKINFO);
   put_attr(&r, IFLA_INFO_KIND, "bridge", 7);
   close_nest(&r, info);
