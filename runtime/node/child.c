@@ -58,6 +58,7 @@ mob_status mob_children_new(uv_loop_t *loop, mob_children_t **out) {
   }
   children->signal.data = children;
   uv_unref((uv_handle_t *)&children->signal);
+  reap(children); // orphans that ended before anybody listened
   *out = children;
   return MOB_OK;
 }
