@@ -139,35 +139,30 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
   float o[128], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < 128; i++) o[i] = 0;
-  // Scores of 64 heads and this warpgroup's half of a page's keys.
-  auto issue_scores = [&](int page, float(&to)[16]) {
-    const int n = page - first;
-    const uint8_t *kv = latent + (n & 1) * kLatent;
-    mbar_wait(&full[n & 1], n / 2 & 1);
-    mbar_wait(&rope_full, n & 1);
-    keep_registers(to);
+  mbar_wait(&q_full, 0);
+  for (int i = first; i < last; i++) {
+    const int s = (i - first) & 1, phase = (i - first) / 2 & 1;
+    const uint8_t *kv = latent + s * kLatent;
+    mbar_wait(&full[s], phase);
+    mbar_wait(&rope_full, (i - first) & 1);
+    // Scores of 64 heads and this warpgroup's half of the keys.
+    float score[16];
+#pragma unroll
+    for (int k = 0; k < 16; k++) asm volatile("" : "+f"(score[k])::"memory");
     wgmma_fence();
 #pragma unroll
     for (int box = 0; box < 9; box++) {
       const uint8_t *b = (box < 8 ? kv + box * kBox : roped) + group * 4096;
       const uint64_t da = swizzled_operand(q + box * kBox), db = swizzled_operand(b);
 #pragma unroll
-      for (int k = 0; k < 4; k++) WgmmaB16<32>::run(to, da + 2 * k, db + 2 * k, box + k > 0);
+      for (int k = 0; k < 4; k++) WgmmaB16<32>::run(score, da + 2 * k, db + 2 * k, box + k > 0);
     }
     wgmma_commit();
-  };
-  float score[16], next[16];
-  mbar_wait(&q_full, 0);
-  issue_scores(first, score);
-  wgmma_wait<0>();
-  keep_registers(score);
-  __syncwarp();
-  if (lane == 0) mbar_arrive(&rope_empty);
-  for (int i = first; i < last; i++) {
-    const int s = (i - first) & 1;
-    const uint8_t *kv = latent + s * kLatent;
-    const bool more = i + 1 < last;
-    if (more) issue_scores(i + 1, next); // runs beside this page's softmax
+    wgmma_wait<0>();
+#pragma unroll
+    for (int k = 0; k < 16; k++) asm volatile("" : "+f"(score[k])::"memory");
+    __syncwarp();
+    if (lane == 0) mbar_arrive(&rope_empty);
     const int left = keys - i * 64 - group * 32; // valid keys of this half
     float high[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -204,22 +199,18 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
 #pragma unroll
     for (int k = 0; k < 128; k++) o[k] *= shrink[k % 4 / 2];
     // This warpgroup's 256 columns of the values.
-    keep_registers(o);
+#pragma unroll
+    for (int k = 0; k < 128; k++) asm volatile("" : "+f"(o[k])::"memory");
     wgmma_fence();
     const uint64_t da = swizzled_operand(probs), db = swizzled_operand_mn(kv + group * 4 * kBox, kBox);
 #pragma unroll
     for (int k = 0; k < 4; k++) WgmmaB16T<256>::run(o, da + 2 * k, db + 128 * k, 1);
     wgmma_commit();
     wgmma_wait<0>();
-    keep_registers(o);
-    keep_registers(next);
 #pragma unroll
-    for (int k = 0; k < 16; k++) score[k] = next[k];
+    for (int k = 0; k < 128; k++) asm volatile("" : "+f"(o[k])::"memory");
     __syncwarp();
-    if (lane == 0) {
-      mbar_arrive(&empty[s]);
-      if (more) mbar_arrive(&rope_empty);
-    }
+    if (lane == 0) mbar_arrive(&empty[s]);
   }
 #pragma unroll
   for (int h = 0; h < 2; h++) {

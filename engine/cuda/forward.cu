@@ -167,12 +167,19 @@ void dense_ffn(Pass *p, const Layer &layer) {
 
 constexpr int kFewRouter = 4; // up to here the router runs on CUDA cores
 
-// Tokens a tile so that hardly any expert needs two: mean + three deviations of tokens an expert.
+// Tokens a tile. Few tokens an expert: reading weights bounds the product, and hardly any expert should need a second tile (mean +
+// three deviations). Many: arithmetic does, and the tiles should be full (mean + two deviations in the fewest columns).
 int tile_for(double mean) {
-  static const int tiles[] = {8, 16, 32, 64, 96, 128};
-  for (int tile : tiles)
-    if (mean + 3 * __builtin_sqrt(mean) <= tile + 0.5) return tile;
-  return 128;
+  static const int small[] = {8, 16, 32}, large[] = {64, 80, 96, 128};
+  const double deviation = __builtin_sqrt(mean);
+  for (int tile : small)
+    if (mean + 3 * deviation <= tile + 0.5) return tile;
+  int best = 0, columns = 0;
+  for (int tile : large) {
+    const int needed = (int)((mean + 2 * deviation + tile - 1) / tile) * tile;
+    if (!best || needed < columns || (needed == columns && tile > best)) best = tile, columns = needed;
+  }
+  return best;
 }
 
 void moe_ffn(Pass *p, const Layer &layer) {

@@ -40,7 +40,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 // read the same.
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
                         int m, const LinearScratch &s, cudaStream_t stream);
-// Segments of tokens, `tile` tokens a tile (8, 16, 32, 64, 96 or 128; the segments' tiles are counted with it for this n).
+// Segments of tokens, `tile` tokens a tile (8, 16, 32, 64, 80, 96 or 128; the segments' tiles are counted with it for this n).
 void linear_segments(const Matrix &w, const Segment *segments, const int *count, const Records &x, bf16 *y, int tile,
                      const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits

@@ -13,6 +13,7 @@ template <bool Fp8, bool F32> void set_limits() {
   set_limit<Fp8, 16, F32>();
   set_limit<Fp8, 32, F32>();
   set_limit<Fp8, 64, F32>();
+  set_limit<Fp8, 80, F32>();
   set_limit<Fp8, 96, F32>();
   set_limit<Fp8, 128, F32>();
 }
@@ -26,6 +27,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
   else if (tile <= 16) many<Fp8, 16, F32>(p, sms, stream);
   else if (tile <= 32) many<Fp8, 32, F32>(p, sms, stream);
   else if (tile <= 64) many<Fp8, 64, F32>(p, sms, stream);
+  else if (tile <= 80) many<Fp8, 80, F32>(p, sms, stream);
   else if (tile <= 96) many<Fp8, 96, F32>(p, sms, stream);
   else many<Fp8, 128, F32>(p, sms, stream);
 }

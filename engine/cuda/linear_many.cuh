@@ -43,7 +43,7 @@ template <bool Fp8, int Tokens> struct LinearManyShared {
   static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
   // With 8 tokens two CTAs fit an SM: the next kernel fills its ring while this one drains.
   static constexpr int kCtas = Tokens == 8 ? 2 : 1;
-  static constexpr int kStages = Tokens == 8 ? 2 : Tokens >= 96 ? 3 : Tokens >= 32 ? 4 : 5;
+  static constexpr int kStages = Tokens == 8 ? 2 : Tokens >= 80 ? 3 : Tokens >= 32 ? 4 : 5;
   static constexpr int kPitch = 136, kStaged = Tokens < 32 ? Tokens : 32; // tokens of results staged at a time
   static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + (kMaxSegments + 1) * (int)sizeof(Segment) + 2 * kStages * 8;
 };
@@ -356,6 +356,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
         asm volatile("bar.sync 1, 256;" ::: "memory"); // the staging is free
 #pragma unroll
         for (int i = 0; i < S::kStaged / 2; i++) {
+          if (from / 2 + i >= kWords) break;
           const int token = i / 4 * 8 + 2 * t4 + i % 2;
           staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
         }

@@ -37,6 +37,8 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
                                        "--pipeline-parallel-size, or --device cpu");
   if (spec->exact)
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes in bfloat16 and FP8; --dtype float32 needs --device cpu");
+  if (spec->kv_dtype == MOB_DT_F8E4M3)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend keeps keys and values in bfloat16; use --kv-cache-dtype auto");
   if (d->hidden % 8 != 0 || d->hidden > 32768)
     return mob_fail(MOB_E_UNSUPPORTED, "hidden size %d: the CUDA backend needs a multiple of 8 up to 32768", d->hidden);
   if (d->n_experts + d->n_shared > kMaxSegments || d->n_experts > 512 || d->top_k + d->n_shared > 32 || d->n_group > 64)
