@@ -29,6 +29,7 @@ elseif(MOB_SANITIZE)
 endif()
 
 if(MOB_FUZZ)
+  list(APPEND simd_optimisation -fno-sanitize=undefined) # no fuzz target reaches it, and clang takes minutes
   add_compile_options(-fsanitize=fuzzer-no-link) # coverage, which the fuzzer is guided by
 endif()
 
