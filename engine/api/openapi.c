@@ -11,8 +11,8 @@ static void put_type(mob_buf_t *out, mob_field_kind_t kind) {
       [MOB_FIELD_FLOAT] = "{\"type\":\"number\"}",
       [MOB_FIELD_BOOL] = "{\"type\":\"boolean\"}",
       [MOB_FIELD_TEXT] = "{\"type\":\"string\"}",
-      [MOB_FIELD_TEXTS] = "{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"items\":{"
-                          "\"type\":\"string\"}}]}",
+      [MOB_FIELD_TEXTS] = ("{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"items\":{"
+                           "\"type\":\"string\"}}]}"),
       [MOB_FIELD_IDS] = "{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}",
       [MOB_FIELD_OBJECT] = "{\"type\":\"object\"}",
       [MOB_FIELD_ARRAY] = "{\"type\":\"array\",\"items\":{}}",
