@@ -49,7 +49,7 @@ bool place_of(const mob_model_desc_t *d, const mob_slot_t *slot, Place *out) {
 }
 
 bool keeps_f8(const mob_model_desc_t *d, const mob_tensor_t *tensor, const mob_shard_t *shard) {
-  static const char *const wish = getenv("MOB_CUDA_F8"); // 0, for checks: every matrix as bf16, nothing is quantised
+  const char *wish = getenv("MOB_CUDA_F8"); // 0, for checks: every matrix as bf16, nothing is quantised
   if (wish && wish[0] == '0') return false;
   return tensor && tensor->dtype == MOB_DT_F8E4M3 && d->quant_block_rows % 64 == 0 && d->quant_block_cols % 128 == 0 &&
          d->quant_block_rows > 0 && d->quant_block_cols > 0 && shard->row0 % 64 == 0 && shard->col0 % 128 == 0;

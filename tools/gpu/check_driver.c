@@ -207,8 +207,17 @@ static distance_t compare(const position_t *a, const position_t *b, uint32_t n, 
 
 static int failures;
 
+// FP8 linears of the CUDA backend quantise their activations, those of the CPU backend do not: on a small model that alone moves
+// log probabilities by some percent. MOB_CUDA_F8=0 takes it away, and the strict limits hold.
+static bool quantised(void) {
+  const char *wish = getenv("MOB_CUDA_F8");
+  return !wish || wish[0] != '0';
+}
+
 static void print_distance(const char *what, distance_t d, bool exact) {
-  bool ok = exact ? d.worst == 0 && d.kl == 0 : d.kl < 1e-2 && d.top1 >= 99 && d.cosine > 0.999;
+  bool ok = exact         ? d.worst == 0 && d.kl == 0
+            : quantised() ? d.kl < 8e-2 && d.cosine > 0.997
+                          : d.kl < 1e-2 && d.top1 >= 99 && d.cosine > 0.999;
   if (!ok) failures++;
   printf("  %-44s KL %.2e  top-1 %.1f %% (%d near-ties of %d)  cosine %.6f  worst %.3f  %s\n", what, d.kl, d.top1, d.ties, d.n,
          d.cosine, d.worst, ok ? "ok" : "WRONG");
