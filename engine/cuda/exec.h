@@ -154,6 +154,7 @@ struct Exec {
   RingSlot ring[kRing];
   std::deque<PendingIds> pending;
   float *host_x = nullptr;      // pinned, with room for a header in front
+  cudaEvent_t host_x_free = nullptr;
   float *host_logits = nullptr; // pinned [kLogitRows][vocab]
   std::vector<mob_sampler_t *> samplers;
   // queues

@@ -132,6 +132,7 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
     uint8_t *host = nullptr;
     CU_TRY(cudaMallocHost(&host, 64 + (size_t)s.max_tokens * (size_t)exec->desc->hidden * 4));
     exec->host_x = (float *)(host + 64);
+    CU_TRY(cudaEventCreateWithFlags(&exec->host_x_free, cudaEventDisableTiming));
   }
   if (s.last_layer == exec->desc->n_layers) {
     CU_TRY(cudaMallocHost(&exec->host_logits, (size_t)32 * (size_t)exec->desc->vocab * 4));
@@ -191,6 +192,7 @@ void close_exec(Exec *exec) {
   for (void *block : r->blocks) cudaFree(block);
   cudaFree(r->cache);
   cudaFree(r->workspace);
+  if (exec->host_x_free) cudaEventDestroy(exec->host_x_free);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
   cudaFreeHost(exec->host_logits);
   for (mob_sampler_t *sampler : exec->samplers) mob_sampler_free(sampler);

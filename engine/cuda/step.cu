@@ -186,8 +186,10 @@ mob_status resolve_tokens(Exec *exec, Job *job) {
 mob_status receive_rows(Exec *exec, Job *job) {
   const uint32_t rows = job->step.token_count, hidden = (uint32_t)exec->desc->hidden;
   const size_t bytes = (size_t)rows * hidden * 4;
+  CU_TRY(cudaEventSynchronize(exec->host_x_free)); // the rows before have left the buffer
   MOB_TRY(receive_message(exec, exec->spec.prev, {job->step.id, rows, hidden}, "activations", exec->host_x, bytes));
   CU_TRY(cudaMemcpyAsync(exec->rank.x, exec->host_x, bytes, cudaMemcpyHostToDevice, exec->rank.stream));
+  CU_TRY(cudaEventRecord(exec->host_x_free, exec->rank.stream));
   return MOB_OK;
 }
 
@@ -467,8 +469,8 @@ mob_status run_step(Exec *exec, Job *job, bool *handed_over) {
   MOB_TRY(status);
   std::vector<int32_t> ids;
   for (const mob_sample_output_t &o : outputs) ids.push_back(o.token);
+  wait_idle(exec); // ids and results leave in order
   if (last) MOB_TRY(send_ids(exec, job, ids.data()));
-  wait_idle(exec); // results leave in order
   report(job, outputs.data(), elapsed_ns(ring));
   close_slots(exec, job);
   release_ring(exec, job->ring);
