@@ -1,4 +1,4 @@
-// Weights on their way in: from rows as the checkpoint has them to the layouts of pack.cuh, and dummy values.
+// Weights on their way in: from rows as the checkpoint has them to the layouts of tiles.cuh, and dummy values.
 #include <cmath>
 #include <cuda_fp16.h>
 

@@ -314,7 +314,7 @@ void sample_rows(Exec *exec, const Job *job, size_t first, size_t count, mob_sam
       const SlotState &slot = exec->slots[row.slot];
       mob_sample_output_t *out = &outputs[first + i];
       if (!row.sample) {
-        mob_sampler_logprobs(sampler, logits, slot.history[row.position], slot.sampling.prompt_logprobs, out);
+        mob_sampler_prompt(sampler, logits, &slot.sampling, slot.history[row.position], out);
         continue;
       }
       const uint32_t total = (uint32_t)slot.history.size();

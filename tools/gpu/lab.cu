@@ -8,7 +8,7 @@
 #include <cuda_fp8.h>
 #include <vector>
 
-#include "engine/cuda/linear_few.cuh"
+#include "tools/gpu/linear_few.cuh"
 
 using namespace mob;
 
