@@ -180,6 +180,13 @@ static void on_stats(uv_timer_t *timer) {
   s->stats_ms = now;
 }
 
+// Pods that share the machine's network (the local runner's loopback mode) are told their own
+// address.
+static const char *listen_host(const mob_serve_options_t *o) {
+  const char *pod = getenv("MOBULA_BIND_ADDRESS");
+  return o->host ? o->host : pod && *pod ? pod : NULL;
+}
+
 static void on_ready(void *owner, const mob_engine_info_t *info) {
   serve_t *s = owner;
   int max_len = s->plan.engine.max_len;
@@ -199,7 +206,8 @@ static void on_ready(void *owner, const mob_engine_info_t *info) {
     return;
   }
   s->ready = true;
-  const char *host = s->options->host ? s->options->host : "0.0.0.0";
+  const char *host = listen_host(s->options);
+  if (!host) host = "0.0.0.0";
   bool six = strchr(host, ':') != NULL;
   say("Started server process [%d]", getpid());
   say("Waiting for application startup.");
@@ -305,7 +313,7 @@ static void watch_signals(serve_t *s) {
 static mob_status bind_api(serve_t *s) {
   const mob_serve_options_t *o = s->options;
   mob_http_config_t config = {
-      .host = o->host,
+      .host = listen_host(o),
       .port = (int)o->port,
       .max_body = (size_t)o->max_body,
       .max_header = 64 * 1024,

@@ -42,7 +42,8 @@
 
 const mob_option_t mob__serve_table[] = {
     HEAD("HTTP server"),
-    ACTS("--host", TEXT, host, NULL, "Address to listen on; all IPv4 interfaces when not given."),
+    ACTS("--host", TEXT, host, NULL,
+         "Address to listen on; when not given MOBULA_BIND_ADDRESS, else all IPv4 interfaces."),
     ACTS("--port", INT, port, "8000",
          "Port. It is bound at once and accepts when the model can answer."),
     PICK("--uvicorn-log-level", uvicorn_log_level, "info",
@@ -111,7 +112,8 @@ const mob_option_t mob__serve_table[] = {
          "Role in replies when a generation prompt was added."),
     ACTS("--enable-auto-tool-choice", FLAG, enable_auto_tools, NULL,
          "Allow tool_choice \"auto\"; needs --tool-call-parser."),
-    ACTS("--tool-call-parser", TEXT, tool_parser, NULL, "No parser is built in: calls come as text in `content`."),
+    ACTS("--tool-call-parser", TEXT, tool_parser, NULL,
+         "No parser is built in: calls come as text in `content`."),
     WARNS("--tool-parser-plugin", TEXT, "there is no Python here to load plug-ins in"),
     ACTS("--enable-reasoning", FLAG, enable_reasoning, NULL,
          "Split reasoning from the answer; needs --reasoning-parser."),
