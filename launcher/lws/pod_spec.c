@@ -200,6 +200,7 @@ static void build_env(mob_lws_pod_t *pod, const mob_lws_container_t *c, mob_lws_
     const char *home = getenv("HOME");
     if (home) put_env(env, "HOME", home);
     put_env(env, "MOBULA_BIND_ADDRESS", pod->address);
+    put_env(env, "TMPDIR", pod->spec.stage); // goes with the pod, as its own /tmp would
   }
   if (c->gpus) put_env(env, "MOBULA_SIMULATED_GPUS", number(pod, c->gpus));
   for (size_t i = 0; i < config->env.len; i++)
@@ -266,7 +267,9 @@ mob_status mob__pod_build(mob_lws_pod_t *pod) {
   s->image_dir = config->image_dir;
   s->shell = config->shell;
   s->hosts_dir = mob_arena_sprintf(arena, "%s/net", config->state_dir);
-  s->stage = mob_arena_sprintf(arena, "%s/stage", config->state_dir);
+  s->stage = s->mode == MOB_LWS_LOOPBACK
+                 ? mob_arena_sprintf(arena, "%s/stage/%s", config->state_dir, pod->id.name)
+                 : mob_arena_sprintf(arena, "%s/stage", config->state_dir);
   s->resolv = mob_arena_sprintf(arena,
                                 "search %s.svc.cluster.local svc.cluster.local cluster.local\n"
                                 "options ndots:5 timeout:1 attempts:1\n",

@@ -18,6 +18,7 @@
 
 #include "launcher/lws/rootfs.h"
 #include "launcher/lws/spawn.h"
+#include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 #include "runtime/base/vec.h"
 
@@ -52,7 +53,7 @@ static void send_text(int sock, mob_lws_note_kind_t kind, uint32_t container, co
 
 static mob_status set_up(sandbox_t *s) {
   const mob_lws_sandbox_spec_t *spec = s->spec;
-  if (spec->mode == MOB_LWS_LOOPBACK) return MOB_OK;
+  if (spec->mode == MOB_LWS_LOOPBACK) return mob_mkdirs(spec->stage);
   if (sethostname(spec->hostname, strlen(spec->hostname)) != 0) {
     return mob_fail(MOB_E_IO, "cannot set the host name: %s", strerror(errno));
   }
@@ -208,6 +209,8 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
   return 0;
 }
 
+static void remove_tree(const char *dir) { nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS); }
+
 // In loopback mode nothing but this keeps a container's other processes from outliving it.
 static void kill_descendants(sandbox_t *s) {
   for (;;) {
@@ -231,11 +234,13 @@ static void handle_exit(sandbox_t *s, pid_t pid, int status) {
     close(r->pidfd);
     if (s->spec->mode == MOB_LWS_LOOPBACK) {
       kill_descendants(s);
+      remove_tree(s->spec->stage);
+      mob_mkdirs(s->spec->stage);
     } else {
       // Its writes: the overlay itself went with the container's mount namespace.
       char dir[PATH_MAX];
       snprintf(dir, sizeof dir, "%s/c%zu-%u", s->spec->stage, i, r->attempts);
-      nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+      remove_tree(dir);
     }
     mob_lws_note_t note = {.kind = MOB_LWS_NOTE_EXITED, .container = (uint32_t)i, .status = status};
     send_note(s, &note, -1);
@@ -296,6 +301,9 @@ _Noreturn void mob__lws_sandbox_run(const mob_lws_sandbox_spec_t *spec, int sock
   sandbox_t s = {.spec = spec, .sock = 3};
   s.containers = MOB_NEW_ARRAY(running_t, spec->container_count);
   loop(&s, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (loopback) kill_descendants(&s);
+  if (loopback) {
+    kill_descendants(&s);
+    remove_tree(spec->stage);
+  }
   _exit(0);
 }

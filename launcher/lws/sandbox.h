@@ -36,7 +36,8 @@ typedef struct mob_lws_sandbox_spec {
   const char *address;
   const char *hosts_dir; // holds the file `hosts`, replaced by a rename
   const char *resolv;    // text of /etc/resolv.conf
-  const char *stage;     // an empty directory: the sandbox mounts its own file system there
+  const char *stage;     // the sandbox mounts its own file system there; in loopback mode the
+                         // pod's TMPDIR, made and removed by the sandbox
   const char *image_dir; // programs of the image
   const char *shell;     // "bash" or "dash": what /bin/sh is
   mob_lws_sandbox_volume_t *volumes;
