@@ -58,6 +58,7 @@ struct Layer {
 struct Rank {
   int index = 0, device = 0, sms = 0;
   int heads = 0, kv_heads = 0;
+  int first_expert = 0, experts = 0; // routed experts held here; all, unless they are whole on ranks
   cudaStream_t stream = nullptr;
   std::vector<Layer> layers;
   Layer outer;
@@ -141,7 +142,7 @@ struct Exec {
   mob_exec_spec_t spec;
   const mob_model_desc_t *desc;
   std::vector<int> devices;
-  Rank rank;
+  std::vector<Rank> ranks; // [tp]
   bool mla, fast_mla;      // 512 / 64 / 128 / 128 kernels
   int kv_width;
   int64_t pages = 0;
@@ -172,11 +173,11 @@ struct Exec {
 };
 
 mob_status weights_bind(Exec *exec);
-uint64_t weights_bytes(const Exec *exec); // on one rank
+uint64_t weights_bytes(const Exec *exec, const Rank *rank);
 mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg);
 // memory.cu
-uint64_t workspace_bytes(const Exec *exec);
-mob_status workspace_alloc(Exec *exec);
+uint64_t workspace_bytes(const Exec *exec, const Rank *rank);
+mob_status workspace_alloc(const Exec *exec, Rank *rank);
 mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
 // forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller); `logit_rows` of them through the head
 mob_status forward(Exec *exec, Rank *rank, int rows);

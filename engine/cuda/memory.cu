@@ -16,32 +16,34 @@ struct Arena {
   }
 };
 
-const Group *group_in(const Exec *exec, GroupId id) { // any layer's: all have the same sizes
-  for (const Layer &layer : exec->rank.layers)
+const Group *group_in(const Rank *rank, GroupId id) { // any layer's: all have the same sizes
+  for (const Layer &layer : rank->layers)
     if (layer.g[id].m.n) return &layer.g[id];
   return nullptr;
 }
 size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
-size_t group_n(const Exec *exec, GroupId id) {
-  const Group *g = group_in(exec, id);
-  return g ? (size_t)g->m.n : 0;
+size_t group_n(const Rank *rank, GroupId id) {
+  size_t most = 0;
+  for (const Layer &layer : rank->layers) most = max_size(most, (size_t)layer.g[id].m.n);
+  return most;
 }
 // Room for records of either kind: layers may differ, and bf16 needs the more.
-size_t group_records(const Exec *exec, GroupId id, size_t rows) {
+size_t group_records(const Rank *rank, GroupId id, size_t rows) {
   size_t most = 0;
-  for (const Layer &layer : exec->rank.layers) {
+  for (const Layer &layer : rank->layers) {
     const Group &g = layer.g[id];
     if (g.m.n) most = max_size(most, records_bytes(g.f8, (int64_t)rows, g.m.k));
   }
   return most;
 }
 
-void lay_out(Exec *exec, Rank *r, Arena *a) {
+// The arrays of a rank with the weights and heads of `shapes` go to `r`.
+void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   const mob_model_desc_t *d = exec->desc;
   const mob_exec_spec_t &s = exec->spec;
   const size_t graph = (size_t)(s.max_seqs < kGraphRows ? s.max_seqs : kGraphRows);
   const size_t rows = max_size((size_t)padded_rows(s.max_tokens), (size_t)padded_rows((int)graph) + 8), hidden = (size_t)d->hidden;
-  const size_t heads = (size_t)r->heads, kv_heads = (size_t)r->kv_heads, chunk = rows < kAttendRows ? rows : kAttendRows;
+  const size_t heads = (size_t)shapes->heads, kv_heads = (size_t)shapes->kv_heads, chunk = rows < kAttendRows ? rows : kAttendRows;
   a->take(&r->x, rows * hidden * 4);
   a->take(&r->norm_f32, (size_t)kFewTokens * hidden * 4);
   a->take(&r->hidden_records, rows * ((hidden + 255) / 256 * 256) * 2);
@@ -49,9 +51,9 @@ void lay_out(Exec *exec, Rank *r, Arena *a) {
   // attention
   if (exec->mla) {
     const size_t width = (size_t)(d->kv_lora + d->qk_rope);
-    a->take(&r->a, rows * group_n(exec, G_A) * 2);
+    a->take(&r->a, rows * group_n(shapes, G_A) * 2);
     a->take(&r->q, rows * heads * (size_t)d->head_dim * 2);
-    a->take(&r->q_records, group_records(exec, G_Q, rows));
+    a->take(&r->q_records, group_records(shapes, G_Q, rows));
     if (exec->fast_mla) {
       const size_t blocks = (heads + 63) / 64;
       a->take(&r->tiles, chunk * blocks * 9 * 8192);
@@ -68,19 +70,19 @@ void lay_out(Exec *exec, Rank *r, Arena *a) {
     }
   } else {
     (void)kv_heads;
-    a->take(&r->q, rows * group_n(exec, G_QKV) * 2);
+    a->take(&r->q, rows * group_n(shapes, G_QKV) * 2);
     a->take(&r->attn, rows * heads * (size_t)d->v_head_dim * 2);
   }
-  a->take(&r->attn_records, group_records(exec, G_O, rows));
+  a->take(&r->attn_records, group_records(shapes, G_O, rows));
   // feed-forward
-  const Group *up = group_in(exec, G_EXPERT_UP);
-  size_t up_bytes = rows * group_n(exec, G_DENSE_UP) * 2, act = group_records(exec, G_DENSE_DOWN, rows);
+  const Group *up = group_in(shapes, G_EXPERT_UP);
+  size_t up_bytes = rows * group_n(shapes, G_DENSE_UP) * 2, act = group_records(shapes, G_DENSE_DOWN, rows);
   if (up) {
     const size_t slots = (size_t)(d->top_k + d->n_shared), experts = (size_t)(d->n_experts + d->n_shared);
     const size_t gathered = rows * slots + 8 * experts, few = kFewTokens * experts;
     const size_t most = max_size(gathered, few);
     up_bytes = max_size(up_bytes, most * (size_t)up->m.n * 2);
-    act = max_size(act, max_size(group_records(exec, G_EXPERT_DOWN, most), experts * group_records(exec, G_EXPERT_DOWN, kFewTokens)));
+    act = max_size(act, max_size(group_records(shapes, G_EXPERT_DOWN, most), experts * group_records(shapes, G_EXPERT_DOWN, kFewTokens)));
     a->take(&r->split_records, rows * ((hidden + 127) / 128 * 128) * 4);
     a->take(&r->router_logits, rows * (size_t)d->n_experts * 4);
     a->take(&r->expert_ids, rows * (size_t)d->top_k * 4);
@@ -90,7 +92,7 @@ void lay_out(Exec *exec, Rank *r, Arena *a) {
     a->take(&r->active, (1 + experts) * 4);
     a->take(&r->segments_up, (experts + 1) * sizeof(Segment));
     a->take(&r->segments_down, (experts + 1) * sizeof(Segment));
-    a->take(&r->gathered, group_records(exec, G_EXPERT_UP, gathered));
+    a->take(&r->gathered, group_records(shapes, G_EXPERT_UP, gathered));
     a->take(&r->expert_y, most * hidden * 2);
   }
   a->take(&r->up, up_bytes);
@@ -104,39 +106,36 @@ void lay_out(Exec *exec, Rank *r, Arena *a) {
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
   a->take(&r->meta, (size_t)exec->layout.total * 4);
-  a->take(&r->scratch.partial, (size_t)r->sms * 128 * 128 * 4);
+  a->take(&r->scratch.partial, (size_t)shapes->sms * 128 * 128 * 4);
 }
 
 } // namespace
 
-uint64_t workspace_bytes(const Exec *exec) {
-  Exec *all = const_cast<Exec *>(exec);
-  Rank copy = Rank();
-  copy.heads = all->rank.heads;
-  copy.kv_heads = all->rank.kv_heads;
-  copy.sms = all->rank.sms;
+uint64_t workspace_bytes(const Exec *exec, const Rank *rank) {
+  Rank unused = Rank();
   Arena measure = {nullptr, 0};
-  lay_out(all, &copy, &measure);
+  lay_out(exec, rank, &unused, &measure);
   return measure.used;
 }
 
-mob_status workspace_alloc(Exec *exec) {
-  Rank *r = &exec->rank;
-  const uint64_t bytes = workspace_bytes(exec);
+mob_status workspace_alloc(const Exec *exec, Rank *r) {
+  const uint64_t bytes = workspace_bytes(exec, r);
   CU_TRY(cudaMalloc(&r->workspace, bytes));
   CU_TRY(cudaMemset(r->workspace, 0, bytes));
   Arena arena = {r->workspace, 0};
-  lay_out(exec, r, &arena);
+  lay_out(exec, r, r, &arena);
   r->scratch.sms = r->sms;
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
   return MOB_OK;
 }
 
-mob_status memory_plan(Exec *exec, mob_memory_plan_t *out) {
+namespace {
+
+mob_status plan_rank(const Exec *exec, const Rank *rank, mob_memory_plan_t *out) {
   const double gib = 1024.0 * 1024 * 1024;
   const mob_exec_spec_t &s = exec->spec;
   *out = mob_memory_plan_t();
-  CU_TRY(cudaSetDevice(exec->rank.device));
+  CU_TRY(cudaSetDevice(rank->device));
   size_t free_bytes, total;
   CU_TRY(cudaMemGetInfo(&free_bytes, &total));
   const double share = s.memory_share > 0 && s.memory_share <= 1 ? s.memory_share : 0.9;
@@ -144,8 +143,8 @@ mob_status memory_plan(Exec *exec, mob_memory_plan_t *out) {
   const uint64_t reserve = (uint64_t)768 << 20, used = total - free_bytes;
   const uint64_t limit = (uint64_t)((double)total * share);
   out->available = limit > used ? limit - used : 0;
-  out->weights = weights_bytes(exec);
-  out->workspace = workspace_bytes(exec) + reserve;
+  out->weights = weights_bytes(exec, rank);
+  out->workspace = workspace_bytes(exec, rank) + reserve;
   out->page_bytes = (uint64_t)(s.last_layer - s.first_layer) * page_bytes(exec->kv_width);
   const int64_t left = (int64_t)out->available - (int64_t)out->weights - (int64_t)out->workspace;
   const int64_t useful = (int64_t)s.max_seqs * ((s.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS);
@@ -155,9 +154,21 @@ mob_status memory_plan(Exec *exec, mob_memory_plan_t *out) {
   snprintf(out->text, sizeof out->text,
            "memory of GPU %d: %.2f GiB (%.0f%% of %.2f GiB, less %.2f GiB in use) - weights %.2f GiB - workspace %.2f GiB = %.2f "
            "GiB for keys and values; a page of %d tokens takes %.1f KiB: %lld pages%s",
-           exec->rank.device, (double)out->available / gib, share * 100, (double)total / gib, (double)used / gib,
+           rank->device, (double)out->available / gib, share * 100, (double)total / gib, (double)used / gib,
            (double)out->weights / gib, (double)out->workspace / gib, (double)left / gib, MOB_PAGE_TOKENS,
            (double)out->page_bytes / 1024, (long long)out->pages, all ? " (enough for every sequence at its longest)" : "");
+  return MOB_OK;
+}
+
+} // namespace
+
+// The plan of the GPU with the least room: all ranks have the same pages.
+mob_status memory_plan(Exec *exec, mob_memory_plan_t *out) {
+  for (const Rank &rank : exec->ranks) {
+    mob_memory_plan_t plan;
+    MOB_TRY(plan_rank(exec, &rank, &plan));
+    if (rank.index == 0 || plan.pages < out->pages) *out = plan;
+  }
   return MOB_OK;
 }
 

@@ -35,6 +35,8 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
   if (spec->tp > 1)
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes a stage on one GPU; use --tensor-parallel-size 1 and "
                                        "--pipeline-parallel-size, or --device cpu");
+  if (spec->expert_parallel && d->n_experts % spec->tp != 0)
+    return mob_fail(MOB_E_INVALID, "%d experts do not divide over %d ranks", d->n_experts, spec->tp);
   if (spec->exact)
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes in bfloat16 and FP8; --dtype float32 needs --device cpu");
   if (spec->kv_dtype == MOB_DT_F8E4M3)
@@ -74,12 +76,14 @@ void set_layout(Exec *exec) {
 
 void close_exec(Exec *exec);
 
-mob_status open_exec(Exec *exec) {
+mob_status open_rank(const Exec *exec, Rank *r) {
   const mob_exec_spec_t &s = exec->spec;
   const mob_model_desc_t *d = exec->desc;
-  Rank *r = &exec->rank;
-  if (device_count() == 0) return MOB_E_UNSUPPORTED;
-  r->device = s.devices ? s.devices[0] : 0;
+  r->device = s.devices ? s.devices[r->index] : r->index;
+  r->heads = d->n_heads / s.tp;
+  r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
+  r->first_expert = s.expert_parallel ? d->n_experts * r->index / s.tp : 0;
+  r->experts = s.expert_parallel ? d->n_experts / s.tp : d->n_experts;
   CU_TRY(cudaSetDevice(r->device));
   CU_TRY(cudaDeviceGetAttribute(&r->sms, cudaDevAttrMultiProcessorCount, r->device));
   CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
@@ -88,10 +92,20 @@ mob_status open_exec(Exec *exec) {
   attention_prepare();
   attention_prefill_prepare();
   CU_TRY(cudaGetLastError());
+  return MOB_OK;
+}
+
+mob_status open_exec(Exec *exec) {
+  const mob_exec_spec_t &s = exec->spec;
+  const mob_model_desc_t *d = exec->desc;
+  if (device_count() == 0) return MOB_E_UNSUPPORTED;
+  exec->ranks.resize((size_t)s.tp);
+  for (int i = 0; i < s.tp; i++) {
+    exec->ranks[(size_t)i].index = i;
+    MOB_TRY(open_rank(exec, &exec->ranks[(size_t)i]));
+  }
   exec->mla = d->attn == MOB_ATTN_MLA;
-  r->heads = d->n_heads / s.tp;
-  r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
-  exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * r->kv_heads * d->head_dim;
+  exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * exec->ranks[0].kv_heads * d->head_dim;
   exec->profile = profile_start();
   if (exec->profile) exec->spec.eager = true;
   exec->slots.resize((size_t)s.max_seqs);
@@ -113,15 +127,21 @@ mob_status cuda_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
   return MOB_OK;
 }
 
-mob_status alloc_pages(Exec *exec, int64_t pages) {
-  Rank *r = &exec->rank;
-  const mob_exec_spec_t &s = exec->spec;
+mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
   CU_TRY(cudaSetDevice(r->device));
   r->layer_cache = (size_t)pages * page_bytes(exec->kv_width);
   const size_t bytes = r->layer_cache * r->layers.size();
   CU_TRY(cudaMalloc(&r->cache, bytes));
   CU_TRY(cudaMemset(r->cache, 0, bytes)); // a masked key's value is multiplied by 0: it must be a number
-  MOB_TRY(workspace_alloc(exec));
+  MOB_TRY(workspace_alloc(exec, r));
+  CU_TRY(cudaDeviceSynchronize());
+  return MOB_OK;
+}
+
+mob_status alloc_pages(Exec *exec, int64_t pages) {
+  const mob_exec_spec_t &s = exec->spec;
+  for (Rank &rank : exec->ranks) MOB_TRY(alloc_rank(exec, &rank, pages));
+  CU_TRY(cudaSetDevice(exec->ranks[0].device));
   for (RingSlot &ring : exec->ring) {
     CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
     CU_TRY(cudaMallocHost(&ring.ids, (size_t)kLogitRows * 4));
@@ -167,9 +187,17 @@ mob_status cuda_step(mob_exec_t *handle, const mob_step_t *step, mob_step_fn don
   return MOB_OK;
 }
 
+void close_rank(Rank *r) {
+  cudaSetDevice(r->device);
+  for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
+  for (void *block : r->blocks) cudaFree(block);
+  cudaFree(r->cache);
+  cudaFree(r->workspace);
+  if (r->stream) cudaStreamDestroy(r->stream);
+}
+
 void close_exec(Exec *exec) {
   if (!exec) return;
-  Rank *r = &exec->rank;
   {
     std::lock_guard<std::mutex> hold(exec->lock);
     exec->closing = true;
@@ -177,26 +205,23 @@ void close_exec(Exec *exec) {
   }
   if (exec->leader.joinable()) exec->leader.join();
   if (exec->reporter.joinable()) exec->reporter.join();
-  if (r->stream) {
-    cudaSetDevice(r->device);
-    cudaStreamSynchronize(r->stream);
+  for (Rank &rank : exec->ranks) {
+    if (!rank.stream) continue;
+    cudaSetDevice(rank.device);
+    cudaStreamSynchronize(rank.stream);
   }
   if (exec->profile) profile_print(exec->profile_steps);
-  for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
   for (RingSlot &ring : exec->ring) {
     if (ring.begin) cudaEventDestroy(ring.begin);
     if (ring.end) cudaEventDestroy(ring.end);
     cudaFreeHost(ring.meta);
     cudaFreeHost(ring.ids);
   }
-  for (void *block : r->blocks) cudaFree(block);
-  cudaFree(r->cache);
-  cudaFree(r->workspace);
   if (exec->host_x_free) cudaEventDestroy(exec->host_x_free);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
   cudaFreeHost(exec->host_logits);
   for (mob_sampler_t *sampler : exec->samplers) mob_sampler_free(sampler);
-  if (r->stream) cudaStreamDestroy(r->stream);
+  for (Rank &rank : exec->ranks) close_rank(&rank);
   delete exec;
 }
 

@@ -188,8 +188,8 @@ mob_status receive_rows(Exec *exec, Job *job) {
   const size_t bytes = (size_t)rows * hidden * 4;
   CU_TRY(cudaEventSynchronize(exec->host_x_free)); // the rows before have left the buffer
   MOB_TRY(receive_message(exec, exec->spec.prev, {job->step.id, rows, hidden}, "activations", exec->host_x, bytes));
-  CU_TRY(cudaMemcpyAsync(exec->rank.x, exec->host_x, bytes, cudaMemcpyHostToDevice, exec->rank.stream));
-  CU_TRY(cudaEventRecord(exec->host_x_free, exec->rank.stream));
+  CU_TRY(cudaMemcpyAsync(exec->ranks[0].x, exec->host_x, bytes, cudaMemcpyHostToDevice, exec->ranks[0].stream));
+  CU_TRY(cudaEventRecord(exec->host_x_free, exec->ranks[0].stream));
   return MOB_OK;
 }
 
@@ -197,8 +197,8 @@ mob_status send_rows(Exec *exec, Job *job) {
   const size_t bytes = (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4;
   Header *header = (Header *)exec->host_x - 1;
   *header = {job->step.id, job->step.token_count, (uint32_t)exec->desc->hidden};
-  CU_TRY(cudaMemcpyAsync(exec->host_x, exec->rank.x, bytes, cudaMemcpyDeviceToHost, exec->rank.stream));
-  CU_TRY(cudaStreamSynchronize(exec->rank.stream));
+  CU_TRY(cudaMemcpyAsync(exec->host_x, exec->ranks[0].x, bytes, cudaMemcpyDeviceToHost, exec->ranks[0].stream));
+  CU_TRY(cudaStreamSynchronize(exec->ranks[0].stream));
   return exec->spec.link->send(exec->spec.next, header, sizeof *header + bytes);
 }
 
@@ -333,7 +333,7 @@ constexpr size_t kHostRows = 32; // rows of logits brought to the host at a time
 
 // Logits of all wanted rows, sampled on the host; the device is idle meanwhile.
 mob_status sample_on_host(Exec *exec, Job *job, bool head_done, mob_sample_output_t *outputs) {
-  Rank *r = &exec->rank;
+  Rank *r = &exec->ranks[0];
   const size_t vocab = (size_t)exec->desc->vocab, total = job->logits.size();
   for (size_t first = 0; first < total; first += kLogitRows) {
     const size_t n = std::min<size_t>(kLogitRows, total - first);
@@ -390,7 +390,7 @@ void close_slots(Exec *exec, const Job *job) {
 
 // Tables, layers and, where the last layer is here, the head of a step whose rows fit one batch of logits.
 mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
-  Rank *r = &exec->rank;
+  Rank *r = &exec->ranks[0];
   RingSlot &ring = exec->ring[job->ring];
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
   const int rows = graph ? graph : (int)job->step.token_count, logit_rows = (int)job->logits.size();
@@ -433,7 +433,7 @@ uint64_t elapsed_ns(const RingSlot &ring) {
 
 // Queues the step and leaves its end to the reporter, or finishes it here when the host must sample or send.
 mob_status run_step(Exec *exec, Job *job, bool *handed_over) {
-  Rank *r = &exec->rank;
+  Rank *r = &exec->ranks[0];
   MOB_TRY(prepare(exec, job));
   if (job->step.token_count == 0) {
     wait_idle(exec);
@@ -503,7 +503,7 @@ void end_failed(Exec *exec, Job *job) {
 } // namespace
 
 void leader_main(Exec *exec) {
-  cudaSetDevice(exec->rank.device);
+  cudaSetDevice(exec->ranks[0].device);
   for (;;) {
     Job *job = nullptr;
     {
@@ -532,7 +532,7 @@ void leader_main(Exec *exec) {
 }
 
 void reporter_main(Exec *exec) {
-  cudaSetDevice(exec->rank.device);
+  cudaSetDevice(exec->ranks[0].device);
   for (;;) {
     Job *job = nullptr;
     {

@@ -24,10 +24,16 @@ struct Place {
   int matrix; // expert
 };
 
-// Where a matrix goes; shared experts stand behind the routed ones, n_shared of them, each as wide as a routed one.
-bool place_of(const mob_model_desc_t *d, const mob_slot_t *slot, Place *out) {
+// Shared experts stand behind the routed ones, n_shared of them, each as wide as a routed one. Where routed experts are whole on
+// ranks, shared ones are still cut, so that they are narrower: they stand where a dense layer has its one network.
+bool shared_with_routed(const Exec *exec, const mob_slot_t *slot) {
+  return slot->expert == MOB_EXPERT_SHARED && !exec->spec.expert_parallel;
+}
+
+bool place_of(const Exec *exec, const Rank *rank, const mob_slot_t *slot, Place *out) {
+  const mob_model_desc_t *d = exec->desc;
   *out = {G_COUNT, 0, 0};
-  const bool dense = slot->expert == MOB_EXPERT_NONE;
+  const bool dense = slot->expert < 0 && !shared_with_routed(exec, slot);
   switch (slot->id) {
   case MOB_W_Q_A: *out = {G_A, 0, 0}; break;
   case MOB_W_KV_A: *out = {G_A, 1, 0}; break;
@@ -44,7 +50,7 @@ bool place_of(const mob_model_desc_t *d, const mob_slot_t *slot, Place *out) {
   case MOB_W_HEAD: *out = {G_HEAD, 0, 0}; break;
   default: return false;
   }
-  if (dense) out->matrix = 0;
+  out->matrix = dense ? 0 : slot->expert - rank->first_expert;
   return true;
 }
 
@@ -57,6 +63,7 @@ bool keeps_f8(const mob_model_desc_t *d, const mob_tensor_t *tensor, const mob_s
 
 struct Visit {
   Exec *exec;
+  Rank *rank;
   mob_status (*fn)(Visit *v, const mob_slot_t *slot, const mob_tensor_t *tensor, const mob_tensor_t *scales,
                    const mob_shard_t *shard);
   void *arg;
@@ -79,37 +86,42 @@ mob_status visit_slot(void *arg, const mob_slot_t *slot) {
     tensor = v->embed_tensor;
     snprintf(named.name, sizeof named.name, "%s", v->embed.name);
   }
+  if (exec->spec.expert_parallel && slot->expert >= 0) {
+    if (slot->expert < v->rank->first_expert || slot->expert >= v->rank->first_expert + v->rank->experts) return MOB_OK;
+    named.split = MOB_SPLIT_NONE;
+  }
   mob_shard_t shard;
-  MOB_TRY(mob_slot_shard(exec->desc, &named, exec->rank.index, exec->spec.tp, &shard));
+  MOB_TRY(mob_slot_shard(exec->desc, &named, v->rank->index, exec->spec.tp, &shard));
   return v->fn(v, &named, tensor, scales, &shard);
 }
 
-mob_status visit(Exec *exec, decltype(Visit::fn) fn, void *arg) {
-  Visit v = {exec, fn, arg, {}, nullptr};
+mob_status visit(Exec *exec, Rank *rank, decltype(Visit::fn) fn, void *arg) {
+  Visit v = {exec, rank, fn, arg, {}, nullptr};
   return mob_model_stage_slots(exec->spec.model, exec->spec.first_layer, exec->spec.last_layer, visit_slot, &v);
 }
 
-Layer *layer_of(Exec *exec, int layer) {
-  return layer < 0 ? &exec->rank.outer : &exec->rank.layers[(size_t)(layer - exec->spec.first_layer)];
+Layer *layer_of(const Exec *exec, Rank *rank, int layer) {
+  return layer < 0 ? &rank->outer : &rank->layers[(size_t)(layer - exec->spec.first_layer)];
 }
 
 mob_status measure_slot(Visit *v, const mob_slot_t *slot, const mob_tensor_t *tensor, const mob_tensor_t *scales,
                         const mob_shard_t *shard) {
   Exec *exec = v->exec;
   const mob_model_desc_t *d = exec->desc;
-  Layer *layer = layer_of(exec, slot->layer);
-  exec->file_bytes += tensor->bytes + (scales ? scales->bytes : 0);
+  Layer *layer = layer_of(exec, v->rank, slot->layer);
+  const bool whole_expert = exec->spec.expert_parallel && slot->expert >= 0;
+  if (whole_expert || v->rank->index == 0) exec->file_bytes += tensor->bytes + (scales ? scales->bytes : 0);
   Place p;
-  if (!place_of(d, slot, &p)) {
+  if (!place_of(exec, v->rank, slot, &p)) {
     layer->v_rows[slot->id] = slot->cols == 1 ? shard->rows : 0;
     return MOB_OK;
   }
   Group *g = &layer->g[p.group];
-  const bool shared = slot->expert == MOB_EXPERT_SHARED, down = p.group == G_EXPERT_DOWN;
+  const bool shared = shared_with_routed(exec, slot), down = p.group == G_EXPERT_DOWN;
   const int64_t pieces = shared ? d->n_shared : 1;
   g->rows[p.part] = down ? shard->rows : shard->rows / pieces;
   g->cols = down ? shard->cols / pieces : shard->cols;
-  if (slot->expert != MOB_EXPERT_NONE) g->count = d->n_experts + d->n_shared;
+  if (p.group == G_EXPERT_UP || p.group == G_EXPERT_DOWN) g->count = v->rank->experts + (exec->spec.expert_parallel ? 0 : d->n_shared);
   const bool whole = pieces == 1 || (g->rows[p.part] % 64 == 0 && g->cols % 128 == 0);
   g->f8 = g->f8 && whole && p.group != G_ROUTER && p.group != G_HEAD && keeps_f8(d, tensor, shard);
   return MOB_OK;
@@ -137,13 +149,13 @@ bool has_uk(const Exec *exec, const Layer &layer) { return exec->fast_mla && lay
 uint64_t round_up(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Calls take(pointer, bytes, zero) for every array of a layer.
-template <class F> void arrays_of(Exec *exec, Layer *layer, F take) {
+template <class F> void arrays_of(const Exec *exec, const Rank *rank, Layer *layer, F take) {
   for (int i = 0; i < G_COUNT; i++) {
     Group *g = &layer->g[i];
     if (g->m.n == 0 || (i == G_KV_B && !exec->fast_mla)) continue;
     take((void **)&g->m.data, g->m.stride * (uint64_t)g->count, true);
   }
-  if (has_uk(exec, *layer)) take((void **)&layer->uk, (uint64_t)exec->rank.heads * 4 * kPairBytes, true);
+  if (has_uk(exec, *layer)) take((void **)&layer->uk, (uint64_t)rank->heads * 4 * kPairBytes, true);
   else if (layer->g[G_KV_B].m.n) take((void **)&layer->kv_b, (uint64_t)(layer->g[G_KV_B].rows[0] * layer->g[G_KV_B].cols) * 2, false);
   if (layer->g[G_ROUTER].m.n) take((void **)&layer->router, (uint64_t)(layer->g[G_ROUTER].rows[0] * layer->g[G_ROUTER].cols) * 2, false);
   for (int i = 0; i < MOB_W_COUNT; i++)
@@ -159,26 +171,36 @@ uint64_t embed_bytes(const Exec *exec) {
 } // namespace
 
 mob_status weights_bind(Exec *exec) {
-  Rank *rank = &exec->rank;
-  rank->layers.assign((size_t)(exec->spec.last_layer - exec->spec.first_layer), Layer());
-  rank->outer = Layer();
-  MOB_TRY(visit(exec, measure_slot, nullptr));
   const mob_model_desc_t *d = exec->desc;
+  for (Rank &rank : exec->ranks) {
+    rank.layers.assign((size_t)(exec->spec.last_layer - exec->spec.first_layer), Layer());
+    rank.outer = Layer();
+    MOB_TRY(visit(exec, &rank, measure_slot, nullptr));
+  }
+  // A matrix has the same form on all ranks.
+  for (size_t layer = 0; layer < exec->ranks[0].layers.size(); layer++)
+    for (int g = 0; g < G_COUNT; g++) {
+      bool f8 = true;
+      for (const Rank &rank : exec->ranks) f8 = f8 && rank.layers[layer].g[g].f8;
+      for (Rank &rank : exec->ranks) rank.layers[layer].g[g].f8 = f8;
+    }
   exec->fast_mla = exec->mla && d->kv_lora == 512 && d->qk_rope == 64 && d->qk_nope == 128 && d->v_head_dim == 128 &&
                    d->quant_block_rows == 128 && d->quant_block_cols == 128;
-  for (Layer &layer : rank->layers) exec->fast_mla = exec->fast_mla && layer.g[G_KV_B].f8;
-  for (Layer &layer : rank->layers)
-    for (Group &g : layer.g) shape_group(&g);
-  for (Group &g : rank->outer.g) shape_group(&g);
+  for (Layer &layer : exec->ranks[0].layers) exec->fast_mla = exec->fast_mla && layer.g[G_KV_B].f8;
+  for (Rank &rank : exec->ranks) {
+    for (Layer &layer : rank.layers)
+      for (Group &g : layer.g) shape_group(&g);
+    for (Group &g : rank.outer.g) shape_group(&g);
+  }
   return MOB_OK;
 }
 
-uint64_t weights_bytes(const Exec *exec) {
+uint64_t weights_bytes(const Exec *exec, const Rank *rank) {
   uint64_t total = round_up(embed_bytes(exec));
   auto add = [&](void **, uint64_t bytes, bool) { total += round_up(bytes); };
-  Exec *all = const_cast<Exec *>(exec);
-  for (Layer &layer : all->rank.layers) arrays_of(all, &layer, add);
-  arrays_of(all, &all->rank.outer, add);
+  Rank *all = const_cast<Rank *>(rank); // whose pointers `add` leaves alone
+  for (Layer &layer : all->layers) arrays_of(exec, all, &layer, add);
+  arrays_of(exec, all, &all->outer, add);
   return total;
 }
 
@@ -188,7 +210,8 @@ namespace {
 
 constexpr size_t kChunk = (size_t)16 << 20;
 
-struct Piece { // rows of a slot for this rank
+struct Piece { // rows of a slot for one rank
+  Rank *rank;
   mob_slot_t slot;
   const mob_tensor_t *tensor, *scales;
   mob_shard_t shard;         // what this piece takes of the whole tensor
@@ -198,11 +221,13 @@ struct Piece { // rows of a slot for this rank
   bool vector, embed;
 };
 
-struct Loading {
+struct Loading { // of one rank
   Exec *exec;
+  Rank *rank;
   std::vector<Piece> pieces;
   std::atomic<size_t> next{0};
   std::atomic<uint64_t> done{0};
+  uint64_t before = 0; // bytes of the ranks before
   void (*progress)(void *arg, const mob_load_progress_t *p);
   void *arg;
   float *quantile;
@@ -218,7 +243,7 @@ mob_status list_slot(Visit *v, const mob_slot_t *slot, const mob_tensor_t *tenso
   Loading *l = (Loading *)v->arg;
   Exec *exec = v->exec;
   const mob_model_desc_t *d = exec->desc;
-  Piece p = {*slot, tensor, scales, *shard, 0, 0, layer_of(exec, slot->layer), {G_COUNT, 0, 0}, false, false};
+  Piece p = {v->rank, *slot, tensor, scales, *shard, 0, 0, layer_of(exec, v->rank, slot->layer), {G_COUNT, 0, 0}, false, false};
   if (scales && scales->bytes > l->scale_bytes) l->scale_bytes = scales->bytes;
   if (slot->cols == 1) {
     p.vector = true;
@@ -227,13 +252,13 @@ mob_status list_slot(Visit *v, const mob_slot_t *slot, const mob_tensor_t *tenso
   }
   if (slot->id == MOB_W_EMBED) {
     p.embed = true;
-    if (exec->rank.embed) l->pieces.push_back(p);
+    if (v->rank->embed) l->pieces.push_back(p);
     return MOB_OK;
   }
-  place_of(d, slot, &p.place);
+  place_of(exec, v->rank, slot, &p.place);
   const Group *g = &p.layer->g[p.place.group];
   const int64_t first = g->at[p.place.part];
-  if (slot->expert == MOB_EXPERT_SHARED) {
+  if (shared_with_routed(exec, slot)) {
     for (int s = 0; s < d->n_shared; s++) {
       Piece part = p;
       part.place.matrix = d->n_experts + s;
@@ -322,11 +347,11 @@ mob_status load_piece(Reader *r, const Piece *p) {
   MOB_TRY(stage(r, p, &scales));
   PackSource s = {r->device, p->tensor->dtype, p->shard.rows, p->shard.cols, p->row0, p->col0, scales,
                   p->scales ? p->scales->shape[1] : 0, p->shard.row0, p->shard.col0,
-                  d->quant_block_rows ? d->quant_block_rows : 1, d->quant_block_cols ? d->quant_block_cols : 1, exec->rank.bad};
+                  d->quant_block_rows ? d->quant_block_rows : 1, d->quant_block_cols ? d->quant_block_cols : 1, p->rank->bad};
   if (p->vector) {
     pack_float(s, p->layer->v[p->slot.id], r->stream);
   } else if (p->embed) {
-    pack_plain(s, exec->rank.embed, p->slot.cols, r->stream);
+    pack_plain(s, p->rank->embed, p->slot.cols, r->stream);
   } else {
     const Group *g = &p->layer->g[p->place.group];
     if (g->m.data) pack_tiles(s, g->m.data + (size_t)p->place.matrix * g->m.stride, g->m.k, g->m.kind, r->stream);
@@ -339,7 +364,7 @@ mob_status load_piece(Reader *r, const Piece *p) {
 
 mob_status reader_run(Reader *r) {
   Loading *l = r->l;
-  CU_TRY(cudaSetDevice(l->exec->rank.device));
+  CU_TRY(cudaSetDevice(l->rank->device));
   CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
   MOB_TRY(ensure(r, kChunk + l->scale_bytes + 256));
   size_t i;
@@ -347,7 +372,8 @@ mob_status reader_run(Reader *r) {
     const Piece *p = &l->pieces[i];
     MOB_TRY(load_piece(r, p));
     const uint64_t bytes = (uint64_t)(p->shard.rows * p->shard.cols) * mob_dtype_size(p->tensor->dtype);
-    const mob_load_progress_t now = {l->done.fetch_add(bytes) + bytes, l->exec->file_bytes};
+    const uint64_t done = (l->before + l->done.fetch_add(bytes) + bytes) / (uint64_t)l->exec->spec.tp;
+    const mob_load_progress_t now = {done < l->exec->file_bytes ? done : l->exec->file_bytes, l->exec->file_bytes};
     if (l->progress) l->progress(l->arg, &now);
   }
   CU_TRY(cudaStreamSynchronize(r->stream));
@@ -369,8 +395,7 @@ void reader_main(Loading *l) {
   cudaFree(r.device);
 }
 
-mob_status allocate(Exec *exec) {
-  Rank *rank = &exec->rank;
+mob_status allocate(Exec *exec, Rank *rank) {
   cudaError_t error = cudaSuccess;
   auto take = [&](void **out, uint64_t bytes, bool zero) {
     if (error == cudaSuccess) error = cudaMalloc(out, bytes);
@@ -379,8 +404,8 @@ mob_status allocate(Exec *exec) {
     if (zero) error = cudaMemsetAsync(*out, 0, bytes, rank->stream);
   };
   if (embed_bytes(exec)) take((void **)&rank->embed, embed_bytes(exec), false);
-  for (Layer &layer : rank->layers) arrays_of(exec, &layer, take);
-  arrays_of(exec, &rank->outer, take);
+  for (Layer &layer : rank->layers) arrays_of(exec, rank, &layer, take);
+  arrays_of(exec, rank, &rank->outer, take);
   take((void **)&rank->bad, 4, true);
   take((void **)&rank->inv_freq, (uint64_t)exec->desc->rope.dim / 2 * 4 + 4, false);
   CU_TRY(error);
@@ -391,8 +416,7 @@ mob_status allocate(Exec *exec) {
 }
 
 // What is made from loaded weights: transposed UK, merged biases.
-mob_status finish(Exec *exec) {
-  Rank *rank = &exec->rank;
+mob_status finish(Exec *exec, Rank *rank) {
   for (Layer &layer : rank->layers) {
     if (layer.uk) pack_uk(layer.g[G_KV_B].m.data, layer.uk, rank->heads, rank->stream);
     if (!layer.a_bias) continue;
@@ -414,15 +438,18 @@ mob_status finish(Exec *exec) {
 
 } // namespace
 
-mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
-  Rank *rank = &exec->rank;
+namespace {
+
+mob_status load_rank(Exec *exec, Rank *rank, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
   CU_TRY(cudaSetDevice(rank->device));
-  MOB_TRY(allocate(exec));
+  MOB_TRY(allocate(exec, rank));
   Loading l;
   l.exec = exec;
+  l.rank = rank;
   l.progress = progress;
   l.arg = arg;
-  MOB_TRY(visit(exec, list_slot, &l));
+  l.before = (uint64_t)rank->index * exec->file_bytes;
+  MOB_TRY(visit(exec, rank, list_slot, &l));
   mob_slot_t any = {};
   mob_dummy_rule_t rule;
   mob_dummy_rule(&any, &rule);
@@ -439,7 +466,13 @@ mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_p
   for (std::thread &t : readers) t.join();
   cudaFree(tables);
   if (l.status != MOB_OK) return mob_fail(l.status, "%s", l.why.c_str());
-  MOB_TRY(finish(exec));
+  return finish(exec, rank);
+}
+
+} // namespace
+
+mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg) {
+  for (Rank &rank : exec->ranks) MOB_TRY(load_rank(exec, &rank, progress, arg));
   if (progress) {
     const mob_load_progress_t all = {exec->file_bytes, exec->file_bytes};
     progress(arg, &all);
