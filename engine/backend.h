@@ -25,6 +25,7 @@ typedef struct mob_exec_spec {
   int threads;              // CPU threads for the whole stage; 0: from the CPUs this process may use
   mob_dtype_t dtype;        // activations outside matrix products and KV of `auto`: BF16, F16 or F32
   bool exact;               // --dtype float32: fp32 activations and KV, FP8 weights dequantised, activations not quantised
+  bool contract;            // CPU: rounds where the CUDA backend does, to check that (engine/cpu/contract.h)
   mob_dtype_t kv_dtype;     // F32, BF16, F16 (F8E4M3 where the backend can); MOB_DT_COUNT: auto, the backend's choice
   int max_tokens;           // rows of a step
   int max_seqs;             // slots

@@ -9,9 +9,11 @@
 // Keys are always visited page by page with an online softmax (running maximum and sum), so that a
 // token's result does not depend on how its prompt was cut into chunks.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "engine/cpu/exec.h"
+#include "engine/cpu/contract.h"
+#include "runtime/base/mem.h"
 
 enum { PAGE = MOB_PAGE_TOKENS, BATCH = 16 };
 
@@ -20,6 +22,7 @@ typedef struct attention {
   const mob_job_t *job;
   const mob_layer_t *weights;
   uint8_t *cache; // of this layer
+  int *splits;    // contract.h, with tiles; else NULL
 } attention_t;
 
 typedef struct softmax {
@@ -32,8 +35,9 @@ static uint8_t *cache_row(const attention_t *a, uint32_t page, uint32_t offset) 
   return a->cache + ((size_t)page * PAGE + offset) * width;
 }
 
-// One page of n keys for one query: updates the running softmax and `out` [v_dim].
-static void attend_page(const mob_cpu_ops_t *ops, softmax_t *s, const float *q, const void *keys,
+// One page of n keys for one query: updates the running softmax and `out` [v_dim]. `round`: the
+// probabilities are BF16.
+static void attend_page(const mob_cpu_ops_t *ops, bool round, softmax_t *s, const float *q, const void *keys,
                         const void *values, mob_dtype_t dtype, int64_t key_stride,
                         int64_t value_stride, int n, int64_t dim, int64_t v_dim, float scale,
                         float *out) {
@@ -46,7 +50,13 @@ static void attend_page(const mob_cpu_ops_t *ops, softmax_t *s, const float *q, 
     s->sum *= shrink;
     s->max = max;
   }
-  s->sum += ops->exp_sum(p, s->max, n);
+  float sum = ops->exp_sum(p, s->max, n);
+  if (round) {
+    mob__round_bf16(p, n);
+    sum = 0;
+    for (int j = 0; j < n; j++) sum += p[j];
+  }
+  s->sum += sum;
   ops->mix(p, values, dtype, value_stride, n, v_dim, out);
 }
 
@@ -62,15 +72,47 @@ static void attend(const attention_t *a, const mob_seq_step_t *seq, uint32_t pos
   for (uint32_t from = 0; from <= position; from += PAGE) {
     const uint8_t *page = cache_row(a, seq->pages[from / PAGE], 0);
     int n = position + 1 - from < PAGE ? (int)(position + 1 - from) : PAGE;
-    attend_page(exec->ops, &s, q, page + key_at * size, page + value_at * size, dtype,
+    attend_page(exec->ops, false, &s, q, page + key_at * size, page + value_at * size, dtype,
                 exec->kv_width, exec->kv_width, n, dim, v_dim, exec->desc->softmax_scale, out);
   }
   for (int64_t i = 0; i < v_dim; i++) out[i] /= s.sum;
 }
 
+// The same with keys split in parts (contract.h): each leaves as FP16 beside the logarithm of its
+// sum, and so does what they are merged to.
+static void attend_split(const attention_t *a, const mob_seq_step_t *seq, uint32_t position,
+                         const float *q, int splits, int64_t dim, int64_t v_dim, float *part,
+                         float *out) {
+  const mob_exec_t *exec = a->rank->exec;
+  mob_dtype_t dtype = exec->spec.kv_dtype;
+  uint32_t pages = position / PAGE + 1, each = (pages + (uint32_t)splits - 1) / (uint32_t)splits;
+  softmax_t all = {-INFINITY, 0}; // over the parts' logarithms
+  memset(out, 0, (size_t)v_dim * sizeof *out);
+  for (uint32_t first = 0; first < pages; first += each) {
+    softmax_t s = {-INFINITY, 0};
+    memset(part, 0, (size_t)v_dim * sizeof *part);
+    for (uint32_t p = first; p < pages && p < first + each; p++) {
+      const uint8_t *page = cache_row(a, seq->pages[p], 0);
+      int n = position + 1 - p * PAGE < PAGE ? (int)(position + 1 - p * PAGE) : PAGE;
+      attend_page(exec->ops, true, &s, q, page, page, dtype, exec->kv_width, exec->kv_width, n, dim,
+                  v_dim, exec->desc->softmax_scale, part);
+    }
+    for (int64_t i = 0; i < v_dim; i++) part[i] /= s.sum;
+    mob__round_f16(part, v_dim);
+    float log_sum = s.max + logf(s.sum), top = fmaxf(all.max, log_sum);
+    float shrink = expf(all.max - top), weight = expf(log_sum - top);
+    for (int64_t i = 0; i < v_dim; i++) out[i] = out[i] * shrink + weight * part[i];
+    all = (softmax_t){top, all.sum * shrink + weight};
+  }
+  for (int64_t i = 0; i < v_dim; i++) out[i] /= all.sum;
+  mob__round_f16(out, v_dim);
+}
+
 // ------------------------------------------------------------------------------------------ MLA
 
-static bool absorbed(const mob_exec_t *exec, const mob_seq_step_t *seq) {
+static bool absorbed(const attention_t *a, const mob_seq_step_t *seq) {
+  const mob_exec_t *exec = a->rank->exec;
+  if (exec->spec.contract) return !a->splits || a->splits[seq->row] > 0;
   if (exec->mla) return exec->mla == 1;
   const mob_model_desc_t *d = exec->desc;
   double keys = (double)seq->start + seq->count, count = seq->count;
@@ -112,6 +154,7 @@ static void project_mla(const attention_t *a) {
     for (int h = 0; h < rank->heads; h++)
       mob__rope_apply(&d->rope, angles,
                       rank->q + i * q_width + (int64_t)h * d->head_dim + d->qk_nope);
+    if (exec->spec.contract) mob__round_bf16(rank->q + i * q_width, q_width);
   }
 }
 
@@ -136,10 +179,19 @@ static void absorbed_batch(const attention_t *a, int head, const int *rows, int 
     exec->ops->row(kv_b, first + r, weight);
     for (int i = 0; i < n; i++) exec->ops->axpy(q[i][r], weight, q_lat + i * width, d->kv_lora);
   }
-  for (int i = 0; i < n; i++)
-    attend(a, &a->job->step.seqs[a->job->seq_of[rows[i]]], a->job->positions[rows[i]],
-           q_lat + i * width, 0, 0, width, d->kv_lora, (float *)x[i]);
+  if (exec->spec.contract) mob__round_bf16(q_lat, n * width);
+  for (int i = 0; i < n; i++) {
+    const mob_seq_step_t *seq = &a->job->step.seqs[a->job->seq_of[rows[i]]];
+    uint32_t position = a->job->positions[rows[i]];
+    if (a->splits)
+      attend_split(a, seq, position, q_lat + i * width, a->splits[rows[i]], width, d->kv_lora,
+                   weight, (float *)x[i]);
+    else
+      attend(a, seq, position, q_lat + i * width, 0, 0, width, d->kv_lora, (float *)x[i]);
+  }
   exec->ops->gemm(kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, y, n);
+  for (int i = 0; i < n && exec->spec.contract && !a->splits; i++)
+    mob__round_bf16(y[i], d->v_head_dim);
 }
 
 // Keys and values of one page for one head: k [n][head_dim], v [n][v_head_dim].
@@ -162,9 +214,13 @@ static void expand_page(const attention_t *a, int head, const uint8_t *page, int
     to_k[j] = k + (int64_t)j * d->head_dim;
     to_v[j] = v + (int64_t)j * d->v_head_dim;
     memcpy(to_k[j] + d->qk_nope, x[j] + d->kv_lora, (size_t)d->qk_rope * sizeof *k);
+    if (a->splits) mob__contract_input(exec, kv_b, x[j], d->kv_lora, latent + j * width);
   }
   exec->ops->gemm(kv_b, first, first + d->qk_nope, x, to_k, n);
   exec->ops->gemm(kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, to_v, n);
+  if (!a->splits) return;
+  mob__round_bf16(k, (int64_t)n * d->head_dim);
+  mob__round_bf16(v, (int64_t)n * d->v_head_dim);
 }
 
 static void expanded_head(const attention_t *a, const mob_seq_step_t *seq, int head,
@@ -188,7 +244,7 @@ static void expanded_head(const attention_t *a, const mob_seq_step_t *seq, int h
       int64_t visible = (int64_t)seq->start + i + 1 - from;
       if (visible <= 0) continue;
       int64_t row = (int64_t)(seq->row + i) * rank->heads + head;
-      attend_page(exec->ops, &states[i], rank->q + row * d->head_dim, k, v, MOB_DT_F32, d->head_dim,
+      attend_page(exec->ops, a->splits != NULL, &states[i], rank->q + row * d->head_dim, k, v, MOB_DT_F32, d->head_dim,
                   d->v_head_dim, visible < keys ? (int)visible : keys, d->head_dim, d->v_head_dim,
                   d->softmax_scale, rank->attn + row * d->v_head_dim);
     }
@@ -207,7 +263,7 @@ static void mla_head(void *arg, int64_t head, int thread) {
   int rows[BATCH], n = 0;
   for (uint32_t s = 0; s < step->seq_count; s++) {
     const mob_seq_step_t *seq = &step->seqs[s];
-    if (!absorbed(a->rank->exec, seq)) {
+    if (!absorbed(a, seq)) {
       expanded_head(a, seq, (int)head, scratch);
       continue;
     }
@@ -252,6 +308,7 @@ static void project_gqa(const attention_t *a) {
     }
     exec->ops->store(k, exec->spec.kv_dtype,
                      cache_row(a, seq->pages[position / PAGE], position % PAGE), 2 * kv_width);
+    if (exec->spec.contract) mob__round_bf16(rank->q + i * q_width, q_width);
   }
 }
 
@@ -269,6 +326,9 @@ static void gqa_row(void *arg, int64_t unit, int thread) {
     attend(a, &a->job->step.seqs[a->job->seq_of[row]], a->job->positions[row],
            rank->q + (row * rank->heads + h) * d->head_dim, key_at, value_at, d->head_dim,
            d->head_dim, rank->attn + (row * rank->heads + h) * d->head_dim);
+  if (rank->exec->spec.contract)
+    mob__round_bf16(rank->attn + (row * rank->heads + kv_head * group) * d->head_dim,
+                    group * d->head_dim);
 }
 
 // ------------------------------------------------------------------------------------------ both
@@ -300,7 +360,11 @@ mob_status mob__attention(mob_rank_t *rank, const mob_job_t *job, int layer) {
   const mob_model_desc_t *d = exec->desc;
   const mob_layer_t *w = &rank->weights.layers[layer];
   int m = (int)job->step.token_count;
-  attention_t a = {rank, job, w, rank->kv + (size_t)layer * exec->kv_layer_bytes};
+  attention_t a = {rank, job, w, rank->kv + (size_t)layer * exec->kv_layer_bytes, NULL};
+  if (exec->contract_tiles) {
+    a.splits = MOB_NEW_ARRAY(int, (size_t)m);
+    mob__contract_plan(exec, job, rank->heads, a.splits);
+  }
   mob__norm_rows(rank, rank->x, w->v[MOB_W_ATTN_NORM], rank->norm, m);
   if (d->attn == MOB_ATTN_MLA) {
     project_mla(&a);
@@ -311,5 +375,6 @@ mob_status mob__attention(mob_rank_t *rank, const mob_job_t *job, int layer) {
   }
   mob__linear(rank, &w->m[MOB_W_O], NULL, rank->attn, (int64_t)rank->heads * d->v_head_dim,
               rank->part, d->hidden, m);
+  free(a.splits);
   return mob__add_parts(rank, m, w->v[MOB_W_O_BIAS]);
 }

@@ -1,4 +1,4 @@
-#include "engine/cpu/exec.h"
+#include "engine/cpu/contract.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -124,7 +124,8 @@ static mob_status cpu_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
   exec->spec = *spec;
   // Rounding the cache tips the router's near ties, and its memory is little beside the weights:
   // auto is fp32.
-  if (spec->kv_dtype == MOB_DT_COUNT) exec->spec.kv_dtype = MOB_DT_F32;
+  if (spec->kv_dtype == MOB_DT_COUNT)
+    exec->spec.kv_dtype = spec->contract ? MOB_DT_BF16 : MOB_DT_F32;
   exec->desc = mob_model_desc(spec->model);
   exec->ops = mob_cpu_ops_pick();
   exec->ranks = MOB_NEW_ARRAY(mob_rank_t, (size_t)spec->tp);
@@ -187,6 +188,7 @@ static mob_status cpu_load(mob_exec_t *exec,
   for (int r = 0; r < exec->spec.tp; r++) exec->ranks[r].weights = weights[r];
   free(weights);
   MOB_TRY(status);
+  if (exec->spec.contract) MOB_TRY(mob__contract_weights(exec));
   exec->loaded = true;
   if (progress) progress(arg, &(mob_load_progress_t){exec->store.bytes, exec->store.bytes});
   return MOB_OK;

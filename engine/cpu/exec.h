@@ -101,6 +101,7 @@ struct mob_exec {
   size_t kv_layer_bytes;
   size_t scratch_floats, memory_bytes; // of a thread, of a rank's activations
   int mla;                 // how latent attention is computed: 0 by cost, 1 absorbed, 2 expanded
+  bool contract_tiles;     // contract: latent attention by the tile kernels
   float *input;            // [T][hidden], from the previous stage
   float *logits;           // [MOB_LOGIT_ROWS][vocab]
   mob_slot_state_t *slots; // [max_seqs]

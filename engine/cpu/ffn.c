@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/cpu/exec.h"
+#include "engine/cpu/contract.h"
 #include "runtime/base/mem.h"
 
 enum { TILE_ROWS = 32, BATCH = 64 };
@@ -23,6 +23,7 @@ typedef struct ffn {
   mob_rank_t *rank;
   task_t *tasks;
   int count;
+  uint32_t rows; // of the step
   int64_t units;
 } ffn_t;
 
@@ -53,7 +54,13 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
     }
     ops->gemm(&t->net->gate, r0, r1, x, gate, n);
     ops->gemm(&t->net->up, r0, r1, x, up, n);
-    for (int i = 0; i < n; i++) ops->silu_mul(gate[i], up[i], gate[i], r1 - r0);
+    for (int i = 0; i < n; i++) {
+      if (rank->exec->spec.contract) {
+        mob__round_bf16(gate[i], r1 - r0);
+        mob__round_bf16(up[i], r1 - r0);
+      }
+      ops->silu_mul(gate[i], up[i], gate[i], r1 - r0);
+    }
   }
 }
 
@@ -76,6 +83,7 @@ static void down_tile(void *arg, int64_t unit, int thread) {
       ops->gemm(&t->net->down, r0, r1, x, y, n);
       for (int i = 0; i < n; i++) {
         int64_t row = t->rows ? t->rows[from + i] : from + i;
+        if (rank->exec->spec.contract) mob__round_bf16(y[i], r1 - r0);
         ops->axpy(t->weights ? t->weights[from + i] : 1.0f, y[i], rank->part + row * hidden + r0,
                   r1 - r0);
       }
@@ -185,12 +193,43 @@ static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, f
 }
 
 size_t mob__ffn_task_bytes(const mob_exec_t *exec) {
-  return ((size_t)exec->desc->n_experts + 1) * sizeof(task_t);
+  return ((size_t)exec->desc->n_experts + (size_t)exec->desc->n_shared + 1) * sizeof(task_t);
 }
 
 size_t mob__ffn_scratch(const mob_exec_t *exec) {
   (void)exec;
   return (size_t)TILE_ROWS * BATCH;
+}
+
+// Shared experts: one network as wide as all of them, or, by the contract, each its own.
+static int share(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, float *act) {
+  int parts = w->shared_parts ? rank->exec->desc->n_shared : 1;
+  for (int i = 0; i < parts; i++) {
+    const mob_ffn_t *net = w->shared_parts ? &w->shared_parts[i] : &w->shared;
+    tasks[i] = (task_t){net, NULL, NULL, m, act, 0};
+    act += (int64_t)m * net->gate.rows;
+  }
+  return parts;
+}
+
+// The contract's rounding of what the first linears read, and of what the second ones read.
+static void round_inputs(const ffn_t *f) {
+  const mob_exec_t *exec = f->rank->exec;
+  int64_t hidden = exec->desc->hidden;
+  for (uint32_t i = 0; f->count && i < f->rows; i++) {
+    float *x = f->rank->norm + i * hidden;
+    mob__contract_input(exec, &f->tasks[0].net->gate, x, hidden, x);
+  }
+}
+
+static void round_activations(const ffn_t *f) {
+  for (int k = 0; k < f->count; k++) {
+    const task_t *t = &f->tasks[k];
+    int64_t inter = t->net->gate.rows;
+    for (int i = 0; i < t->m; i++)
+      mob__contract_input(f->rank->exec, &t->net->down, t->act + i * inter, inter,
+                          t->act + i * inter);
+  }
 }
 
 mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
@@ -200,12 +239,12 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
   int m = (int)job->step.token_count;
   float *act = rank->act;
   task_t *tasks = rank->tasks;
-  ffn_t f = {.rank = rank, .tasks = tasks};
+  ffn_t f = {.rank = rank, .tasks = tasks, .rows = job->step.token_count};
   mob__norm_rows(rank, rank->x, w->v[MOB_W_FFN_NORM], rank->norm, m);
   if (d->is_moe[exec->spec.first_layer + layer]) {
     route(rank, w, m);
     f.count = group(rank, w, m, tasks, &act);
-    if (d->n_shared) tasks[f.count++] = (task_t){&w->shared, NULL, NULL, m, act, 0};
+    if (d->n_shared) f.count += share(rank, w, m, tasks + f.count, act);
   } else {
     tasks[f.count++] = (task_t){&w->dense, NULL, NULL, m, act, 0};
   }
@@ -215,7 +254,9 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
     f.units += (tasks[k].net->gate.rows + TILE_ROWS - 1) / TILE_ROWS;
     cost += (double)tasks[k].m * (double)tasks[k].net->gate.rows * d->hidden;
   }
+  if (exec->spec.contract) round_inputs(&f);
   mob_team_run(rank->team, f.units, 2 * cost, gate_up_tile, &f);
+  if (exec->spec.contract) round_activations(&f);
   memset(rank->part, 0, (size_t)m * (size_t)d->hidden * sizeof(float));
   mob_team_run(rank->team, (d->hidden + TILE_ROWS - 1) / TILE_ROWS, cost, down_tile, &f);
   return mob__add_parts(rank, m, NULL);

@@ -1,4 +1,4 @@
-#include "engine/cpu/exec.h"
+#include "engine/cpu/contract.h"
 
 enum { TILE_ROWS = 32, BATCH = 64 };
 
@@ -32,6 +32,10 @@ static void run_tile(void *arg, int64_t tile, int thread) {
 
 void mob__linear(mob_rank_t *rank, const mob_mat_t *w, const float *bias, const float *x,
                  int64_t ldx, float *y, int64_t ldy, int m) {
+  if (rank->exec->spec.contract) {
+    mob__contract_linear(rank, w, bias, x, ldx, y, ldy, m);
+    return;
+  }
   linear_t l = {rank->exec->ops, w, bias, x, y, ldx, ldy, m};
   mob_team_run(rank->team, (w->rows + TILE_ROWS - 1) / TILE_ROWS,
                (double)w->rows * (double)w->cols * m, run_tile, &l);

@@ -17,6 +17,7 @@
 // shard may begin and end inside a block.
 typedef struct mob_mat {
   mob_dtype_t dtype;
+  mob_slot_id_t id; // which of the model's weights
   int64_t rows, cols; // of this shard; rows = 0: absent
   const uint8_t *data;
   size_t stride;       // bytes from row to row; data needs no alignment

@@ -116,6 +116,7 @@ static mob_status bind_matrix(const binding_t *to, const mob_slot_t *slot) {
     MOB_TRY(mob_slot_shard(to->desc, &named, rank, to->spec->tp, &shard));
     mob_mat_t *mat = matrix_of(to, rank, slot);
     *mat = whole;
+    mat->id = slot->id;
     mat->rows = shard.rows;
     mat->cols = shard.cols;
     mat->row0 = shard.row0;
@@ -184,6 +185,7 @@ mob_status mob_weights_vectors(const mob_exec_spec_t *spec, mob_rank_weights_t *
 static void free_layer(mob_layer_t *layer) {
   for (int i = 0; i < MOB_W_COUNT; i++) free(layer->v[i]);
   free(layer->experts);
+  free(layer->shared_parts);
 }
 
 void mob_weights_free(const mob_exec_spec_t *spec, mob_rank_weights_t *weights,

@@ -15,6 +15,7 @@ typedef struct mob_layer {
   float *v[MOB_W_COUNT];    // norms and biases, fp32, owned
   mob_ffn_t dense, shared;
   mob_ffn_t *experts; // [n_experts] of MoE layers; owned
+  mob_ffn_t *shared_parts; // contract: [n_shared] parts of `shared` when there are several; owned
 } mob_layer_t;
 
 typedef struct mob_rank_weights {

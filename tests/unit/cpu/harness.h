@@ -13,6 +13,7 @@ typedef struct harness_config {
   bool dummy;
   int tp, pp, threads;
   bool expert_parallel;
+  bool contract, eager; // engine/cpu/contract.h
   mob_dtype_t kv_dtype; // F32 by default
   int max_tokens;       // of a step; 0: 512
 } harness_config_t;
