@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "engine/model/directory.h"
@@ -22,6 +23,7 @@ typedef struct mapped_file {
   char *path;
   void *data;
   size_t size;
+  int fd; // for mob_model_read()
 } mapped_file_t;
 
 struct mob_model {
@@ -77,13 +79,13 @@ static mob_status map_file(mob_model_t *model, const char *path) {
   if (regular && info.st_size > 0)
     data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
   int error = errno;
-  close(fd);
+  if (data == MAP_FAILED) close(fd);
   if (!regular || info.st_size == 0)
     return mob_fail(MOB_E_FORMAT, "%s: %s", path,
                     regular ? "the file is empty" : "not a regular file");
   if (data == MAP_FAILED) return mob_fail(MOB_E_IO, "%s: mmap: %s", path, strerror(error));
   mapped_file_t *file = mob_vec_push(&model->files);
-  *file = (mapped_file_t){mob_strdup(path), data, (size_t)info.st_size};
+  *file = (mapped_file_t){mob_strdup(path), data, (size_t)info.st_size, fd};
   reading_t to = {model, (int)model->files.len - 1};
   return mob_safetensors_parse(file->path, data, file->size, keep_tensor, &to);
 }
@@ -334,6 +336,7 @@ void mob_model_close(mob_model_t *model) {
   mob_map_free(&model->tensors);
   for (size_t i = 0; i < model->files.len; i++) {
     munmap(model->files.at[i].data, model->files.at[i].size);
+    close(model->files.at[i].fd);
     free(model->files.at[i].path);
   }
   mob_vec_free(&model->files);
@@ -363,6 +366,39 @@ uint64_t mob_model_fingerprint(const mob_model_t *model) {
 }
 const mob_tensor_t *mob_model_tensor(const mob_model_t *model, const char *name) {
   return mob_map_gets(&model->tensors, name);
+}
+const char *mob_model_file(const mob_model_t *model, const mob_tensor_t *tensor) {
+  return tensor->file < 0 ? model->dir : model->files.at[tensor->file].path;
+}
+
+mob_status mob_model_read(const mob_model_t *model, const mob_tensor_t *tensor, uint64_t begin,
+                          size_t bytes, void *out) {
+  MOB_ASSERT(tensor->file >= 0 && begin <= tensor->bytes && bytes <= tensor->bytes - begin);
+  const mapped_file_t *file = &model->files.at[tensor->file];
+  uint64_t at = tensor->offset + begin;
+  char *to = out;
+  // What the page cache holds comes at once. The rest is asked for as a whole before the first wait,
+  // so that the disk sees one deep queue instead of the read-ahead's small windows.
+  struct iovec whole = {to, bytes};
+  ssize_t got = bytes ? preadv2(file->fd, &whole, 1, (off_t)at, RWF_NOWAIT) : 0;
+  size_t done = got > 0 ? (size_t)got : 0;
+  if (done < bytes)
+    posix_fadvise(file->fd, (off_t)(at + done), (off_t)(bytes - done), POSIX_FADV_WILLNEED);
+  while (done < bytes) {
+    got = pread(file->fd, to + done, bytes - done, (off_t)(at + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0)
+      return mob_fail(MOB_E_IO, "%s: tensor %s: read: %s", file->path, tensor->name,
+                      strerror(errno));
+    if (got == 0)
+      return mob_fail(MOB_E_FORMAT,
+                      "%s: tensor %s ends at byte %llu, but the file now ends at byte %llu: it was "
+                      "truncated after it was opened",
+                      file->path, tensor->name, (unsigned long long)(tensor->offset + tensor->bytes),
+                      (unsigned long long)(at + done));
+    done += (size_t)got;
+  }
+  return MOB_OK;
 }
 
 typedef struct outer {

@@ -50,6 +50,12 @@ uint64_t mob_model_fingerprint(const mob_model_t *model); // of config and heade
 
 // NULL when the checkpoint has no such tensor.
 const mob_tensor_t *mob_model_tensor(const mob_model_t *model, const char *name);
+// The file that holds it; the model's directory with `dummy`. For messages.
+const char *mob_model_file(const mob_model_t *model, const mob_tensor_t *tensor);
+// Copies bytes [begin, begin + bytes) of a tensor to `out` with read(2), not through the mapping: a file that is shorter by now, or
+// a disk that fails, is an error that names file and tensor (MOB_E_FORMAT, MOB_E_IO) instead of a SIGBUS, and no page is mapped.
+// From any thread. Not with `dummy`.
+mob_status mob_model_read(const mob_model_t *model, const mob_tensor_t *tensor, uint64_t begin, size_t bytes, void *out);
 // Tensor and, for FP8, its scales (else *scales = NULL) of a slot, checked against the slot's shape.
 mob_status mob_model_slot(const mob_model_t *model, const mob_slot_t *slot, const mob_tensor_t **tensor,
                           const mob_tensor_t **scales);

@@ -277,6 +277,38 @@ static void test_dummy_weights(void **state) {
   assert_true(fabs(square / (64 * 48) - 1.0 / 48) < 0.002); // N(0, 1/K)
 }
 
+static void test_read_finds_a_truncated_file(void **state) {
+  (void)state;
+  write_config("");
+  write_weights("model.safetensors", &(writing_t){0});
+  mob_model_t *model;
+  assert_int_equal(mob_model_open(dir, NULL, &model), MOB_OK);
+  const mob_tensor_t *t = mob_model_tensor(model, "lm_head.weight");
+  char *path = mob_path_join(dir, "model.safetensors");
+  assert_string_equal(mob_model_file(model, t), path);
+  FILE *file = fopen(path, "r+b"); // the weights are zeros: put something to find in the middle
+  assert_non_null(file);
+  assert_int_equal(fseek(file, (long)t->offset + 100, SEEK_SET), 0);
+  assert_int_equal(fwrite("\x11\x22\x33", 1, 3, file), 3);
+  assert_int_equal(fclose(file), 0);
+  uint8_t bytes[256] = {0};
+  assert_int_equal(t->bytes, sizeof bytes);
+  assert_int_equal(mob_model_read(model, t, 98, 6, bytes), MOB_OK);
+  assert_memory_equal(bytes, "\0\0\x11\x22\x33\0", 6);
+  assert_int_equal(mob_model_read(model, t, 0, sizeof bytes, bytes), MOB_OK);
+  assert_int_equal(bytes[101], 0x22);
+  assert_int_equal(mob_model_read(model, t, sizeof bytes, 0, NULL), MOB_OK);
+  // Shorter now than when it was opened: the mapping would give a SIGBUS.
+  assert_int_equal(truncate(path, (off_t)t->offset + 100), 0);
+  assert_int_equal(mob_model_read(model, t, 0, 100, bytes), MOB_OK);
+  assert_int_equal(mob_model_read(model, t, 0, 101, bytes), MOB_E_FORMAT);
+  assert_non_null(strstr(mob_errmsg(), path));
+  assert_non_null(strstr(mob_errmsg(), "tensor lm_head.weight"));
+  assert_non_null(strstr(mob_errmsg(), "truncated"));
+  free(path);
+  mob_model_close(model);
+}
+
 static void test_half_floats(void **state) {
   (void)state;
   static const struct {
@@ -308,6 +340,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_files, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_sub_folders, set_up, tear_down),
       cmocka_unit_test_setup_teardown(test_dummy_weights, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(test_read_finds_a_truncated_file, set_up, tear_down),
       cmocka_unit_test(test_half_floats),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
