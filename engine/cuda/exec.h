@@ -188,11 +188,26 @@ bool profile_start();
 void profile_step(cudaStream_t stream);
 void profile_reset();
 void profile_print(int steps);
+// job.cu
+const int32_t *keep_ints(Job *job, const int32_t *data, uint32_t count); // a copy that lives as long as the job
+mob_status check_step(const Exec *exec, const mob_step_t *step);
+Job *copy_step(const mob_step_t *step, mob_step_fn done, void *arg);
+mob_status prepare_step(Exec *exec, Job *job); // opens slots and lists the rows whose logits are wanted
+// tables.cu
+int graph_rows(const Exec *exec, const Job *job); // of the graph that serves the step: 1, 2, 4, 8, then every eighth up to 256; 0: none
+int fill_tables(const Exec *exec, const Job *job, int rows, int *meta); // returns how many ints are used
+// Sequences with at least 64 rows have their keys expanded, as long as there is room for them.
+void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta);
+// The rows of one batch of logits, and which of them the device samples for good.
+void fill_logit_rows(const Exec *exec, const Job *job, size_t first, int n, int padded, int *meta);
+// stages.cu
+mob_status resolve_tokens(Exec *exec, Job *job); // first of several stages: ids that the last one sampled replace MOB_TOKEN_PREVIOUS
+mob_status receive_rows(Exec *exec, Job *job);
+mob_status send_rows(Exec *exec, Job *job);
+mob_status send_ids(Exec *exec, const Job *job, const int32_t *ids);
 // step.cu
 void leader_main(Exec *exec);
 void reporter_main(Exec *exec);
-mob_status check_step(const Exec *exec, const mob_step_t *step);
-Job *copy_step(const mob_step_t *step, mob_step_fn done, void *arg);
 void exec_abort(Exec *exec);
 
 } // namespace mob

@@ -1,0 +1,75 @@
+// The tables of a step: what its kernels read of it, in one block of ints that goes to the device in one copy.
+#include <algorithm>
+
+#include "engine/cuda/exec.h"
+
+namespace mob {
+
+int graph_rows(const Exec *exec, const Job *job) {
+  const mob_step_t &step = job->step;
+  if (exec->spec.eager || step.token_count > kGraphRows || step.seq_count != step.token_count) return 0;
+  if (exec->spec.last_layer == exec->desc->n_layers && job->logits.size() != step.token_count) return 0;
+  const int n = (int)step.token_count;
+  return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : (n + 7) / 8 * 8;
+}
+
+void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
+  const MetaLayout &at = exec->layout;
+  PrefillPlan plan;
+  auto absorb = [&](int from, int to) {
+    if (!plan.absorbed.empty() && plan.absorbed.back().second == from) plan.absorbed.back().second = to;
+    else plan.absorbed.push_back({from, to});
+  };
+  for (const mob_seq_step_t &seq : job->seqs) {
+    const int row = (int)seq.row, count = (int)seq.count, keys = (int)(seq.start + seq.count + 63) / 64;
+    const int pairs = (count + 127) / 128;
+    if (!allowed || count < 64 || plan.key_blocks + keys > exec->max_key_blocks || plan.pairs + pairs > exec->max_pairs) {
+      absorb(row, row + count);
+      for (int i = 0; allowed && i < count; i++) meta[at.tile_row + row + i] = -1;
+      continue;
+    }
+    PrefillPair *out = (PrefillPair *)(meta + at.pairs) + plan.pairs;
+    for (int i = 0; i < pairs; i++)
+      out[i] = {plan.blocks + 2 * i, row + i * 128, std::min(128, count - i * 128), (int)seq.start + i * 128, plan.key_blocks};
+    for (int i = 0; i < count; i++) meta[at.tile_row + row + i] = plan.blocks * 64 + i;
+    for (int i = 0; i < keys; i++) meta[at.key_pages + plan.key_blocks + i] = (int)seq.pages[i];
+    plan.pairs += pairs;
+    plan.blocks += 2 * pairs;
+    plan.key_blocks += keys;
+  }
+  exec->plan = plan;
+}
+
+int fill_tables(const Exec *exec, const Job *job, int rows, int *meta) {
+  const MetaLayout &at = exec->layout;
+  const int count = (int)job->step.token_count;
+  meta[0] = count;
+  for (int i = count; i < rows; i++) {
+    meta[at.token + i] = 0;
+    meta[at.position + i] = 0;
+    meta[at.table + i] = -1;
+  }
+  int pages = 0;
+  for (const mob_seq_step_t &seq : job->seqs) {
+    for (uint32_t k = 0; k < seq.count; k++) {
+      const int row = (int)(seq.row + k);
+      meta[at.token + row] = seq.tokens[k] == MOB_TOKEN_PREVIOUS ? -1 - (int)seq.slot : seq.tokens[k];
+      meta[at.position + row] = (int)(seq.start + k);
+      meta[at.table + row] = pages;
+    }
+    const uint32_t used = (seq.start + seq.count + 63) / 64;
+    for (uint32_t k = 0; k < used; k++) meta[at.pages + pages++] = (int)seq.pages[k];
+  }
+  return at.pages + pages;
+}
+
+void fill_logit_rows(const Exec *exec, const Job *job, size_t first, int n, int padded, int *meta) {
+  for (int i = 0; i < padded; i++) {
+    const bool real = i < n;
+    const LogitRow *row = real ? &job->logits[first + (size_t)i] : nullptr;
+    meta[exec->layout.row + i] = real ? (int)row->row : 0;
+    meta[exec->layout.slot + i] = real && row->sample && exec->slots[row->slot].plain ? (int)row->slot : -1;
+  }
+}
+
+} // namespace mob
