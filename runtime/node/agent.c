@@ -264,6 +264,26 @@ static void on_restart_notice(void *owner, mob_rpc_call_t *call, const void *mes
   mob__node_changed(owner);
 }
 
+static void on_sample(void *arg, const mob_telemetry_reply_t *sample) {
+  mob_rpc_call_t *call = arg;
+  if (sample)
+    mob_rpc_reply(call, sample);
+  else
+    mob_rpc_reply_status(call, GRPC_STATUS_UNAVAILABLE, "the first sample is not finished");
+}
+
+static void on_telemetry(void *owner, mob_rpc_call_t *call, const void *message) {
+  mob_node_t *node = owner;
+  (void)message;
+  if (node->phase >= MOB_NODE_ENDING) {
+    mob_rpc_reply_status(call, GRPC_STATUS_UNAVAILABLE, "the node is ending");
+    return;
+  }
+  bool real = node->gpus.source == MOB_GPUS_REAL || node->gpus.source == MOB_GPUS_DECLARED;
+  if (!node->telemetry) node->telemetry = mob_telemetry_new(node->loop, real);
+  mob_telemetry_get(node->telemetry, on_sample, call);
+}
+
 static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(SERVICE "RequestWorkerLease", ray__rpc__request_worker_lease, on_lease),
     MOB_RPC_METHOD(SERVICE "ReturnWorkerLease", ray__rpc__return_worker_lease, on_return),
@@ -284,6 +304,8 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(SERVICE "DrainRaylet", ray__rpc__drain_raylet, on_drain),
     MOB_RPC_METHOD(SERVICE "ShutdownRaylet", ray__rpc__shutdown_raylet, on_shutdown),
     MOB_RPC_METHOD(SERVICE "NotifyGCSRestart", ray__rpc__notify_gcsrestart, on_restart_notice),
+    MOB_RPC_METHOD("/mobula.rpc.NodeService/GetTelemetry", mobula__rpc__get_telemetry,
+                   on_telemetry),
 };
 
 static int serving(void *owner, const char *service) {

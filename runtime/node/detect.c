@@ -9,6 +9,9 @@
 #include <unistd.h>
 
 #include "runtime/base/file.h"
+#define MOB_LOG_COMPONENT "node"
+#include "runtime/base/log.h"
+#include "runtime/gpu/visible.h"
 
 // A file that holds one number or "max"; -1 when it does not. `second` may be NULL.
 static int64_t read_number(const char *path, int64_t *second) {
@@ -90,9 +93,33 @@ int64_t mob_default_object_store(int64_t available) {
   return size < floor ? floor : size;
 }
 
-void mob_gpu_names_free(mob_gpu_names_t *names) {
-  for (size_t i = 0; i < names->len; i++) free(names->at[i]);
-  mob_vec_free(names);
+int64_t mob_detect_cpu_time_us(void) {
+  mob_buf_t text = {0};
+  int64_t us = -1;
+  if (mob_file_read("/sys/fs/cgroup/cpu.stat", 1 << 16, &text) == MOB_OK) {
+    const char *line = strstr(mob_buf_cstr(&text), "usage_usec ");
+    if (line) us = strtoll(line + 11, NULL, 10);
+  }
+  if (us < 0) {
+    us = read_number("/sys/fs/cgroup/cpuacct/cpuacct.usage", NULL);
+    if (us > 0) us /= 1000;
+  }
+  text.len = 0;
+  if (us < 0 && mob_file_read("/proc/stat", 1 << 20, &text) == MOB_OK) {
+    long long user = 0, nice = 0, kernel = 0, idle, wait, irq = 0, soft = 0;
+    if (sscanf(mob_buf_cstr(&text), "cpu %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &kernel,
+               &idle, &wait, &irq, &soft) == 7)
+      us = (user + nice + kernel + irq + soft) * (1000000 / sysconf(_SC_CLK_TCK));
+  }
+  mob_buf_free(&text);
+  return us < 0 ? 0 : us;
+}
+
+// ------------------------------------------------------------------------------------------- GPUs
+
+void mob_node_gpus_free(mob_node_gpus_t *gpus) {
+  for (size_t i = 0; i < gpus->names.len; i++) free(gpus->names.at[i]);
+  mob_vec_free(&gpus->names);
 }
 
 static void count_up(mob_gpu_names_t *names, int count) {
@@ -102,6 +129,7 @@ static void count_up(mob_gpu_names_t *names, int count) {
   }
 }
 
+// Without NVML: what CUDA would take of the list, as far as that can be known.
 static void list_visible(const char *list, mob_gpu_names_t *names) {
   // CUDA stops at the first entry that is no device.
   while (*list && strncmp(list, "-1", 2) && strncmp(list, "NoDevFiles", 10)) {
@@ -128,27 +156,79 @@ static int driver_count(void) {
   return nodes && nodes < count ? nodes : count;
 }
 
-mob_gpu_source_t mob_detect_gpus(int wanted, mob_gpu_names_t *names) {
+// False without NVML.
+static bool ask_nvml(const char *visible, mob_node_gpus_t *out) {
+  mob_nvml_t *nvml = NULL;
+  mob_visible_gpus_t gpus;
+  if (mob_nvml_open(&nvml) != MOB_OK) {
+    MOB_DEBUG("%s", mob_errmsg());
+    return false;
+  }
+  mob_gpus_visible(nvml, visible, getenv("CUDA_DEVICE_ORDER"), &gpus);
+  int first = 0;
+  for (size_t i = 0; i < gpus.list.len; i++) {
+    *mob_vec_push(&out->names) = mob_strdup(gpus.list.at[i].name);
+    if (i == 0 && gpus.list.at[i].index >= 0) first = gpus.list.at[i].index;
+  }
+  mob_gpu_type(mob_nvml_gpu(nvml, first)->name, out->type, sizeof out->type);
+  out->bus_order = gpus.bus_order;
+  snprintf(out->note, sizeof out->note, "%s", gpus.note);
+  mob_visible_gpus_free(&gpus);
+  mob_nvml_close(nvml);
+  return true;
+}
+
+static mob_status too_many(int wanted, const char *visible) {
+  mob_buf_t list = {0};
+  for (const char *at = visible; *at;) {
+    size_t len = strcspn(at, ",");
+    mob_buf_printf(&list, "%s'%.*s'", list.len ? ", " : "", (int)len, at);
+    at += len + (at[len] != 0);
+  }
+  mob_status status =
+      mob_fail(MOB_E_INVALID,
+               "ValueError: Attempting to start raylet with %d GPU, but CUDA_VISIBLE_DEVICES "
+               "contains [%s].",
+               wanted, mob_buf_cstr(&list));
+  mob_buf_free(&list);
+  return status;
+}
+
+mob_status mob_detect_gpus(int wanted, mob_node_gpus_t *out) {
   const char *simulated = getenv("MOBULA_SIMULATED_GPUS");
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-  mob_gpu_source_t source = MOB_GPUS_REAL;
+  bool real = false;
+  memset(out, 0, sizeof *out);
+  if (wanted == 0) return MOB_OK; // MOB_GPUS_NONE
   if (simulated && *simulated) {
     int count = atoi(simulated);
-    source = MOB_GPUS_SIMULATED;
-    count_up(names, count > 0 && count <= 1024 ? count : 0);
+    count_up(&out->names, count > 0 && count <= 1024 ? count : 0);
+    out->source = MOB_GPUS_SIMULATED;
   } else {
-    int present = driver_count();
-    if (visible && present) {
-      list_visible(visible, names);
-    } else {
-      count_up(names, present);
-    }
+    real = ask_nvml(visible, out);
+    int present = real ? 0 : driver_count();
+    if (visible && present)
+      list_visible(visible, &out->names);
+    else
+      count_up(&out->names, present > (int)out->names.len ? present : (int)out->names.len);
+    real = real || present > 0;
+    out->source = MOB_GPUS_REAL;
   }
-  if (wanted < 0) return names->len ? source : MOB_GPUS_NONE;
-  while ((int)names->len > wanted) free(names->at[--names->len]);
-  if ((int)names->len < wanted) {
-    count_up(names, wanted);
-    source = MOB_GPUS_DECLARED;
+  if (wanted < 0 || (int)out->names.len == wanted) {
+    if (!out->names.len) out->source = MOB_GPUS_NONE;
+    if (!out->names.len) out->type[0] = '\0';
+    return MOB_OK;
   }
-  return wanted ? source : MOB_GPUS_NONE;
+  if ((int)out->names.len < wanted) {
+    if (real && visible) return too_many(wanted, visible);
+    if (real)
+      snprintf(out->note, sizeof out->note,
+               "--num-gpus=%d, but this machine shows %zu GPUs: actors are told nothing of which "
+               "are theirs",
+               wanted, out->names.len);
+    count_up(&out->names, wanted);
+    out->source = MOB_GPUS_DECLARED;
+  }
+  while ((int)out->names.len > wanted) free(out->names.at[--out->names.len]);
+  return MOB_OK;
 }

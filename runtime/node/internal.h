@@ -9,6 +9,7 @@
 #include "runtime/node/detect.h"
 #include "runtime/node/node.h"
 #include "runtime/node/resources.h"
+#include "runtime/node/telemetry.h"
 #include "runtime/rpc/rpc.h"
 
 #define MOB_NODE_ID_BYTES 28
@@ -59,8 +60,8 @@ struct mob_node {
   uv_prepare_t flush; // sends a changed view before the loop sleeps
 
   mob_ledger_t ledger;
-  mob_gpu_names_t gpu_names;
-  mob_gpu_source_t gpu_source;
+  mob_node_gpus_t gpus;
+  mob_telemetry_t *telemetry; // once it was asked for
   MOB_VEC(mob_worker_t *) workers;
   int next_port; // of --min-worker-port..
   int pending_closes;

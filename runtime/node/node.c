@@ -30,7 +30,7 @@ static void on_all_closed(void *arg) {
   mob_node_t *node = arg;
   node->events->on_end(node->owner, node, node->exit_code, node->why ? node->why : "");
   mob_ledger_free(&node->ledger);
-  mob_gpu_names_free(&node->gpu_names);
+  mob_node_gpus_free(&node->gpus);
   mob_vec_free(&node->workers);
   free(node->ip);
   free(node->node_name);
@@ -89,6 +89,11 @@ static void finish(mob_node_t *node) {
   if (node->client) mob_gcs_client_close(node->client);
   node->client = NULL;
   node->pending_closes = 2 + node->resolving;
+  if (node->telemetry) {
+    node->pending_closes++;
+    mob_telemetry_close(node->telemetry, close_step, node);
+    node->telemetry = NULL;
+  }
   if (node->gcs) {
     node->pending_closes++;
     mob_gcs_close(node->gcs, close_step, node);
@@ -218,13 +223,17 @@ static void add_resource(mob_node_t *node, const char *name, double amount, int 
 
 static void detect_resources(mob_node_t *node) {
   const mob_start_options_t *options = node->options;
-  node->gpu_source = mob_detect_gpus(options->num_gpus, &node->gpu_names);
   int64_t available = mob_detect_free_memory();
   int64_t store = options->object_store_memory;
   if (store < 0) store = mob_default_object_store(available);
   int64_t memory = options->memory >= 0 ? options->memory : available - store;
   add_resource(node, "CPU", options->num_cpus >= 0 ? options->num_cpus : mob_detect_cpus(), 0);
-  add_resource(node, "GPU", (double)node->gpu_names.len, (int)node->gpu_names.len);
+  add_resource(node, "GPU", (double)node->gpus.names.len, (int)node->gpus.names.len);
+  if (node->gpus.type[0]) {
+    char *type = mob_sprintf("accelerator_type:%s", node->gpus.type);
+    add_resource(node, type, 1, 0);
+    free(type);
+  }
   add_resource(node, "memory", (double)memory, 0);
   add_resource(node, "object_store_memory", (double)store, 0);
   char *own = mob_sprintf("node:%s", node->ip);
@@ -265,6 +274,8 @@ static void register_node(mob_node_t *node) {
   info.is_head_node = options->head;
   mob_ledger_view(&node->ledger, put_total, &info);
   mob_pb_string_put(&info.labels, &info.n_labels, "ray.io/node-id", node->id_hex);
+  if (node->gpus.type[0])
+    mob_pb_string_put(&info.labels, &info.n_labels, "ray.io/accelerator-type", node->gpus.type);
   for (size_t i = 0; i < options->labels.len; i++) {
     mob_pb_string_put(&info.labels, &info.n_labels, options->labels.at[i].key,
                       options->labels.at[i].value);
@@ -467,6 +478,9 @@ mob_node_t *mob_node_start(uv_loop_t *loop, const mob_start_options_t *options,
   uv_timer_init(loop, &node->timer);
   uv_prepare_init(loop, &node->flush);
   node->timer.data = node->flush.data = node;
+  // Before anything listens: NVML may take a second to start.
+  MOB_TRY_GOTO(mob_detect_gpus(options->num_gpus, &node->gpus), status, failed);
+  if (node->gpus.note[0]) MOB_WARN("%s", node->gpus.note);
   MOB_TRY_GOTO(mob_children_new(loop, &node->children), status, failed);
   MOB_TRY_GOTO(mob_rpc_new(loop, &node->rpc), status, failed);
   MOB_TRY_GOTO(options->head ? start_head(node) : find_head(node), status, failed);

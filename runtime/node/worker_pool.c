@@ -364,7 +364,7 @@ static void set_env(strings_t *env, const char *name, const char *value) {
 // The names of the granted GPUs, for CUDA_VISIBLE_DEVICES.
 static char *visible_gpus(const mob_worker_t *worker) {
   const mob_grants_t *sets[] = {&worker->holding.of_node, &worker->holding.of_bundle};
-  const mob_gpu_names_t *names = &worker->node->gpu_names;
+  const mob_gpu_names_t *names = &worker->node->gpus.names;
   mob_buf_t list = {0};
   for (size_t index = 0; index < names->len; index++) {
     bool held = false;
@@ -385,10 +385,12 @@ static char **make_env(const mob_worker_t *worker, const char *runtime_env) {
   strings_t env = {0};
   for (char **e = environ; *e; e++) *mob_vec_push(&env) = mob_strdup(*e);
   // Real devices only: the indices of simulated ones mean nothing to CUDA.
-  if (worker->node->gpu_source == MOB_GPUS_REAL &&
+  if (worker->node->gpus.source == MOB_GPUS_REAL &&
       !getenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES")) {
     char *list = visible_gpus(worker);
     set_env(&env, "CUDA_VISIBLE_DEVICES", list);
+    if (worker->node->gpus.bus_order && !getenv("CUDA_DEVICE_ORDER"))
+      set_env(&env, "CUDA_DEVICE_ORDER", "PCI_BUS_ID");
     free(list);
   }
   json_t *root = *runtime_env ? json_loads(runtime_env, 0, NULL) : NULL, *value;
