@@ -29,6 +29,7 @@ struct Matrix {
 struct LinearScratch {
   float *partial;  // partial sums, every bit set
   int sms;
+  Waits *waits;    // may be null
 };
 constexpr int kFewTokens = 8; // up to here every active expert computes all tokens
 inline int padded_rows(int m) { return (m + 7) / 8 * 8; }
@@ -101,17 +102,26 @@ struct MlaPrepare {
   Rope rope;
 };
 void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream);
+struct HeadsOut;
 struct GqaPrepare {
   bf16 *q, *k, *v;     // rows of ldq, ldk, ldv; q is changed in place
   int ldq, ldk, ldv, heads, kv_heads, head_dim;
   const float *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
   float eps;
-  uint8_t *cache;
+  uint8_t *cache;      // a token's columns: of every key head its key, then its value
   int width;           // 2 * kv_heads * head_dim
   StepRows step;
   Rope rope;
 };
+// q roped in place, head after head.
 void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream);
+// The same for attend_gqa and attend_gqa_prefill (gqa_is_fast): in place, the 16-byte chunks of each head exchanged (c to c ^ (head
+// within its group & 7)), or, for rows with a tile, to `tiles`. Padding rows get zeros in `out`.
+void gqa_prepare_fast(const GqaPrepare &p, const int *tile_row, uint8_t *tiles, const HeadsOut &out, int rows, cudaStream_t stream);
+inline bool gqa_is_fast(int heads, int kv_heads, int head_dim, int v_head_dim, int rope_dim) {
+  return (head_dim == 64 || head_dim == 128) && v_head_dim == head_dim && rope_dim == head_dim && heads % kv_heads == 0 &&
+         heads / kv_heads <= 16;
+}
 
 // ---- absorb.cu: latent attention's two small products per head
 struct AbsorbPlain { // any dimensions
@@ -161,6 +171,45 @@ struct AttendMla {
 };
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
 void attention_prepare();
+
+// ---- attention_gqa.cu, attention_gqa_prefill.cu: heads of 64 or 128, up to 16 query heads a key head
+struct HeadsOut {      // [T][heads * dim]: records of o_proj's input with `k` columns, or rows of bf16 (k = heads * dim)
+  Records records;
+  int k;
+  bool ue8m0;
+  bf16 *rows;          // not nullptr: there, `ld` apart
+  int ld;
+};
+constexpr int kGqaGroup = 16;
+constexpr int kGqaPartial = kGqaGroup * 128 + 2 * kGqaGroup; // floats of a partial result: sums, then largest score and sum of weights
+inline int gqa_grid(int sms) { return 2 * sms; }
+inline size_t gqa_partial_bytes(int sms) { return (size_t)gqa_grid(sms) * 2 * kGqaPartial * sizeof(float); }
+struct AttendGqa {
+  const bf16 *q;       // [T][ldq] as gqa_prepare leaves it for such heads
+  int ldq, heads, kv_heads, dim;
+  float scale;
+  const uint8_t *cache;
+  StepRows step;
+  const int *tile_row; // [T] rows with one (>= 0) are left to attend_gqa_prefill; nullptr: there are none
+  bool single;         // every row is a sequence of its own, so that the step before wrote all its pages but the last
+  HeadsOut out;
+  float *partial;      // gqa_partial_bytes()
+  int *arrived;        // [gqa_grid()], 0 before and after
+  int sms;
+};
+void attend_gqa(const AttendGqa &p, int rows, cudaStream_t stream);
+struct PrefillPair;
+struct AttendGqaPrefill {
+  const uint8_t *q;    // tiles of gqa_prepare: [block of 64 queries][heads][dim / 64], swizzled
+  int heads, kv_heads, dim;
+  float scale;
+  const uint8_t *cache;
+  StepRows step;
+  const PrefillPair *pairs; // the longest last
+  HeadsOut out;
+};
+void attend_gqa_prefill(const AttendGqaPrefill &p, int pairs, cudaStream_t stream);
+void attention_gqa_prepare();
 
 // ---- attention_prefill.cu
 struct PrefillPair { // 128 queries of one sequence
@@ -248,7 +297,7 @@ void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *b
                    int *last_token, int rows, cudaStream_t stream);
 
 // ---- pack.cu
-// src: rows [row0, row0 + rows) x cols of a shard, row-major and dense, in device memory.
+// src: rows x cols elements in device memory, `ld` from row to row.
 struct PackSource {
   const void *src;
   int dtype;             // mob_dtype_t
@@ -258,21 +307,31 @@ struct PackSource {
   const float *scales;
   int64_t scale_ld, scale_row0, scale_col0;
   int block_rows, block_cols;
-  int *bad;              // set to 1 where an FP8 code is not a number
+  int *bad;              // set to tag + 1 where an FP8 code is not a number
+  int64_t ld;            // 0: cols
+  int tag;
 };
 void pack_tiles(const PackSource &s, uint8_t *dst, int64_t k, Weights kind, cudaStream_t stream);
 void pack_plain(const PackSource &s, bf16 *dst, int64_t ld, cudaStream_t stream);
 void pack_float(const PackSource &s, float *dst, cudaStream_t stream);
 // UK_h^T tiles from rows of a packed kv_b: `heads` heads of 256 rows x 512.
 void pack_uk(const uint8_t *kv_b, uint8_t *uk, int heads, cudaStream_t stream);
+// Values of `--load-format dummy` (engine/model/dummy.h), written where the same functions without "dummy" would write those of a file.
+constexpr int kDummyHalf = 32768;
 struct DummySource {
   uint64_t key;
-  int64_t row0, col0, cols_whole; // of the first element within the whole tensor
-  float std;                      // NaN: constant
+  int dtype;                              // of the tensor
+  int64_t rows, cols;
+  int64_t row0, col0;                     // of the first element within the packed matrix
+  int64_t from_row, from_col, whole_cols; // of the first element within the tensor, and the tensor's width
+  float std;                              // NaN: constant
   float constant;
-  const float *quantile;          // [65536]
-  const uint8_t *quantile_f8;
+  float scale;                            // FP8: every block's
+  const float *quantile;                  // [kDummyHalf]: quantiles 0 to 32,767 of 65,536; the others are their mirror
+  const uint8_t *codes;                   // [kDummyHalf] of FP8
 };
-void fill_dummy(const DummySource &d, void *dst, int dtype, int64_t rows, int64_t cols, cudaStream_t stream);
+void dummy_tiles(const DummySource &d, uint8_t *dst, int64_t k, Weights kind, cudaStream_t stream);
+void dummy_plain(const DummySource &d, bf16 *dst, int64_t ld, cudaStream_t stream);
+void dummy_float(const DummySource &d, float *dst, cudaStream_t stream);
 
 } // namespace mob

@@ -50,6 +50,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   p.y = y;
   p.ldy = ldy;
   p.partial = s.partial;
+  p.waits = s.waits;
   p.m = m;
   p.n = w.n;
   p.pairs = pairs * x_parts;
@@ -71,6 +72,7 @@ void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_
   p.y = tiles;
   p.key_blocks = key_blocks;
   p.partial = s.partial;
+  p.waits = s.waits;
   p.m = keys;
   p.n = w.n;
   p.pairs = p.w_pairs = (int)column_pairs(w);
@@ -88,6 +90,7 @@ static LinearMany grouped(const Matrix &w, const Records &x, bf16 *y, const int 
   p.y = y;
   p.ldy = w.n;
   p.partial = s.partial;
+  p.waits = s.waits;
   p.n = w.n;
   p.pairs = p.w_pairs = (int)column_pairs(w);
   p.min_run = 2;

@@ -8,6 +8,7 @@
 // in the order of columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "common.cuh"
+#include "waits.cuh"
 #include "wgmma.cuh"
 
 namespace mob {
@@ -34,6 +35,7 @@ struct LinearMany {
   float *partial;      // [gridDim.x][128 * Tokens], every bit set before and after
   int m, n;            // tokens (without segments), outputs
   int pairs, w_pairs;  // column pairs of x; of w, which are read again from the first after the last
+  Waits *waits;        // may be null
   int min_run;         // column pairs that a CTA takes at least of a tile that is cut
 };
 
@@ -114,29 +116,22 @@ template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const Line
   return {s.matrix, s.row + token, min(Tokens, s.count - token), local / across * 2, 0};
 }
 
-__device__ __forceinline__ uint64_t global_ns() {
-  uint64_t t;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
-  return t;
-}
-
 // ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
 // flag: no fence, one trip through the L2. The taker puts the mark back for the next launch. The giver is resident; still the
-// wait ends by the clock, so that a broken device ends the kernel.
+// wait ends as all do (waits.cuh), so that a broken device ends the kernel.
 template <int Words> __device__ __forceinline__ void give_partial(float *to, const float *sum) {
 #pragma unroll
   for (int j = 0; j < Words / 4; j++) {
     float v[4];
 #pragma unroll
     for (int q = 0; q < 4; q++) v[q] = sum[4 * j + q] == sum[4 * j + q] ? sum[4 * j + q] : __int_as_float(0x7fc00000);
-    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to + j * 1024), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
-                 : "memory");
+    store_relaxed_gpu(to + j * 1024, make_float4(v[0], v[1], v[2], v[3]));
   }
 }
 
-template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum) {
+template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
   constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
-  uint64_t start = 0;
+  uint32_t start = 0;
 #pragma unroll
   for (int first = 0; first < Words / 4; first += kBatch) {
     uint32_t v[kBatch][4];
@@ -145,10 +140,8 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
 #pragma unroll
       for (int j = 0; j < kBatch; j++) {
         if (first + j >= Words / 4) break;
-        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[j][0]), "=r"(v[j][1]), "=r"(v[j][2]), "=r"(v[j][3])
-                     : "l"(from + (first + j) * 1024)
-                     : "memory");
+        const uint4 word = load_relaxed_gpu(from + (first + j) * 1024);
+        v[j][0] = word.x, v[j][1] = word.y, v[j][2] = word.z, v[j][3] = word.w;
       }
 #pragma unroll
       for (int j = 0; j < kBatch; j++) {
@@ -156,15 +149,17 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
         there = there && v[j][0] != ~0u && v[j][1] != ~0u && v[j][2] != ~0u && v[j][3] != ~0u;
       }
       if (there) break;
+      spin_pause();
       if (tries % 1024 == 1023) {
-        if (!start) start = global_ns();
-        else if (global_ns() - start > 2000000000ull) break;
+        const uint32_t now = clock_ticks();
+        if (!start) start = now;
+        if (give_up_here(waits, now - start)) break;
       }
     }
 #pragma unroll
     for (int j = 0; j < kBatch; j++) {
       if (first + j >= Words / 4) break;
-      asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(from + (first + j) * 1024), "r"(~0u) : "memory");
+      store_relaxed_gpu(from + (first + j) * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
 #pragma unroll
       for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
     }
@@ -340,7 +335,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     }
     if (pieces.last < p.pairs) {
       const int last = pieces.last_cta();
-      for (int c = blockIdx.x + 1; c <= last; c++) take_partial<kWords>(p.partial + (size_t)c * (128 * Tokens) + tid * 4, sum);
+      for (int c = blockIdx.x + 1; c <= last; c++) take_partial<kWords>(p.partial + (size_t)c * (128 * Tokens) + tid * 4, sum, p.waits);
     }
     const int n0 = t.block * kTileRows;
     if constexpr (F32) {

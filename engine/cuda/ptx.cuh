@@ -61,6 +61,52 @@ __device__ __forceinline__ uint64_t policy_evict_last() {
 __device__ __forceinline__ void depend_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void depend_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+// ---- words that another kernel, GPU or the host writes or reads at the same time. Each 32-bit (`u64`: 64-bit) word arrives whole; in
+// which order they arrive is not promised. `gpu`: this GPU's kernels; `sys`: other GPUs and the host too [ld.relaxed, st.relaxed].
+__device__ __forceinline__ uint4 load_relaxed_gpu(const void *from) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed_gpu(void *to, uint4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ void store_relaxed_gpu(void *to, float4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+__device__ __forceinline__ uint4 load_relaxed_sys(const void *from) {
+  uint4 v;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed_sys(void *to, uint4 v) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ uint64_t load_relaxed_sys_u64(const uint64_t *from) {
+  uint64_t v;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed_sys_u64(uint64_t *to, uint64_t v) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(v) : "memory");
+}
+__device__ __forceinline__ int load_relaxed_sys_int(const int *from) {
+  int v;
+  asm volatile("ld.relaxed.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed_sys_int(int *to, int v) {
+  asm volatile("st.relaxed.sys.global.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+// Between two looks at such a word.
+__device__ __forceinline__ void spin_pause() {}
+// The GPU's clock in nanoseconds [globaltimer].
+__device__ __forceinline__ uint64_t global_ns() {
+  uint64_t t;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+  return t;
+}
+
 // ---- e4m3 pairs to half pairs: exact.
 __device__ __forceinline__ uint32_t e4m3x2_to_half2(uint16_t pair) {
   uint32_t out;
@@ -93,6 +139,13 @@ __device__ __forceinline__ void load_matrices_turned(uint32_t d[4], const void *
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(smem_address(row))
                : "memory");
+}
+
+// An 8 x 8 matrix of 16-bit words, two a lane as above, rows and columns exchanged [movmatrix].
+__device__ __forceinline__ uint32_t turn_matrix(uint32_t v) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+  return out;
 }
 
 // ---- D += A(16x16, row) * B(16x8, col), half inputs, float sums [mma.sync.m16n8k16].
