@@ -132,6 +132,10 @@ void mob_gateway_set_engine(mob_gateway_t *gateway, mob_engine_t *engine) {
   gateway->engine = engine;
 }
 
+void mob_gateway_set_pods(mob_gateway_t *gateway, const mob_pods_t *pods) {
+  gateway->pods = pods;
+}
+
 void mob_gateway_lost(mob_gateway_t *gateway, const char *cause, const char *why) {
   gateway->lost = true;
   gateway->metrics.lost = 1;

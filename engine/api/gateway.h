@@ -3,6 +3,7 @@
 #ifndef MOB_API_GATEWAY_H
 #define MOB_API_GATEWAY_H
 
+#include "engine/api/pods.h"
 #include "engine/api/serve_options.h"
 #include "engine/model/model.h"
 #include "engine/stage/engine.h"
@@ -23,6 +24,7 @@ mob_status mob_gateway_open(uv_loop_t *loop, const mob_gateway_config_t *config,
 // The server whose handler is mob_gateway_handler() with the gateway as owner.
 extern const mob_http_handler_t mob_gateway_handler;
 void mob_gateway_set_engine(mob_gateway_t *gateway, mob_engine_t *engine);
+void mob_gateway_set_pods(mob_gateway_t *gateway, const mob_pods_t *pods); // NULL: none (any more)
 // The group is lost: every request under way ends with the group_lost error now, later ones get it
 // at once, /health answers 503.
 void mob_gateway_lost(mob_gateway_t *gateway, const char *cause, const char *why);

@@ -16,6 +16,7 @@ struct mob_gateway {
   const mob_serve_options_t *options;
   const mob_model_t *model;
   mob_engine_t *engine;
+  const mob_pods_t *pods;
   mob_prompter_t prompter;
   mob_api_limits_t limits;
   mob_metrics_t metrics;

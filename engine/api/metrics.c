@@ -189,6 +189,21 @@ static void put_stages(writer_t *w, const mob_engine_t *engine) {
   }
 }
 
+static void put_stage_info(writer_t *w, const mob_engine_t *engine) {
+  mob_stage_health_t stages[64];
+  int count = mob_engine_stages(engine, stages, (int)MOB_LEN(stages));
+  if (count <= 0) return;
+  head(w, "mobula_stage_info", "Where a stage runs, and what of the model it has.", "gauge");
+  for (int i = 0; i < count; i++) {
+    char labels[200];
+    snprintf(labels, sizeof labels,
+             "stage=\"%d\",node=\"%s\",pid=\"%d\",layers=\"%d-%d\",ranks=\"%d\"",
+             stages[i].stage, stages[i].node_ip, stages[i].pid, stages[i].first_layer,
+             stages[i].last_layer - 1, stages[i].ranks);
+    put_value(w, "mobula_stage_info", labels, 1);
+  }
+}
+
 static void put_process(writer_t *w, const mob_metrics_t *m) {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -263,5 +278,6 @@ void mob__metrics_write(const mob_metrics_t *m, const char *model_name, const mo
   snprintf(cause, sizeof cause, "cause=\"%s\"", m->lost ? m->lost_cause : "none");
   put_value(&w, "mobula_group_lost_total", cause, (double)m->lost);
   if (engine) put_stages(&w, engine);
+  if (engine) put_stage_info(&w, engine);
   put_process(&w, m);
 }

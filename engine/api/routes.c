@@ -202,6 +202,7 @@ static void on_metrics(mob_gateway_t *gateway, mob_http_request_t *http) {
   mob_buf_t out = {0};
   mob__metrics_write(&gateway->metrics, mob__served_name(gateway), gateway->engine,
                      gateway->options->memory_share, gateway->prefix_cache, &out);
+  if (gateway->pods) mob_pods_write(gateway->pods, &out);
   mob__reply(gateway, http, 200, "text/plain; version=0.0.4; charset=utf-8", out.data, out.len,
              NULL, 0);
   mob_buf_free(&out);

@@ -32,6 +32,7 @@ typedef struct serve {
   mob_serve_plan_t plan;
   mob_http_server_t *http;
   mob_gateway_t *gateway;
+  mob_pods_t *pods;
   mob_engine_t *engine;
   mob__cluster_wait_t *wait;
   char *cluster; // GCS address, NULL without one
@@ -97,6 +98,11 @@ static void stop(serve_t *s, int code) {
   s->http = NULL;
   if (s->wait) mob__cluster_wait_cancel(s->wait);
   s->wait = NULL;
+  if (s->pods) {
+    mob_gateway_set_pods(s->gateway, NULL);
+    mob_pods_close(s->pods);
+    s->pods = NULL;
+  }
   if (s->lost && s->cluster) mob__cluster_end_head(s->cluster);
   if (!s->engine) {
     finish(s);
@@ -207,6 +213,9 @@ static void on_ready(void *owner, const mob_engine_info_t *info) {
   }
   s->ready = true;
   const char *host = listen_host(s->options);
+  if (s->pods)
+    mob_pods_tell_gateway(s->pods, host, mob_http_port(s->http), s->options->ssl_certfile != NULL,
+                          s->options->model);
   if (!host) host = "0.0.0.0";
   bool six = strchr(host, ':') != NULL;
   say("Started server process [%d]", getpid());
@@ -249,6 +258,10 @@ static void start_engine(serve_t *s) {
   mob_engine_config_t *e = &s->plan.engine;
   e->cluster = s->cluster;
   e->start_timeout_ms = (uint64_t)(s->options->ready_timeout * 1000);
+  if (mob_pods_open(&s->loop, s->cluster, &s->pods) == MOB_OK)
+    mob_gateway_set_pods(s->gateway, s->pods);
+  else
+    MOB_WARN("/metrics will not show the pods: %s", mob_errmsg());
   MOB_INFO("Initializing a V0 LLM engine (v%s) with config: model='%s', tokenizer='%s', dtype=%s, "
            "max_seq_len=%d, "
            "load_format=%s, tensor_parallel_size=%d, pipeline_parallel_size=%d, quantization=%s, "

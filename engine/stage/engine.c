@@ -497,6 +497,9 @@ int mob_engine_stages(const mob_engine_t *e, mob_stage_health_t *out, int max) {
     uint64_t limit, age = mob__watch_step_age(e, s, now_ns, &limit);
     out[s] = (mob_stage_health_t){
         .stage = s,
+        .first_layer = stage->first_layer,
+        .last_layer = stage->last_layer,
+        .ranks = e->config.tp,
         .pid = stage->pid,
         .alive = stage->heard_ms && stage->silent_checks < MOB__SILENCE_CHECKS &&
                  e->state < MOB__ENGINE_LOST,

@@ -45,6 +45,8 @@ typedef struct mob_engine_info {
 
 typedef struct mob_stage_health {
   int stage;
+  int first_layer, last_layer; // [first, last)
+  int ranks;                   // tensor-parallel ones
   char node_ip[64];
   int pid;
   bool alive;
