@@ -103,6 +103,37 @@ void attend_any_mla(const Pass &p, const Layer &layer, const uint8_t *cache, con
   pack_rows(r->attn, v_width, v_width, out, layer.g[G_O].m.k, p.rows, d->quant_ue8m0, p.stream);
 }
 
+void attend_grouped(const Pass &p, const Layer &layer, uint8_t *cache, const Records &out) {
+  Rank *r = p.r;
+  const mob_model_desc_t *d = p.d;
+  const Group &in = layer.g[G_QKV], &o = layer.g[G_O];
+  const int ld = in.m.n, dim = d->head_dim, v_width = r->heads * d->v_head_dim;
+  const GqaPrepare prepare = {r->q, r->q + in.at[1], r->q + in.at[2], ld, ld, ld, r->heads, r->kv_heads, dim, layer.v[MOB_W_Q_BIAS],
+                              layer.v[MOB_W_K_BIAS], layer.v[MOB_W_V_BIAS], layer.v[MOB_W_Q_NORM], layer.v[MOB_W_K_NORM],
+                              d->rms_eps, cache, p.exec->kv_width, p.step, p.rope};
+  const bool by_rows = !p.exec->fast_gqa || (o.f8 && dim != 128); // a head is no whole block of e4m3
+  if (p.exec->fast_gqa) {
+    const PrefillPlan &plan = p.exec->plan;
+    const int *tile_row = plan.pairs ? r->meta + p.exec->layout.tile_row : nullptr;
+    const HeadsOut heads = {out, by_rows ? v_width : o.m.k, d->quant_ue8m0, by_rows ? r->attn : nullptr, v_width};
+    gqa_prepare_fast(prepare, tile_row, r->query_tiles, heads, p.rows, p.stream);
+    if (!plan.absorbed.empty())
+      attend_gqa({r->q, ld, r->heads, r->kv_heads, dim, d->softmax_scale, cache, p.step, tile_row, plan.single, heads, r->gqa_partial,
+                  r->gqa_arrived, r->sms},
+                 p.rows, p.stream);
+    if (plan.pairs)
+      attend_gqa_prefill({r->query_tiles, r->heads, r->kv_heads, dim, d->softmax_scale, cache, p.step,
+                          (const PrefillPair *)(r->meta + p.exec->layout.pairs), heads},
+                         plan.pairs, p.stream);
+  } else {
+    gqa_prepare(prepare, p.rows, p.stream);
+    attend_plain({r->q, ld, dim, r->heads, r->heads / r->kv_heads, dim, d->v_head_dim, 2 * dim, dim, 2 * dim, d->softmax_scale,
+                  cache, p.exec->kv_width, p.step},
+                 nullptr, r->attn, p.rows, p.stream);
+  }
+  if (by_rows) pack_rows(r->attn, v_width, v_width, out, o.m.k, p.rows, d->quant_ue8m0, p.stream);
+}
+
 void attention(Pass *p, int index) {
   Rank *r = p->r;
   const Layer &layer = r->layers[(size_t)index];
@@ -129,17 +160,9 @@ void attention(Pass *p, int index) {
     if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
     else attend_any_mla(*p, layer, cache, attn);
   } else {
-    const int ld = in.m.n, v_width = r->heads * d->v_head_dim;
     launch_label = "qkv";
-    linear(in.m, hidden, r->q, ld, false, p->rows, 1, r->scratch, p->stream);
-    gqa_prepare({r->q, r->q + in.at[1], r->q + in.at[2], ld, ld, ld, r->heads, r->kv_heads, d->head_dim, layer.v[MOB_W_Q_BIAS],
-                 layer.v[MOB_W_K_BIAS], layer.v[MOB_W_V_BIAS], layer.v[MOB_W_Q_NORM], layer.v[MOB_W_K_NORM], d->rms_eps, cache,
-                 p->exec->kv_width, p->step, p->rope},
-                p->rows, p->stream);
-    attend_plain({r->q, ld, d->head_dim, r->heads, r->heads / r->kv_heads, d->head_dim, d->v_head_dim, d->head_dim,
-                  r->kv_heads * d->head_dim, d->v_head_dim, d->softmax_scale, cache, p->exec->kv_width, p->step},
-                 nullptr, r->attn, p->rows, p->stream);
-    pack_rows(r->attn, v_width, v_width, attn, o.m.k, p->rows, d->quant_ue8m0, p->stream);
+    linear(in.m, hidden, r->q, in.m.n, false, p->rows, 1, r->scratch, p->stream);
+    attend_grouped(*p, layer, cache, attn);
   }
   launch_label = "o";
   linear(o.m, attn, r->y, o.m.n, false, p->rows, 1, r->scratch, p->stream);
@@ -250,8 +273,9 @@ mob_status forward(Exec *exec, Rank *r, int rows) {
   return MOB_OK;
 }
 
-mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, int rows) {
+mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
   const mob_model_desc_t *d = exec->desc;
+  const int *slots = r->meta + exec->layout.slot + first, *wanted = r->meta + exec->layout.wanted + first;
   const Group &g = r->outer.g[G_HEAD];
   NormIn in = {};
   in.x = r->x;
@@ -263,26 +287,32 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, 
   norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
   launch_label = "head";
   linear(g.m, x, r->logits, d->vocab, true, rows, 1, r->scratch, r->stream);
-  sample_greedy(r->logits, d->vocab, d->vocab, r->best, slot_list, r->ids, r->last_token, rows, r->stream);
+  const Sampler &s = r->sampler;
+  if (plain) sample_greedy(r->logits, d->vocab, d->vocab, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
+  else
+    sample_rows({r->logits, d->vocab, d->vocab, slots, wanted, s.slot, s.counts, s.allowed, s.allowed_words, r->best, s.groups,
+                 r->ids + first, r->last_token, s.results + first},
+                rows, r->stream);
   CU_TRY(cudaGetLastError());
   return MOB_OK;
 }
 
-mob_status forward_graph(Exec *exec, Rank *r, int rows) {
-  auto found = r->graphs.find(rows);
+mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
+  const int key = 2 * rows + !plain;
+  auto found = r->graphs.find(key);
   if (found == r->graphs.end()) {
     cudaGraph_t graph;
     CU_TRY(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
     mob_status status = forward(exec, r, rows);
     if (status == MOB_OK && exec->spec.last_layer == exec->desc->n_layers)
-      status = head(exec, r, nullptr, r->meta + exec->layout.slot, rows);
+      status = head(exec, r, nullptr, 0, rows, plain);
     const cudaError_t error = cudaStreamEndCapture(r->stream, &graph);
     MOB_TRY(status);
     CU_TRY(error);
     cudaGraphExec_t made;
     CU_TRY(cudaGraphInstantiate(&made, graph, 0));
     cudaGraphDestroy(graph);
-    found = r->graphs.emplace(rows, made).first;
+    found = r->graphs.emplace(key, made).first;
   }
   CU_TRY(cudaGraphLaunch(found->second, r->stream));
   return MOB_OK;

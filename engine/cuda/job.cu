@@ -93,26 +93,12 @@ Job *copy_step(const mob_step_t *step, mob_step_fn done, void *arg) {
 
 namespace {
 
-bool is_plain(const mob_sampling_t &s) {
-  return (s.temperature < 1e-5f || s.top_k == 1) && s.bias_count == 0 && s.allowed_count == 0 && s.min_tokens == 0 &&
-         (s.repetition_penalty == 1.0f || s.repetition_penalty <= 0) && s.frequency_penalty == 0 && s.presence_penalty == 0 &&
-         s.logprobs < 0 && s.prompt_logprobs < 0;
-}
-
 void open_slot(SlotState *slot, const mob_seq_open_t &o) {
   *slot = SlotState();
   slot->open = true;
-  slot->sampling = o.sampling;
-  slot->plain = is_plain(o.sampling);
-  slot->prompt_count = o.prompt_count - o.generated;
-  if (slot->plain) return; // nothing will look at its history
-  slot->stop.assign(o.sampling.stop_ids, o.sampling.stop_ids + o.sampling.stop_id_count);
-  slot->allowed.assign(o.sampling.allowed, o.sampling.allowed + o.sampling.allowed_count);
-  slot->bias.assign(o.sampling.bias, o.sampling.bias + o.sampling.bias_count);
-  slot->sampling.stop_ids = slot->stop.data();
-  slot->sampling.allowed = slot->allowed.data();
-  slot->sampling.bias = slot->bias.data();
-  slot->history.assign(o.prompt, o.prompt + o.prompt_count);
+  slot->plain = sampling_is_plain(o.sampling);
+  slot->logprobs = o.sampling.logprobs >= 0;
+  if (o.sampling.prompt_logprobs >= 0) slot->prompt.assign(o.prompt, o.prompt + (o.prompt_count - o.generated));
 }
 
 } // namespace
@@ -124,9 +110,13 @@ mob_status prepare_step(Exec *exec, Job *job) {
     if (!slot.open)
       return mob_fail(MOB_E_INVALID, "step %llu uses slot %u, which no step opened", (unsigned long long)job->step.id, seq.slot);
     if (exec->spec.last_layer < exec->desc->n_layers) continue;
-    for (uint32_t k = 0; slot.sampling.prompt_logprobs >= 0 && k < seq.count; k++)
-      if (seq.start + k + 1 < slot.prompt_count) job->logits.push_back({seq.row + k, seq.slot, false, seq.start + k + 1});
-    if (seq.sample) job->logits.push_back({seq.row + seq.count - 1, seq.slot, true, 0});
+    for (uint32_t k = 0; k < seq.count; k++)
+      if ((size_t)seq.start + k + 1 < slot.prompt.size()) job->logits.push_back({seq.row + k, seq.slot, false, seq.start + k + 1, true});
+    if (seq.sample) job->logits.push_back({seq.row + seq.count - 1, seq.slot, true, 0, slot.logprobs});
+  }
+  for (const LogitRow &row : job->logits) {
+    job->plain = job->plain && exec->slots[row.slot].plain;
+    job->logprobs = job->logprobs || row.logprobs;
   }
   return MOB_OK;
 }

@@ -43,7 +43,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   const mob_exec_spec_t &s = exec->spec;
   const size_t graph = (size_t)(s.max_seqs < kGraphRows ? s.max_seqs : kGraphRows);
   const size_t rows = max_size((size_t)padded_rows(s.max_tokens), (size_t)padded_rows((int)graph) + 8), hidden = (size_t)d->hidden;
-  const size_t heads = (size_t)shapes->heads, kv_heads = (size_t)shapes->kv_heads, chunk = rows < kAttendRows ? rows : kAttendRows;
+  const size_t heads = (size_t)shapes->heads, chunk = rows < kAttendRows ? rows : kAttendRows;
   a->take(&r->x, rows * hidden * 4);
   a->take(&r->norm_f32, (size_t)kFewTokens * hidden * 4);
   a->take(&r->hidden_records, rows * ((hidden + 255) / 256 * 256) * 2);
@@ -69,9 +69,13 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
       a->take(&r->attn, rows * heads * (size_t)d->v_head_dim * 2);
     }
   } else {
-    (void)kv_heads;
     a->take(&r->q, rows * group_n(shapes, G_QKV) * 2);
-    a->take(&r->attn, rows * heads * (size_t)d->v_head_dim * 2);
+    if (exec->fast_gqa) {
+      a->take(&r->gqa_partial, gqa_partial_bytes(shapes->sms));
+      a->take(&r->gqa_arrived, (size_t)gqa_grid(shapes->sms) * 4);
+      a->take(&r->query_tiles, (size_t)exec->max_pairs * 128 * heads * (size_t)d->head_dim * 2);
+    }
+    if (!exec->fast_gqa || d->head_dim != 128) a->take(&r->attn, rows * heads * (size_t)d->v_head_dim * 2);
   }
   a->take(&r->attn_records, group_records(shapes, G_O, rows));
   // feed-forward
@@ -101,7 +105,8 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   if (s.last_layer == d->n_layers) {
     a->take(&r->head_records, (size_t)kLogitRows * ((hidden + 127) / 128 * 128) * 2);
     a->take(&r->logits, (size_t)kLogitRows * (size_t)d->vocab * 4);
-    a->take(&r->best, (size_t)kLogitRows * 32 * 8);
+    a->take(&r->best, (size_t)kLogitRows * kSampleParts * 8);
+    a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
@@ -124,6 +129,8 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   CU_TRY(cudaMemset(r->workspace, 0, bytes));
   Arena arena = {r->workspace, 0};
   lay_out(exec, r, r, &arena);
+  if (exec->spec.last_layer == exec->desc->n_layers)
+    sampler_place(&r->sampler, exec->desc->vocab, exec->spec.max_seqs, kLogitRows, exec->max_logit_rows, r->sampler_block);
   r->scratch.sms = r->sms;
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
   return MOB_OK;

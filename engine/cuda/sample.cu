@@ -1,64 +1,132 @@
-// Greedy sampling: the largest logit, the smaller id among equals, NaN never.
+// From logits to each row's best. Plain rows (greedy, nothing else asked for) end here; before that, bias, allowed ids, the
+// min_tokens mask and penalties act on the rows of slots that have them. What is drawn from them: sample_filter.cu.
 #include "kernels.h"
+#include "sample.cuh"
 
 namespace mob {
 namespace {
 
-constexpr int kParts = 32;
+constexpr int kParts = kSampleParts, kThreads = 256;
 
-// Orders as the floats do, then by falling id.
-__device__ __forceinline__ unsigned long long key_of(float v, int id) {
-  const uint32_t bits = __float_as_uint(v);
-  const uint32_t ordered = v != v ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return (unsigned long long)ordered << 32 | (uint32_t)~id;
-}
-
-__device__ __forceinline__ unsigned long long warp_best(unsigned long long v) {
-#pragma unroll
-  for (int s = 16; s; s >>= 1) {
-    const unsigned long long o = __shfl_xor_sync(~0u, v, s);
-    v = o > v ? o : v;
+__device__ __forceinline__ void store_best(Key best, Key *warps, Key *out) {
+  best = warp_best(best);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    best = warp_best(threadIdx.x < kThreads / 32 ? warps[threadIdx.x] : 0);
+    if (threadIdx.x == 0) *out = best;
   }
-  return v;
 }
 
-__global__ void __launch_bounds__(256) best_kernel(const float *logits, int vocab, int ld, unsigned long long *best) {
-  __shared__ unsigned long long warps[8];
+__global__ void __launch_bounds__(kThreads) best_kernel(const float *logits, int vocab, int ld, Key *best) {
+  __shared__ Key warps[kThreads / 32];
   depend_launch();
   depend_wait();
   const int row = blockIdx.y, part = blockIdx.x;
   const int v0 = (int)((int64_t)vocab * part / kParts), v1 = (int)((int64_t)vocab * (part + 1) / kParts);
-  unsigned long long b = 0;
-  for (int i = v0 + threadIdx.x; i < v1; i += 256) {
-    const unsigned long long key = key_of(logits[(size_t)row * ld + i], i);
+  Key b = 0;
+  for (int i = v0 + threadIdx.x; i < v1; i += kThreads) {
+    const Key key = key_of(logits[(size_t)row * ld + i], i);
     b = key > b ? key : b;
   }
-  b = warp_best(b);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = b;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    b = warp_best(threadIdx.x < 8 ? warps[threadIdx.x] : 0);
-    if (threadIdx.x == 0) best[(size_t)row * kParts + part] = b;
-  }
+  store_best(b, warps, &best[(size_t)row * kParts + part]);
 }
 
-__global__ void __launch_bounds__(32) pick_kernel(const unsigned long long *best, const int *slots, int *ids, int *last_token) {
+__global__ void __launch_bounds__(32) pick_kernel(const Key *best, const int *slots, int *ids, int *last_token) {
   depend_launch();
   depend_wait();
   const int row = blockIdx.x;
-  const unsigned long long b = warp_best(best[(size_t)row * kParts + threadIdx.x]);
+  const Key b = warp_best(best[(size_t)row * kParts + threadIdx.x]);
   if (threadIdx.x != 0) return;
-  const int id = (int)~(uint32_t)b;
+  const int id = key_id(b);
   ids[row] = id;
   if (slots[row] >= 0) last_token[slots[row]] = id;
+}
+
+// Bias, then the min_tokens mask: lists of few ids. A masked logit stays what it is whatever is done to it later.
+__device__ __forceinline__ void adjust_listed(const SlotSampling &s, float *logits, int v0, int v1) {
+  for (int i = threadIdx.x; i < s.bias_count; i += kThreads) {
+    const int id = s.bias_token[i];
+    if (id >= v0 && id < v1) logits[id] += s.bias[i];
+  }
+  __syncthreads();
+  if (s.drawn < s.min_tokens) {
+    for (int i = threadIdx.x; i < s.stop_count; i += kThreads) {
+      const int id = s.stop[i];
+      if (id >= v0 && id < v1) logits[id] = -INFINITY;
+    }
+  }
+  __syncthreads();
+}
+
+// Repetition looks at prompt and output, frequency and presence at the output alone.
+__device__ __forceinline__ float penalised(float repetition, float frequency, float presence, float logit, uint32_t count) {
+  const uint32_t times = count & ~kInPrompt;
+  if (repetition != 1.0f) logit = logit > 0 ? logit / repetition : logit * repetition;
+  if (times) logit -= frequency * (float)times + presence;
+  return logit;
+}
+
+// A piece of a row: what changes its logits, their best, and the largest of each of 32 groups of them.
+__global__ void __launch_bounds__(kThreads) adjust_kernel(SampleRows p) {
+  __shared__ Key warps[kThreads / 32];
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.y, part = blockIdx.x, slot = p.slots[row];
+  const int v0 = (int)((int64_t)p.vocab * part / kParts), v1 = (int)((int64_t)p.vocab * (part + 1) / kParts);
+  float *logits = p.logits + (size_t)row * p.ld;
+  const bool adjust = slot >= 0 && p.wanted[row] == kSampleSlot;
+  const SlotSampling *s = &p.slot[adjust ? slot : 0];
+  const uint32_t *allowed = adjust && s->has_allowed ? p.allowed + (size_t)slot * p.allowed_words : nullptr;
+  const uint32_t *counts = adjust && s->has_counts ? p.counts + (size_t)slot * p.vocab : nullptr;
+  if (adjust) adjust_listed(*s, logits, v0, v1);
+  const float repetition = counts ? s->repetition : 1, frequency = counts ? s->frequency : 0, presence = counts ? s->presence : 0;
+  Key b = 0;
+  for (int i = v0 + threadIdx.x; i < v1; i += kThreads) {
+    float v = logits[i];
+    if (allowed && !(allowed[i / 32] >> (i % 32) & 1)) logits[i] = v = -INFINITY;
+    const uint32_t count = counts ? counts[i] : 0;
+    if (count) logits[i] = v = penalised(repetition, frequency, presence, v, count);
+    const Key key = key_of(v, i);
+    b = key > b ? key : b;
+  }
+  uint32_t group = (uint32_t)(b >> 32);
+#pragma unroll
+  for (int i = 1; i < kThreads / kSampleGroups; i *= 2) {
+    const uint32_t other = __shfl_xor_sync(~0u, group, i);
+    group = other > group ? other : group;
+  }
+  constexpr int kEach = kThreads / kSampleGroups; // threads of a group
+  if (threadIdx.x % kEach == 0)
+    p.groups[((size_t)row * kParts + part) * kSampleGroups + threadIdx.x / kEach] = group;
+  store_best(b, warps, &p.best[(size_t)row * kParts + part]);
+}
+
+// Ids of a slot's prompt, or of what it put out, into its counts.
+__global__ void __launch_bounds__(kThreads) count_kernel(const int *ids, int n, int output, uint32_t *counts, int vocab) {
+  depend_launch();
+  depend_wait();
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= n || ids[i] < 0 || ids[i] >= vocab) return;
+  if (output) atomicAdd(&counts[ids[i]], 1u);
+  else atomicOr(&counts[ids[i]], kInPrompt);
 }
 
 } // namespace
 
 void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids, int *last_token,
                    int rows, cudaStream_t stream) {
-  launch(best_kernel, dim3(kParts, rows), 256, 0, stream, logits, vocab, ld, best);
+  launch(best_kernel, dim3(kParts, rows), kThreads, 0, stream, logits, vocab, ld, best);
   launch(pick_kernel, rows, 32, 0, stream, best, slots, ids, last_token);
+}
+
+void sample_rows(const SampleRows &p, int rows, cudaStream_t stream) {
+  launch(adjust_kernel, dim3(kParts, rows), kThreads, 0, stream, p);
+  sample_draw(p, rows, stream);
+}
+
+void sample_count(const int *ids, int n, bool output, uint32_t *counts, int vocab, cudaStream_t stream) {
+  if (n > 0) launch(count_kernel, (n + kThreads - 1) / kThreads, kThreads, 0, stream, ids, n, (int)output, counts, vocab);
 }
 
 } // namespace mob

@@ -15,15 +15,17 @@ int graph_rows(const Exec *exec, const Job *job) {
 
 void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
   const MetaLayout &at = exec->layout;
+  const int least = exec->mla ? 64 : 32;
   PrefillPlan plan;
+  plan.single = job->step.seq_count == job->step.token_count;
   auto absorb = [&](int from, int to) {
     if (!plan.absorbed.empty() && plan.absorbed.back().second == from) plan.absorbed.back().second = to;
     else plan.absorbed.push_back({from, to});
   };
   for (const mob_seq_step_t &seq : job->seqs) {
-    const int row = (int)seq.row, count = (int)seq.count, keys = (int)(seq.start + seq.count + 63) / 64;
+    const int row = (int)seq.row, count = (int)seq.count, keys = exec->mla ? (int)(seq.start + seq.count + 63) / 64 : 0;
     const int pairs = (count + 127) / 128;
-    if (!allowed || count < 64 || plan.key_blocks + keys > exec->max_key_blocks || plan.pairs + pairs > exec->max_pairs) {
+    if (!allowed || count < least || plan.key_blocks + keys > exec->max_key_blocks || plan.pairs + pairs > exec->max_pairs) {
       absorb(row, row + count);
       for (int i = 0; allowed && i < count; i++) meta[at.tile_row + row + i] = -1;
       continue;
@@ -36,6 +38,12 @@ void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
     plan.pairs += pairs;
     plan.blocks += 2 * pairs;
     plan.key_blocks += keys;
+  }
+  if (!exec->mla) { // pages are read as they are; the last are computed first, the longest
+    PrefillPair *out = (PrefillPair *)(meta + at.pairs);
+    std::sort(out, out + plan.pairs, [](const PrefillPair &a, const PrefillPair &b) {
+      return a.position != b.position ? a.position < b.position : a.row < b.row;
+    });
   }
   exec->plan = plan;
 }
@@ -63,12 +71,20 @@ int fill_tables(const Exec *exec, const Job *job, int rows, int *meta) {
   return at.pages + pages;
 }
 
-void fill_logit_rows(const Exec *exec, const Job *job, size_t first, int n, int padded, int *meta) {
-  for (int i = 0; i < padded; i++) {
-    const bool real = i < n;
-    const LogitRow *row = real ? &job->logits[first + (size_t)i] : nullptr;
-    meta[exec->layout.row + i] = real ? (int)row->row : 0;
-    meta[exec->layout.slot + i] = real && row->sample && exec->slots[row->slot].plain ? (int)row->slot : -1;
+void fill_logit_rows(const Exec *exec, const Job *job, int padded, int *meta) {
+  const MetaLayout &at = exec->layout;
+  const int count = (int)job->logits.size();
+  for (int i = 0; i < count; i++) {
+    const LogitRow &row = job->logits[(size_t)i];
+    const SlotState &slot = exec->slots[row.slot];
+    meta[at.row + i] = (int)row.row;
+    meta[at.slot + i] = (int)row.slot;
+    meta[at.wanted + i] = !row.sample ? slot.prompt[row.position] : slot.plain ? kSamplePlain : kSampleSlot;
+  }
+  for (int i = count; i < padded; i++) {
+    meta[at.row + i] = 0;
+    meta[at.slot + i] = -1;
+    meta[at.wanted + i] = kSamplePlain;
   }
 }
 
