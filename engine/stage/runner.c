@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine/comm/tcp.h"
+#include "engine/stage/devices.h"
 #include "engine/stage/dtype.h"
 #include "runtime/base/clock.h"
 #define MOB_LOG_COMPONENT "stage"
@@ -31,7 +32,9 @@ struct mob__runner {
   void *owner;
   Mobula__StageConfig *config;
   char ip[64];
-  int *devices;
+  int *devices; // leased, by their place in the node's list
+  size_t device_count;
+  int *chosen; // [tp], of the backend; outlives the executor
   const mob_backend_t *backend;
 
   mob_mailbox_t *mailbox;
@@ -133,6 +136,23 @@ static mob_status join_ring(mob__runner_t *r) {
                        &r->prev);
 }
 
+// For a backend with devices; the others take none.
+static mob_status choose_devices(mob__runner_t *r, int *devices, const int **out) {
+  const Mobula__StageConfig *c = r->config;
+  *out = NULL;
+  if (strcmp(r->backend->name, "cuda") != 0) return MOB_OK;
+  mob__device_ask_t ask = {.node = r->ip,
+                           .stage = (int)c->stage,
+                           .stages = (int)c->stages,
+                           .tp = (int)c->tp,
+                           .leased = r->devices,
+                           .leased_count = r->device_count,
+                           .visible = r->backend->device_count()};
+  if (ask.visible < 1) return MOB_E_UNSUPPORTED; // with the backend's reason
+  *out = devices;
+  return mob__stage_devices(&ask, devices);
+}
+
 static mob_status open_exec(mob__runner_t *r) {
   const Mobula__StageConfig *c = r->config;
   bool first = c->stage == 0, last = c->stage + 1 == c->stages;
@@ -142,7 +162,6 @@ static mob_status open_exec(mob__runner_t *r) {
       .last_layer = (int)c->last_layer,
       .tp = (int)c->tp,
       .expert_parallel = c->expert_parallel,
-      .devices = r->devices,
       .threads = (int)c->threads,
       .max_tokens = (int)c->max_tokens,
       .max_seqs = (int)c->slots,
@@ -160,6 +179,8 @@ static mob_status open_exec(mob__runner_t *r) {
   MOB_TRY(mob__dtypes(c->dtype, c->kv_cache_dtype, mob_model_desc(r->model), &spec));
   if (!r->backend) MOB_TRY(mob_backend_find(c->device, &r->backend));
   mob_exec_t *exec = NULL;
+  r->chosen = MOB_NEW_ARRAY(int, c->tp);
+  MOB_TRY(choose_devices(r, r->chosen, &spec.devices));
   MOB_TRY(r->backend->open(&spec, &exec));
   atomic_store(&r->exec, exec);
   if (atomic_load(&r->aborting)) r->backend->abort(exec);
@@ -384,6 +405,7 @@ static void finish_close(mob__runner_t *r) {
   mob__tables_free(&r->tables);
   mob_pb_free(r->config);
   free(r->devices);
+  free(r->chosen);
   free(r);
   closed(arg);
 }
@@ -446,9 +468,10 @@ mob_status mob__runner_new(uv_loop_t *loop, const mob__runner_spec_t *spec, mob_
   r->owner = owner;
   r->config = c;
   snprintf(r->ip, sizeof r->ip, "%s", spec->ip);
-  if (spec->device_count >= c->tp) {
+  if (spec->device_count) {
     r->devices = MOB_NEW_ARRAY(int, spec->device_count);
     memcpy(r->devices, spec->devices, spec->device_count * sizeof(int));
+    r->device_count = spec->device_count;
   }
   r->backend = spec->backend;
   r->limits = (mob__step_limits_t){.max_tokens = c->max_tokens, .max_len = c->max_len};

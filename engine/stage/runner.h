@@ -23,7 +23,7 @@ typedef struct mob__runner mob__runner_t;
 
 typedef struct mob__runner_spec {
   const char *ip;     // neighbours reach this node at
-  const int *devices; // [device_count], of the backend
+  const int *devices; // [device_count] leased GPUs, by their place in the node's list
   size_t device_count;
   const mob_backend_t *backend; // NULL: by the configuration's device
 } mob__runner_spec_t;
