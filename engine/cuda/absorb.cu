@@ -17,7 +17,7 @@ __device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k
 // ------------------------------------------------------------------------------- any dimensions
 
 __global__ void __launch_bounds__(128) absorb_q_plain_kernel(const AbsorbPlain p, const bf16 *q, bf16 *out) {
-  extern __shared__ float qs[]; // [nope + rope]
+  DYNAMIC_SHARED(float, qs); // [nope + rope]
   depend_launch();
   depend_wait();
   const int row = blockIdx.x, head = blockIdx.y, dim = p.nope + p.rope_dim, width = p.kv_lora + p.rope_dim;
@@ -99,7 +99,7 @@ __device__ __forceinline__ uint32_t bf16x2_to_half2(uint32_t v) {
 
 template <int G>
 __global__ void __launch_bounds__(256) absorb_q_mla_kernel(const AbsorbMla p, const bf16 *q, uint8_t *tiles, int rows) {
-  extern __shared__ __align__(128) uint8_t smem[];
+  DYNAMIC_SHARED_ALIGNED(128, uint8_t, smem);
   __shared__ uint64_t bar;
   depend_launch();
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t4 = lane % 4;
@@ -187,7 +187,7 @@ template <int G>
 __global__ void __launch_bounds__(256)
 absorb_v_mla_kernel(const AbsorbMla p, const __half *partial, const float *lse, int splits, const Records out, int row0,
                     int rows, bool ue8m0) {
-  extern __shared__ __align__(128) uint8_t smem[];
+  DYNAMIC_SHARED_ALIGNED(128, uint8_t, smem);
   __shared__ uint64_t bar;
   __half *merged = (__half *)(smem + (kHeadBytes + 127) / 128 * 128); // [8 G tokens][512 + 16]
   float *result = (float *)(merged + 8 * G * kMergedPitch);            // [8 G tokens][128 + 4]

@@ -4,7 +4,7 @@
 //   attend_mla    512 + 64 of DeepSeek-V3 in absorbed form: 64 heads are the M side of wgmma, a page of 64 keys is read once
 //                 for scores and values; keys are split over CTAs, whose parts absorb_v_mla merges
 #include "kernels.h"
-#include "wgmma.cuh"
+#include "engine/cuda/wgmma.cuh"
 
 namespace mob {
 namespace {
@@ -14,7 +14,7 @@ namespace {
 constexpr int kMaxValues = 8; // value columns a thread: 128 x 8 = 1,024
 
 __global__ void __launch_bounds__(128) attend_plain_kernel(const AttendPlain p, float *out_f32, bf16 *out) {
-  extern __shared__ float q[]; // [dim]
+  DYNAMIC_SHARED(float, q); // [dim]
   __shared__ float prob[64], scratch[4];
   depend_launch();
   depend_wait();
@@ -83,7 +83,7 @@ constexpr int kBox = 8192, kQ = 9 * kBox, kLatent = 8 * kBox;
 constexpr int kMlaShared = 1024 + kQ + 2 * kLatent + kBox + kBox;
 
 __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
-  extern __shared__ uint8_t raw[];
+  DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *q = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *latent = q + kQ, *roped = latent + 2 * kLatent,
           *probs = roped + kBox;
   __shared__ uint64_t q_full, full[2], empty[2], rope_full, rope_empty;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
     return;
   }
   if (warp >= 8) { // producer
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    registers_shrink<56>();
     if (warp != 8 || lane != 0) return;
     const uint64_t keep = policy_evict_last(), once = policy_evict_first();
     mbar_arrive_expect(&q_full, kQ);
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  registers_grow<224>();
   const int group = warp / 4, t4 = lane % 4, r = (warp % 4) * 16 + lane / 4; // this lane's heads: r and r + 8
   const float scale = p.scale * 1.4426950408889634f;
   float o[128], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
@@ -147,8 +147,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
     mbar_wait(&rope_full, (i - first) & 1);
     // Scores of 64 heads and this warpgroup's half of the keys.
     float score[16];
-#pragma unroll
-    for (int k = 0; k < 16; k++) asm volatile("" : "+f"(score[k])::"memory");
+    keep_registers(score);
     wgmma_fence();
 #pragma unroll
     for (int box = 0; box < 9; box++) {
@@ -159,8 +158,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
     }
     wgmma_commit();
     wgmma_wait<0>();
-#pragma unroll
-    for (int k = 0; k < 16; k++) asm volatile("" : "+f"(score[k])::"memory");
+    keep_registers(score);
     __syncwarp();
     if (lane == 0) mbar_arrive(&rope_empty);
     const int left = keys - i * 64 - group * 32; // valid keys of this half
@@ -176,7 +174,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
       high[h] = fmaxf(high[h], __shfl_xor_sync(~0u, high[h], 2));
       if (t4 == 0) tops[group][r + 8 * h] = high[h];
     }
-    asm volatile("bar.sync 1, 256;" ::: "memory");
+    group_sync<256>(1);
     float shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -194,21 +192,19 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
       const int head = r + 8 * h, chunk = group * 4 + k / 4; // eight keys
       *(uint32_t *)(probs + head * 128 + ((chunk ^ (head & 7)) << 4) + t4 * 4) = pair;
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("bar.sync 1, 256;" ::: "memory");
+    async_fence();
+    group_sync<256>(1);
 #pragma unroll
     for (int k = 0; k < 128; k++) o[k] *= shrink[k % 4 / 2];
     // This warpgroup's 256 columns of the values.
-#pragma unroll
-    for (int k = 0; k < 128; k++) asm volatile("" : "+f"(o[k])::"memory");
+    keep_registers(o);
     wgmma_fence();
     const uint64_t da = swizzled_operand(probs), db = swizzled_operand_mn(kv + group * 4 * kBox, kBox);
 #pragma unroll
     for (int k = 0; k < 4; k++) WgmmaB16T<256>::run(o, da + 2 * k, db + 128 * k, 1);
     wgmma_commit();
     wgmma_wait<0>();
-#pragma unroll
-    for (int k = 0; k < 128; k++) asm volatile("" : "+f"(o[k])::"memory");
+    keep_registers(o);
     __syncwarp();
     if (lane == 0) mbar_arrive(&empty[s]);
   }
@@ -218,7 +214,7 @@ __global__ void __launch_bounds__(384, 1) attend_mla_kernel(const AttendMla p) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
     if (t4 == 0) sums[group][r + 8 * h] = sum[h];
   }
-  asm volatile("bar.sync 1, 256;" ::: "memory");
+  group_sync<256>(1);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int head = r + 8 * h;

@@ -7,7 +7,7 @@
 // each with its own 64 queries, read the same keys from a ring. Probabilities stay in registers; while a block's softmax runs, the
 // next block's scores are computed.
 #include "kernels.h"
-#include "wgmma.cuh"
+#include "engine/cuda/wgmma.cuh"
 
 namespace mob {
 namespace {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(256) query_tiles_kernel(const PrefillQueries p
 }
 
 __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPrefill p) {
-  extern __shared__ uint8_t raw[];
+  DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *q = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *ring = q + kQ;
   __shared__ uint64_t q_full, full[kStages], empty[kStages];
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, head = blockIdx.y;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPref
   const PrefillPair pair = p.pairs[gridDim.x - 1 - blockIdx.x];
   const int blocks = (pair.position + pair.count - 1) / 64 + 1;
   if (warp >= 8) { // producer
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    registers_shrink<56>();
     if (warp != 8 || lane != 0) return;
     const uint64_t keep = policy_evict_last();
     mbar_arrive_expect(&q_full, kQ);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPref
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  registers_grow<224>();
   const int group = warp / 4, t4 = lane % 4, r = group * 64 + (warp % 4) * 16 + lane / 4; // this lane's queries: r and r + 8
   const int first_position = pair.position + group * 64;
   const int mine = min(blocks, (first_position + 63) / 64 + 1); // key blocks of this warpgroup's queries

@@ -5,7 +5,7 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
-#include "ptx.cuh"
+#include "engine/cuda/ptx.cuh"
 #include "tiles.cuh"
 
 namespace mob {

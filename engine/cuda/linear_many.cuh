@@ -9,7 +9,7 @@
 #pragma once
 #include "common.cuh"
 #include "waits.cuh"
-#include "wgmma.cuh"
+#include "engine/cuda/wgmma.cuh"
 
 namespace mob {
 
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   using S = LinearManyShared<Fp8, Tokens>;
   using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
   constexpr int kWords = Tokens / 2;
-  extern __shared__ uint8_t raw[];
+  DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
   bf16 *staging = (bf16 *)(ring + S::kStage * S::kStages);
   Segment *segments = (Segment *)(staging + S::kStaged * S::kPitch);
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
-    if constexpr (S::kCtas == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    if constexpr (S::kCtas == 1) registers_shrink<56>();
     if (warp == 8 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last();
       const size_t record = record_bytes(Fp8, p.mp);
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     return;
   }
 
-  if constexpr (S::kCtas == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  if constexpr (S::kCtas == 1) registers_grow<224>();
   const int group = warp / 4, t4 = lane % 4;
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
@@ -348,14 +348,14 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
 #pragma unroll
       for (int from = 0; from < Tokens; from += S::kStaged) {
         if (from >= t.tokens) break;
-        asm volatile("bar.sync 1, 256;" ::: "memory"); // the staging is free
+        group_sync<256>(1); // the staging is free
 #pragma unroll
         for (int i = 0; i < S::kStaged / 2; i++) {
           if (from / 2 + i >= kWords) break;
           const int token = i / 4 * 8 + 2 * t4 + i % 2;
           staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
         }
-        asm volatile("bar.sync 1, 256;" ::: "memory");
+        group_sync<256>(1);
         const int staged = min(S::kStaged, t.tokens - from);
         for (int i = tid; i < staged * 16; i += 256) {
           const int token = i / 16, n = n0 + i % 16 * 8;

@@ -3,6 +3,10 @@
 #include <cstdint>
 #include <cuda_fp16.h>
 
+// A kernel's dynamic shared memory, declared within the kernel.
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#define DYNAMIC_SHARED_ALIGNED(bytes, type, name) extern __shared__ __align__(bytes) type name[]
+
 namespace mob {
 
 __device__ __forceinline__ uint32_t smem_address(const void *p) {
@@ -118,6 +122,8 @@ __device__ __forceinline__ uint32_t e4m3x2_to_half2(uint16_t pair) {
 template <int Threads> __device__ __forceinline__ void group_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
 }
+// This thread's writes to shared memory, seen by wgmma and bulk copies that follow a meeting [fence.proxy.async].
+__device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // ---- a warpgroup's registers a thread, a multiple of 8 [setmaxnreg].
 template <int Registers> __device__ __forceinline__ void registers_grow() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));

@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#include "ptx.cuh"
+#include "engine/cuda/ptx.cuh"
 
 namespace mob {
 
