@@ -1,8 +1,7 @@
 // The CUDA executor's inner parts, shared by its host files.
 //
 // Threads: `leader` takes steps from the queue, fills the step's tables and queues the work on the device; `reporter` waits
-// for a step's end and reports it. Steps whose sampling needs the host (anything but plain greedy) are finished by the
-// leader itself, after the reporter has caught up.
+// for a step's end and reports it.
 #ifndef MOB_CUDA_EXEC_H
 #define MOB_CUDA_EXEC_H
 
@@ -18,12 +17,12 @@
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include "engine/backend.h"
-#include "engine/cpu/sampler.h"
 #include "engine/model/dummy.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 }
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/sampling.h"
 
 namespace mob {
 
@@ -82,13 +81,15 @@ struct Rank {
   Segment *segments_up, *segments_down;
   unsigned long long *best;
   int *ids, *last_token, *meta;
+  uint8_t *sampler_block;
+  Sampler sampler; // where the logits of the last layer are
   LinearScratch scratch;
-  std::map<int, cudaGraphExec_t> graphs; // by padded rows
+  std::map<int, cudaGraphExec_t> graphs; // by 2 * padded rows + whether rows are more than plain
 };
 
 // Where a step's tables stand in `meta` (ints).
 struct MetaLayout {
-  int token, position, table, row, slot, tile_row, pairs, key_pages, pages, total;
+  int token, position, table, row, slot, wanted, tile_row, pairs, key_pages, pages, total;
 };
 
 // Which rows of a step are computed 128 queries at a time (attention_prefill.cu, attention_gqa_prefill.cu), and which each by itself.
@@ -100,18 +101,17 @@ struct PrefillPlan {
 
 struct SlotState {
   bool open = false;
-  bool plain = true;   // greedy without masks, penalties, log probabilities: sampled on the device
-  mob_sampling_t sampling = {};
-  std::vector<int32_t> stop, allowed, history;
-  std::vector<mob_logit_bias_t> bias;
-  uint32_t prompt_count = 0;
+  bool plain = true;     // greedy without masks, penalties, log probabilities
+  bool logprobs = false; // of sampled tokens
+  std::vector<int32_t> prompt; // where log probabilities of its tokens are wanted
   int32_t last = -1;   // sampled by another stage
 };
 
 struct LogitRow {
   uint32_t row, slot;
   bool sample;
-  uint32_t position;
+  uint32_t position; // of the prompt token whose log probability is wanted
+  bool logprobs;
 };
 
 struct Job {
@@ -124,12 +124,16 @@ struct Job {
   mob_step_fn done;
   void *arg;
   std::vector<LogitRow> logits;
+  bool plain = true;     // all of them: no slot's parameters act
+  bool logprobs = false; // wanted of one of them
   int ring = -1;
 };
 
 struct RingSlot { // of steps under way
   int *meta = nullptr; // pinned
   int *ids = nullptr;  // pinned
+  SampleResult *results = nullptr; // pinned, in place of ids where log probabilities are wanted
+  SampleStage stage;   // pinned
   cudaEvent_t begin, end;
   bool busy = false;
 };
@@ -160,8 +164,7 @@ struct Exec {
   std::deque<PendingIds> pending;
   float *host_x = nullptr;      // pinned, with room for a header in front
   cudaEvent_t host_x_free = nullptr;
-  float *host_logits = nullptr; // pinned [kLogitRows][vocab]
-  std::vector<mob_sampler_t *> samplers;
+  int max_logit_rows = 0;       // of a step
   // queues
   std::mutex lock;
   std::condition_variable wake, idle;
@@ -185,8 +188,9 @@ mob_status workspace_alloc(const Exec *exec, Rank *rank);
 mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
 // forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller); `logit_rows` of them through the head
 mob_status forward(Exec *exec, Rank *rank, int rows);
-mob_status head(Exec *exec, Rank *rank, const int *row_list, const int *slot_list, int rows);
-mob_status forward_graph(Exec *exec, Rank *rank, int rows); // layers and head of a pure decode step
+// Rows [first, first + rows) of the step's list of them, to ids (and results, unless all are `plain`).
+mob_status head(Exec *exec, Rank *rank, const int *row_list, int first, int rows, bool plain);
+mob_status forward_graph(Exec *exec, Rank *rank, int rows, bool plain); // layers and head of a pure decode step
 // profile.cu
 bool profile_start();
 void profile_step(cudaStream_t stream);
@@ -202,8 +206,8 @@ int graph_rows(const Exec *exec, const Job *job); // of the graph that serves th
 int fill_tables(const Exec *exec, const Job *job, int rows, int *meta); // returns how many ints are used
 // Sequences with at least 64 rows (of grouped queries: 32) are computed by pairs of blocks, as long as there is room for them.
 void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta);
-// The rows of one batch of logits, and which of them the device samples for good.
-void fill_logit_rows(const Exec *exec, const Job *job, size_t first, int n, int padded, int *meta);
+// The rows whose logits are wanted, and what of them.
+void fill_logit_rows(const Exec *exec, const Job *job, int padded, int *meta);
 // stages.cu
 mob_status resolve_tokens(Exec *exec, Job *job); // first of several stages: ids that the last one sampled replace MOB_TOKEN_PREVIOUS
 mob_status receive_rows(Exec *exec, Job *job);

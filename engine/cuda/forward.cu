@@ -273,8 +273,9 @@ mob_status forward(Exec *exec, Rank *r, int rows) {
   return MOB_OK;
 }
 
-mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, int rows) {
+mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
   const mob_model_desc_t *d = exec->desc;
+  const int *slots = r->meta + exec->layout.slot + first, *wanted = r->meta + exec->layout.wanted + first;
   const Group &g = r->outer.g[G_HEAD];
   NormIn in = {};
   in.x = r->x;
@@ -286,26 +287,32 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, const int *slot_list, 
   norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
   launch_label = "head";
   linear(g.m, x, r->logits, d->vocab, true, rows, 1, r->scratch, r->stream);
-  sample_greedy(r->logits, d->vocab, d->vocab, r->best, slot_list, r->ids, r->last_token, rows, r->stream);
+  const Sampler &s = r->sampler;
+  if (plain) sample_greedy(r->logits, d->vocab, d->vocab, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
+  else
+    sample_rows({r->logits, d->vocab, d->vocab, slots, wanted, s.slot, s.counts, s.allowed, s.allowed_words, r->best, s.groups,
+                 r->ids + first, r->last_token, s.results + first},
+                rows, r->stream);
   CU_TRY(cudaGetLastError());
   return MOB_OK;
 }
 
-mob_status forward_graph(Exec *exec, Rank *r, int rows) {
-  auto found = r->graphs.find(rows);
+mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
+  const int key = 2 * rows + !plain;
+  auto found = r->graphs.find(key);
   if (found == r->graphs.end()) {
     cudaGraph_t graph;
     CU_TRY(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
     mob_status status = forward(exec, r, rows);
     if (status == MOB_OK && exec->spec.last_layer == exec->desc->n_layers)
-      status = head(exec, r, nullptr, r->meta + exec->layout.slot, rows);
+      status = head(exec, r, nullptr, 0, rows, plain);
     const cudaError_t error = cudaStreamEndCapture(r->stream, &graph);
     MOB_TRY(status);
     CU_TRY(error);
     cudaGraphExec_t made;
     CU_TRY(cudaGraphInstantiate(&made, graph, 0));
     cudaGraphDestroy(graph);
-    found = r->graphs.emplace(rows, made).first;
+    found = r->graphs.emplace(key, made).first;
   }
   CU_TRY(cudaGraphLaunch(found->second, r->stream));
   return MOB_OK;

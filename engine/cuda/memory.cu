@@ -105,7 +105,8 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   if (s.last_layer == d->n_layers) {
     a->take(&r->head_records, (size_t)kLogitRows * ((hidden + 127) / 128 * 128) * 2);
     a->take(&r->logits, (size_t)kLogitRows * (size_t)d->vocab * 4);
-    a->take(&r->best, (size_t)kLogitRows * 32 * 8);
+    a->take(&r->best, (size_t)kLogitRows * kSampleParts * 8);
+    a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
@@ -128,6 +129,8 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   CU_TRY(cudaMemset(r->workspace, 0, bytes));
   Arena arena = {r->workspace, 0};
   lay_out(exec, r, r, &arena);
+  if (exec->spec.last_layer == exec->desc->n_layers)
+    sampler_place(&r->sampler, exec->desc->vocab, exec->spec.max_seqs, kLogitRows, exec->max_logit_rows, r->sampler_block);
   r->scratch.sms = r->sms;
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
   return MOB_OK;

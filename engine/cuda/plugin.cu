@@ -37,6 +37,9 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
                                        "--pipeline-parallel-size, or --device cpu");
   if (spec->expert_parallel && d->n_experts % spec->tp != 0)
     return mob_fail(MOB_E_INVALID, "%d experts do not divide over %d ranks", d->n_experts, spec->tp);
+  if (d->vocab > kMaxSampleVocab)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend samples from up to %d ids, this model has %d; use --device cpu", kMaxSampleVocab,
+                    d->vocab);
   if (spec->exact)
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes in bfloat16 and FP8; --dtype float32 needs --device cpu");
   if (spec->kv_dtype == MOB_DT_F8E4M3)
@@ -63,8 +66,10 @@ void set_layout(Exec *exec) {
   l.position = l.token + rows;
   l.table = l.position + rows;
   l.row = l.table + rows;
-  l.slot = l.row + kLogitRows;
-  l.tile_row = l.slot + kLogitRows;
+  exec->max_logit_rows = rows > kLogitRows ? rows : kLogitRows;
+  l.slot = l.row + exec->max_logit_rows;
+  l.wanted = l.slot + exec->max_logit_rows;
+  l.tile_row = l.wanted + exec->max_logit_rows;
   l.pairs = l.tile_row + rows;
   // A sequence of a plan has 64 rows at least.
   exec->max_pairs = s.max_tokens / 64 + 1;
@@ -146,7 +151,9 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
   CU_TRY(cudaSetDevice(exec->ranks[0].device));
   for (RingSlot &ring : exec->ring) {
     CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
-    CU_TRY(cudaMallocHost(&ring.ids, (size_t)kLogitRows * 4));
+    CU_TRY(cudaMallocHost(&ring.ids, (size_t)exec->max_logit_rows * 4));
+    CU_TRY(cudaMallocHost(&ring.results, (size_t)exec->max_logit_rows * sizeof(SampleResult)));
+    CU_TRY(cudaMallocHost(&ring.stage.data, kSampleStage));
     CU_TRY(cudaEventCreate(&ring.begin));
     CU_TRY(cudaEventCreate(&ring.end));
   }
@@ -155,12 +162,6 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
     CU_TRY(cudaMallocHost(&host, 64 + (size_t)s.max_tokens * (size_t)exec->desc->hidden * 4));
     exec->host_x = (float *)(host + 64);
     CU_TRY(cudaEventCreateWithFlags(&exec->host_x_free, cudaEventDisableTiming));
-  }
-  if (s.last_layer == exec->desc->n_layers) {
-    CU_TRY(cudaMallocHost(&exec->host_logits, (size_t)32 * (size_t)exec->desc->vocab * 4));
-    unsigned threads = std::thread::hardware_concurrency();
-    threads = threads < 1 ? 1 : threads > 16 ? 16 : threads;
-    for (unsigned i = 0; i < threads; i++) exec->samplers.push_back(mob_sampler_new(exec->desc->vocab));
   }
   CU_TRY(cudaDeviceSynchronize());
   return MOB_OK;
@@ -194,6 +195,7 @@ void close_rank(Rank *r) {
   for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
   for (void *block : r->blocks) cudaFree(block);
   cudaFree(r->cache);
+  sampler_close(&r->sampler);
   cudaFree(r->workspace);
   if (r->stream) cudaStreamDestroy(r->stream);
 }
@@ -218,11 +220,11 @@ void close_exec(Exec *exec) {
     if (ring.end) cudaEventDestroy(ring.end);
     cudaFreeHost(ring.meta);
     cudaFreeHost(ring.ids);
+    cudaFreeHost(ring.results);
+    cudaFreeHost(ring.stage.data);
   }
   if (exec->host_x_free) cudaEventDestroy(exec->host_x_free);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
-  cudaFreeHost(exec->host_logits);
-  for (mob_sampler_t *sampler : exec->samplers) mob_sampler_free(sampler);
   for (Rank &rank : exec->ranks) close_rank(&rank);
   delete exec;
 }

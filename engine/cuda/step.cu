@@ -7,75 +7,28 @@
 namespace mob {
 namespace {
 
-void report(Job *job, const mob_sample_output_t *outputs, uint64_t compute_ns) {
+mob_token_logprob_t chosen(const SampleResult &r) { return {r.token, r.logprob, r.rank}; }
+
+void report(Job *job, const RingSlot &ring, uint64_t compute_ns) {
   std::vector<mob_sampled_t> sampled;
   std::vector<mob_prompt_logprob_t> prompt;
+  std::vector<mob_token_logprob_t> tops(job->logprobs ? job->logits.size() * MOB_MAX_LOGPROBS : 0);
   for (size_t i = 0; i < job->logits.size(); i++) {
     const LogitRow &row = job->logits[i];
-    const mob_sample_output_t &o = outputs[i];
-    if (row.sample) sampled.push_back({row.slot, o.token, o.chosen, o.top, o.top_count});
-    else prompt.push_back({row.slot, row.position, o.chosen, o.top, o.top_count});
+    if (!row.logprobs) {
+      const int32_t token = job->logprobs ? ring.results[i].token : ring.ids[i];
+      sampled.push_back({row.slot, token, {token, 0, 0}, nullptr, 0});
+      continue;
+    }
+    const SampleResult &r = ring.results[i];
+    mob_token_logprob_t *top = &tops[i * MOB_MAX_LOGPROBS];
+    for (int k = 0; k < r.top_count; k++) top[k] = {r.top_token[k], r.top_logprob[k], k + 1};
+    if (row.sample) sampled.push_back({row.slot, r.token, chosen(r), top, (uint32_t)r.top_count});
+    else prompt.push_back({row.slot, row.position, chosen(r), top, (uint32_t)r.top_count});
   }
   const mob_step_result_t result = {job->step.id, sampled.data(), (uint32_t)sampled.size(), prompt.data(), (uint32_t)prompt.size(),
                                     compute_ns};
   job->done(job->arg, MOB_OK, nullptr, &result);
-}
-
-void sample_rows(Exec *exec, const Job *job, size_t first, size_t count, mob_sample_output_t *outputs) {
-  std::atomic<size_t> next{0};
-  auto work = [&](mob_sampler_t *sampler) {
-    size_t i;
-    while ((i = next.fetch_add(1)) < count) {
-      float *logits = exec->host_logits + i * (size_t)exec->desc->vocab;
-      const LogitRow &row = job->logits[first + i];
-      const SlotState &slot = exec->slots[row.slot];
-      mob_sample_output_t *out = &outputs[first + i];
-      if (!row.sample) {
-        mob_sampler_prompt(sampler, logits, &slot.sampling, slot.history[row.position], out);
-        continue;
-      }
-      const uint32_t total = (uint32_t)slot.history.size();
-      const mob_sample_input_t in = {&slot.sampling, slot.history.data(), slot.plain ? nullptr : slot.history.data() + slot.prompt_count,
-                                     slot.plain ? 0 : slot.prompt_count, slot.plain ? 0 : total - slot.prompt_count};
-      mob_sampler_run(sampler, logits, &in, out);
-    }
-  };
-  std::vector<std::thread> helpers;
-  for (size_t t = 1; t < exec->samplers.size() && t < count; t++) helpers.emplace_back(work, exec->samplers[t]);
-  work(exec->samplers[0]);
-  for (std::thread &t : helpers) t.join();
-}
-
-constexpr size_t kHostRows = 32; // rows of logits brought to the host at a time
-
-// Logits of all wanted rows, sampled on the host; the device is idle meanwhile.
-mob_status sample_on_host(Exec *exec, Job *job, bool head_done, mob_sample_output_t *outputs) {
-  Rank *r = &exec->ranks[0];
-  const size_t vocab = (size_t)exec->desc->vocab, total = job->logits.size();
-  for (size_t first = 0; first < total; first += kLogitRows) {
-    const size_t n = std::min<size_t>(kLogitRows, total - first);
-    if (!head_done) {
-      int *meta = exec->ring[job->ring].meta;
-      CU_TRY(cudaStreamSynchronize(r->stream)); // the last batch's copy has left the buffer
-      fill_logit_rows(exec, job, first, (int)n, (int)n, meta);
-      CU_TRY(cudaMemcpyAsync(r->meta + exec->layout.row, meta + exec->layout.row, 2 * kLogitRows * 4, cudaMemcpyHostToDevice, r->stream));
-      MOB_TRY(head(exec, r, r->meta + exec->layout.row, r->meta + exec->layout.slot, (int)n));
-    }
-    for (size_t from = 0; from < n; from += kHostRows) {
-      const size_t count = std::min(kHostRows, n - from);
-      CU_TRY(cudaMemcpyAsync(exec->host_logits, r->logits + from * vocab, count * vocab * 4, cudaMemcpyDeviceToHost, r->stream));
-      CU_TRY(cudaStreamSynchronize(r->stream));
-      sample_rows(exec, job, first + from, count, outputs);
-    }
-  }
-  for (size_t i = 0; i < total; i++) {
-    if (!job->logits[i].sample) continue;
-    SlotState *slot = &exec->slots[job->logits[i].slot];
-    if (!slot->plain) slot->history.push_back(outputs[i].token);
-    CU_TRY(cudaMemcpyAsync(r->last_token + job->logits[i].slot, &outputs[i].token, 4, cudaMemcpyHostToDevice, r->stream));
-  }
-  CU_TRY(cudaStreamSynchronize(r->stream));
-  return MOB_OK;
 }
 
 void wait_idle(Exec *exec) {
@@ -95,18 +48,12 @@ int take_ring(Exec *exec) {
   return at;
 }
 
-void release_ring(Exec *exec, int at) {
-  std::lock_guard<std::mutex> hold(exec->lock);
-  exec->ring[at].busy = false;
-  exec->idle.notify_all();
-}
-
 void close_slots(Exec *exec, const Job *job) {
   for (uint32_t slot : job->close) exec->slots[slot].open = false;
 }
 
-// Tables, layers and, where the last layer is here, the head of a step whose rows fit one batch of logits.
-mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
+// Parameters of opened slots, tables, layers and, on the last stage, the head.
+mob_status launch_step(Exec *exec, Job *job, int graph) {
   Rank *r = &exec->ranks[0];
   RingSlot &ring = exec->ring[job->ring];
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
@@ -114,22 +61,17 @@ mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
   const int used = fill_tables(exec, job, rows, ring.meta);
   plan_prefill(exec, job, !graph && (exec->fast_gqa || (exec->fast_mla && r->layers[0].g[G_O].f8)), ring.meta);
   if (graph) exec->plan.absorbed = {{0, rows}};
-  if (logit_rows <= kLogitRows) fill_logit_rows(exec, job, 0, logit_rows, graph ? graph : logit_rows, ring.meta);
+  fill_logit_rows(exec, job, graph ? graph : logit_rows, ring.meta);
   CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
   if (exec->spec.first_layer > 0) MOB_TRY(receive_rows(exec, job));
   CU_TRY(cudaEventRecord(ring.begin, r->stream));
-  *head_done = false;
   if (graph) {
-    MOB_TRY(forward_graph(exec, r, graph));
-    *head_done = last;
+    MOB_TRY(forward_graph(exec, r, graph, job->plain));
   } else {
     MOB_TRY(forward(exec, r, rows));
-    if (last && logit_rows > 0 && logit_rows <= kLogitRows) {
-      MOB_TRY(head(exec, r, r->meta + exec->layout.row, r->meta + exec->layout.slot, logit_rows));
-      *head_done = true;
-    }
+    for (int first = 0; last && first < logit_rows; first += kLogitRows)
+      MOB_TRY(head(exec, r, r->meta + exec->layout.row + first, first, std::min(kLogitRows, logit_rows - first), job->plain));
   }
-  CU_TRY(cudaEventRecord(ring.end, r->stream));
   if (exec->profile) { // a table for every number of rows, of all steps but the first two
     if (rows != exec->profile_rows) {
       profile_print(exec->profile_steps);
@@ -143,54 +85,42 @@ mob_status launch_step(Exec *exec, Job *job, int graph, bool *head_done) {
   return MOB_OK;
 }
 
+// What was sampled, to the host.
+mob_status fetch_samples(Rank *r, const Job *job, RingSlot *ring) {
+  const size_t count = job->logits.size();
+  if (count == 0) return MOB_OK;
+  if (job->logprobs)
+    CU_TRY(cudaMemcpyAsync(ring->results, r->sampler.results, count * sizeof(SampleResult), cudaMemcpyDeviceToHost, r->stream));
+  else CU_TRY(cudaMemcpyAsync(ring->ids, r->ids, count * 4, cudaMemcpyDeviceToHost, r->stream));
+  return MOB_OK;
+}
+
 uint64_t elapsed_ns(const RingSlot &ring) {
   float ms = 0;
   return cudaEventElapsedTime(&ms, ring.begin, ring.end) == cudaSuccess ? (uint64_t)((double)ms * 1e6) : 0;
 }
 
-// Queues the step and leaves its end to the reporter, or finishes it here when the host must sample or send.
-mob_status run_step(Exec *exec, Job *job, bool *handed_over) {
+// Queues the step and leaves its end to the reporter.
+mob_status run_step(Exec *exec, Job *job) {
   Rank *r = &exec->ranks[0];
+  const bool last = exec->spec.last_layer == exec->desc->n_layers, any = job->step.token_count > 0;
   MOB_TRY(prepare_step(exec, job));
-  if (job->step.token_count == 0) {
-    wait_idle(exec);
-    report(job, nullptr, 0);
-    close_slots(exec, job);
-    return MOB_OK;
-  }
-  if (exec->spec.first_layer == 0) MOB_TRY(resolve_tokens(exec, job));
-  const bool last = exec->spec.last_layer == exec->desc->n_layers;
-  bool plain = true;
-  for (const LogitRow &row : job->logits) plain = plain && row.sample && exec->slots[row.slot].plain;
+  if (any && exec->spec.first_layer == 0) MOB_TRY(resolve_tokens(exec, job));
   job->ring = take_ring(exec);
   RingSlot &ring = exec->ring[job->ring];
-  bool head_done;
-  MOB_TRY(launch_step(exec, job, graph_rows(exec, job), &head_done));
-  if (last && plain && (head_done || job->logits.empty())) {
-    if (!job->logits.empty()) {
-      CU_TRY(cudaMemcpyAsync(ring.ids, r->ids, job->logits.size() * 4, cudaMemcpyDeviceToHost, r->stream));
-      CU_TRY(cudaEventRecord(ring.end, r->stream));
-    }
-    close_slots(exec, job);
-    std::lock_guard<std::mutex> hold(exec->lock);
-    exec->reports.push_back(job);
-    exec->under_way++;
-    exec->wake.notify_all();
-    *handed_over = true;
-    return MOB_OK;
-  }
-  std::vector<mob_sample_output_t> outputs(job->logits.size());
-  mob_status status = MOB_OK;
-  if (!last) status = send_rows(exec, job);
-  else status = sample_on_host(exec, job, head_done && job->logits.size() <= kLogitRows, outputs.data());
-  MOB_TRY(status);
-  std::vector<int32_t> ids;
-  for (const mob_sample_output_t &o : outputs) ids.push_back(o.token);
-  wait_idle(exec); // ids and results leave in order
-  if (last) MOB_TRY(send_ids(exec, job, ids.data()));
-  report(job, outputs.data(), elapsed_ns(ring));
+  ring.stage.used = 0;
+  for (const mob_seq_open_t &o : job->open)
+    if (last && !exec->slots[o.slot].plain) MOB_TRY(sampler_open(&r->sampler, o, &ring.stage, r->stream));
+  if (any) MOB_TRY(launch_step(exec, job, graph_rows(exec, job)));
+  else CU_TRY(cudaEventRecord(ring.begin, r->stream));
+  MOB_TRY(fetch_samples(r, job, &ring));
+  CU_TRY(cudaEventRecord(ring.end, r->stream));
+  if (any && !last) MOB_TRY(send_rows(exec, job));
   close_slots(exec, job);
-  release_ring(exec, job->ring);
+  std::lock_guard<std::mutex> hold(exec->lock);
+  exec->reports.push_back(job);
+  exec->under_way++;
+  exec->wake.notify_all();
   return MOB_OK;
 }
 
@@ -231,16 +161,13 @@ void leader_main(Exec *exec) {
       exec->queue.pop_front();
     }
     mob_status status = exec->failed;
-    bool handed_over = false;
     if (status == MOB_OK) {
-      status = exec->aborted ? mob_fail(MOB_E_ABORTED, "the executor was aborted") : run_step(exec, job, &handed_over);
+      status = exec->aborted ? mob_fail(MOB_E_ABORTED, "the executor was aborted") : run_step(exec, job);
       if (status != MOB_OK) fail_exec(exec, status);
     }
     if (status != MOB_OK) {
       wait_idle(exec);
       end_failed(exec, job);
-    } else if (!handed_over) {
-      delete job;
     }
   }
   std::lock_guard<std::mutex> hold(exec->lock);
@@ -267,16 +194,11 @@ void reporter_main(Exec *exec) {
       fail_exec(exec, status);
     }
     if (status == MOB_OK) {
-      std::vector<mob_sample_output_t> outputs(job->logits.size());
-      std::vector<int32_t> ids(ring.ids, ring.ids + job->logits.size());
-      for (size_t i = 0; i < outputs.size(); i++) {
-        outputs[i].token = ids[i];
-        outputs[i].top_count = 0;
-        outputs[i].chosen = {ids[i], 0, 0};
-      }
+      std::vector<int32_t> ids;
+      for (size_t i = 0; i < job->logits.size(); i++) ids.push_back(job->logprobs ? ring.results[i].token : ring.ids[i]);
       status = send_ids(exec, job, ids.data());
       if (status != MOB_OK) fail_exec(exec, status);
-      else report(job, outputs.data(), elapsed_ns(ring));
+      else report(job, ring, elapsed_ns(ring));
     }
     {
       std::lock_guard<std::mutex> hold(exec->lock);

@@ -71,12 +71,20 @@ int fill_tables(const Exec *exec, const Job *job, int rows, int *meta) {
   return at.pages + pages;
 }
 
-void fill_logit_rows(const Exec *exec, const Job *job, size_t first, int n, int padded, int *meta) {
-  for (int i = 0; i < padded; i++) {
-    const bool real = i < n;
-    const LogitRow *row = real ? &job->logits[first + (size_t)i] : nullptr;
-    meta[exec->layout.row + i] = real ? (int)row->row : 0;
-    meta[exec->layout.slot + i] = real && row->sample && exec->slots[row->slot].plain ? (int)row->slot : -1;
+void fill_logit_rows(const Exec *exec, const Job *job, int padded, int *meta) {
+  const MetaLayout &at = exec->layout;
+  const int count = (int)job->logits.size();
+  for (int i = 0; i < count; i++) {
+    const LogitRow &row = job->logits[(size_t)i];
+    const SlotState &slot = exec->slots[row.slot];
+    meta[at.row + i] = (int)row.row;
+    meta[at.slot + i] = (int)row.slot;
+    meta[at.wanted + i] = !row.sample ? slot.prompt[row.position] : slot.plain ? kSamplePlain : kSampleSlot;
+  }
+  for (int i = count; i < padded; i++) {
+    meta[at.row + i] = 0;
+    meta[at.slot + i] = -1;
+    meta[at.wanted + i] = kSamplePlain;
   }
 }
 
