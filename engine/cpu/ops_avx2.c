@@ -44,6 +44,19 @@ static inline float v_sum(vf v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
+static inline void v_sum4(float *p, const vf *v) {
+  vf ab = _mm256_add_ps(_mm256_permute2f128_ps(v[0], v[1], 0x20),
+                        _mm256_permute2f128_ps(v[0], v[1], 0x31));
+  vf cd = _mm256_add_ps(_mm256_permute2f128_ps(v[2], v[3], 0x20),
+                        _mm256_permute2f128_ps(v[2], v[3], 0x31));
+  vf s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+  s = _mm256_add_ps(s, _mm256_movehdup_ps(s)); // a . c . | b . d .
+  _mm_storeu_ps(
+      p, _mm_unpacklo_ps(
+             _mm_shuffle_ps(_mm256_castps256_ps128(s), _mm256_castps256_ps128(s), 0x08),
+             _mm_shuffle_ps(_mm256_extractf128_ps(s, 1), _mm256_extractf128_ps(s, 1), 0x08)));
+}
+
 static inline float v_top(vf v) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));

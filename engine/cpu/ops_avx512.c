@@ -38,7 +38,21 @@ static inline vf v_max(vf a, vf b) {
   return _mm512_max_ps(a, b);
 }
 static inline float v_sum(vf v) {
-  return _mm512_reduce_add_ps(v);
+  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline void v_sum4(float *p, const vf *v) {
+  vf ab =
+      _mm512_add_ps(_mm512_shuffle_f32x4(v[0], v[1], 0x44), _mm512_shuffle_f32x4(v[0], v[1], 0xEE));
+  vf cd =
+      _mm512_add_ps(_mm512_shuffle_f32x4(v[2], v[3], 0x44), _mm512_shuffle_f32x4(v[2], v[3], 0xEE));
+  vf s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+  s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4E));
+  s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xB1)); // the sums at 0, 4, 8 and 12
+  _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_permutexvar_ps(
+                       _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12)), s)));
 }
 static inline float v_top(vf v) {
   return _mm512_reduce_max_ps(v);

@@ -3,16 +3,18 @@
 //   W                      floats in a vector
 //   vf                     the vector type
 //   v_load v_store v_zero v_set1 v_fma(a, b, c) = a b + c, v_add v_mul v_max v_sum v_top
+//   v_sum4(p, v)           p[k] = v_sum(v[k]) for four vectors, the lanes added in the same order
 //   v_bf16(p) v_f16(p)     W weights widened to fp32; p needs no alignment
 //   v_e4m3(p)              W weights widened, times 2^-8 (the factor is put back with the block's
 //   scale) v_exp(x)               e^x for x <= 88, relative error below 2e-7 v_store_bf16(p, x)
 //   v_store_f16(p, x)   nearest, ties to even DIRECT_ROWS, TILE_M    rows of W computed together
 //   for few rows of x; rows of x for many OPS_NAME, OPS_TABLE    of the table
 //
-// Order of every dot product, whatever is computed beside it: lane l of an accumulator takes
-// columns l, l + W, ... of a scale block (the whole row when there are no scales); block sums are
-// added lane by lane times their scale; the lanes are added at the end.
+// Order of every dot product, whatever is computed beside it: x is multiplied by the scale of its
+// block first; lane l of one accumulator takes columns l, l + W, ... of a scale block (the whole
+// row when there are no scales), block after block; the lanes are added at the end.
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "engine/cpu/ops.h"
@@ -57,6 +59,14 @@ INLINE int64_t segment_end(const mob_mat_t *w, int64_t c) {
   return end < w->cols ? end : w->cols;
 }
 
+// First row behind the scale block that row r lies in.
+INLINE int64_t row_block_end(const mob_mat_t *w, int64_t r, int64_t last) {
+  if (!w->scales) return last;
+  int64_t end = ((w->row0 + r) / w->block_rows + 1) * w->block_rows - w->row0;
+  return end < last ? end : last;
+}
+
+// The factor 256 is what v_e4m3() leaves out.
 INLINE float segment_scale(const mob_mat_t *w, int64_t r, int64_t c) {
   return w->scales[(w->row0 + r) / w->block_rows * w->scale_stride +
                    (w->col0 + c) / w->block_cols] *
@@ -82,7 +92,7 @@ INLINE void direct_line(mob_dtype_t dtype, const int M, const uint8_t *p, const 
   }
 }
 
-// ROWS rows of W from r against M rows of x.
+// ROWS rows of W from r against M rows of x, which are scaled.
 INLINE void direct(mob_dtype_t dtype, const int ROWS, const int M, const mob_mat_t *w, int64_t r,
                    const float *const *x, float *const *y, int64_t at) {
   const size_t size = size_of(dtype);
@@ -94,9 +104,7 @@ INLINE void direct(mob_dtype_t dtype, const int ROWS, const int M, const mob_mat
     UNROLL for (int i = 0; i < M; i++) total[k][i] = v_zero();
   }
   for (int64_t c = 0; c < w->cols;) {
-    int64_t begin = c, end = segment_end(w, c);
-    vf part[8][4];
-    UNROLL for (int k = 0; k < ROWS; k++) UNROLL for (int i = 0; i < M; i++) part[k][i] = v_zero();
+    int64_t end = segment_end(w, c);
     // 64 bytes of every row at a time. Rows follow one another in memory, and short ones are over
     // before the hardware has seen a stream: what the next rows need is asked for here.
     const int64_t line = 64 / (int64_t)size;
@@ -104,147 +112,85 @@ INLINE void direct(mob_dtype_t dtype, const int ROWS, const int M, const mob_mat
       UNROLL for (int k = 0; k < ROWS; k++) {
         const uint8_t *p = row[k] + (size_t)c * size;
         if (M == 1) __builtin_prefetch(p + ahead, 0, 3);
-        direct_line(dtype, M, p, x, c, part[k]);
+        direct_line(dtype, M, p, x, c, total[k]);
       }
     }
     for (; c + W <= end; c += W) UNROLL for (int k = 0; k < ROWS; k++) {
         vf weight = v_weight(dtype, row[k] + (size_t)c * size);
-        UNROLL for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v_load(x[i] + c), part[k][i]);
+        UNROLL for (int i = 0; i < M; i++) total[k][i] =
+            v_fma(weight, v_load(x[i] + c), total[k][i]);
       }
     if (c < end) {
       UNROLL for (int k = 0; k < ROWS; k++) {
         vf weight = v_weight_tail(dtype, row[k] + (size_t)c * size, end - c);
-        UNROLL for (int i = 0; i < M; i++) part[k][i] =
-            v_fma(weight, v_load_tail(x[i] + c, end - c), part[k][i]);
+        UNROLL for (int i = 0; i < M; i++) total[k][i] =
+            v_fma(weight, v_load_tail(x[i] + c, end - c), total[k][i]);
       }
       c = end;
     }
-    UNROLL for (int k = 0; k < ROWS; k++) {
-      vf scale = w->scales ? v_set1(segment_scale(w, r + k, begin)) : v_set1(1.0f);
-      UNROLL for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
-    }
   }
   UNROLL for (int i = 0; i < M; i++) UNROLL for (int k = 0; k < ROWS; k++) y[i][at + k] =
       v_sum(total[k][i]);
 }
 
-INLINE void direct_all(mob_dtype_t dtype, const mob_mat_t *w, int64_t r0, int64_t r1,
-                       const float *const *x, float *const *y, int m) {
-  int64_t r = r0;
-  if (m == 1) {
-    for (; r + DIRECT_ROWS <= r1; r += DIRECT_ROWS)
-      direct(dtype, DIRECT_ROWS, 1, w, r, x, y, r - r0);
-    for (; r < r1; r++) direct(dtype, 1, 1, w, r, x, y, r - r0);
-    return;
-  }
-  int i = 0;
-  for (; i + 2 <= m; i += 2) {
-    for (r = r0; r + 4 <= r1; r += 4) direct(dtype, 4, 2, w, r, x + i, y + i, r - r0);
-    for (; r < r1; r++) direct(dtype, 1, 2, w, r, x + i, y + i, r - r0);
-  }
-  if (i < m) {
-    for (r = r0; r + 4 <= r1; r += 4) direct(dtype, 4, 1, w, r, x + i, y + i, r - r0);
-    for (; r < r1; r++) direct(dtype, 1, 1, w, r, x + i, y + i, r - r0);
-  }
-}
-
-// Many rows of x: four rows of W are widened once, then every TILE_M rows of x pass over them.
-INLINE void tile(const mob_mat_t *w, const float *wide, int64_t ld, int64_t r, const int ROWS,
-                 const int M, const float *const *x, float *const *y, int64_t at) {
-  vf total[4][6];
-  UNROLL for (int k = 0; k < ROWS; k++) UNROLL for (int i = 0; i < M; i++) total[k][i] = v_zero();
-  const float *in = wide; // segments stand padded to whole vectors
-  for (int64_t c = 0; c < w->cols;) {
-    int64_t begin = c, end = segment_end(w, c);
-    vf part[4][6];
-    UNROLL for (int k = 0; k < ROWS; k++) UNROLL for (int i = 0; i < M; i++) part[k][i] = v_zero();
-    for (; c < end; c += W, in += W) {
-      vf v[6];
-      UNROLL for (int i = 0; i < M; i++) v[i] =
-          c + W <= end ? v_load(x[i] + c) : v_load_tail(x[i] + c, end - c);
-      UNROLL for (int k = 0; k < ROWS; k++) {
-        vf weight = v_load(in + k * ld);
-        UNROLL for (int i = 0; i < M; i++) part[k][i] = v_fma(weight, v[i], part[k][i]);
-      }
-    }
-    c = end;
-    UNROLL for (int k = 0; k < ROWS; k++) {
-      vf scale = w->scales ? v_set1(segment_scale(w, r + k, begin)) : v_set1(1.0f);
-      UNROLL for (int i = 0; i < M; i++) total[k][i] = v_fma(scale, part[k][i], total[k][i]);
-    }
-  }
-  UNROLL for (int i = 0; i < M; i++) UNROLL for (int k = 0; k < ROWS; k++) y[i][at + k] =
-      v_sum(total[k][i]);
-}
-
-// Row r widened, each segment padded to whole vectors; without the scales.
-INLINE void widen(mob_dtype_t dtype, const mob_mat_t *w, int64_t r, float *out) {
-  const uint8_t *row = w->data + (size_t)r * w->stride;
+// x times the scales of row r's blocks.
+INLINE void scale_row(const mob_mat_t *w, int64_t r, const float *x, float *out) {
   for (int64_t c = 0; c < w->cols;) {
     int64_t end = segment_end(w, c);
-    for (; c + W <= end; c += W, out += W)
-      v_store(out, v_weight(dtype, row + (size_t)c * size_of(dtype)));
-    if (c < end) {
-      v_store(out, v_weight_tail(dtype, row + (size_t)c * size_of(dtype), end - c));
-      out += W;
-      c = end;
-    }
+    vf scale = v_set1(segment_scale(w, r, c));
+    for (; c + W <= end; c += W) v_store(out + c, v_mul(scale, v_load(x + c)));
+    for (; c < end; c++) out[c] = segment_scale(w, r, c) * x[c];
   }
 }
 
-static void widen_any(const mob_mat_t *w, int64_t r, float *out) {
+// One or two rows of x, all rows of W.
+INLINE void direct_all(mob_dtype_t dtype, const int M, const mob_mat_t *w, int64_t r0, int64_t r1,
+                       const float *const *x, float *const *y) {
+  const int rows = M == 1 ? DIRECT_ROWS : 4;
+  float scaled[w->scales ? M * w->cols : 1];
+  const float *in[2];
+  for (int i = 0; i < M; i++) in[i] = w->scales ? scaled + i * w->cols : x[i];
+  for (int64_t r = r0, end; r < r1;) {
+    end = row_block_end(w, r, r1);
+    if (w->scales)
+      for (int i = 0; i < M; i++) scale_row(w, r, x[i], scaled + i * w->cols);
+    for (; r + rows <= end; r += rows) direct(dtype, rows, M, w, r, in, y, r - r0);
+    for (; r < end; r++) direct(dtype, 1, M, w, r, in, y, r - r0);
+  }
+}
+
+#define DIRECT(dtype)                                                                              \
+  if (m == 1)                                                                                      \
+    direct_all(dtype, 1, w, r0, r1, x, y);                                                         \
+  else                                                                                             \
+    direct_all(dtype, 2, w, r0, r1, x, y)
+
+static void few_rows(const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x,
+                     float *const *y, int m) {
   switch (w->dtype) {
   case MOB_DT_F32:
-    widen(MOB_DT_F32, w, r, out);
+    DIRECT(MOB_DT_F32);
     break;
   case MOB_DT_BF16:
-    widen(MOB_DT_BF16, w, r, out);
+    DIRECT(MOB_DT_BF16);
     break;
   case MOB_DT_F16:
-    widen(MOB_DT_F16, w, r, out);
+    DIRECT(MOB_DT_F16);
     break;
   default:
-    widen(MOB_DT_F8E4M3, w, r, out);
+    DIRECT(MOB_DT_F8E4M3);
   }
 }
 
-static void tiles(const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x,
-                  float *const *y, int m) {
-  int64_t segments = w->scales ? w->cols / w->block_cols + 2 : 1, ld = w->cols + segments * W;
-  float wide[4 * ld] __attribute__((aligned(64)));
-  for (int64_t r = r0; r < r1; r += 4) {
-    int rows = r1 - r < 4 ? (int)(r1 - r) : 4;
-    for (int k = 0; k < rows; k++) widen_any(w, r + k, wide + k * ld);
-    int i = 0;
-    if (rows == 4) {
-      for (; i + TILE_M <= m; i += TILE_M) tile(w, wide, ld, r, 4, TILE_M, x + i, y + i, r - r0);
-      for (; i < m; i++) tile(w, wide, ld, r, 4, 1, x + i, y + i, r - r0);
-    }
-    for (; i < m; i++)
-      for (int k = 0; k < rows; k++)
-        tile(w, wide + k * ld, ld, r + k, 1, 1, x + i, y + i, r + k - r0);
-  }
-}
+#include "engine/cpu/gemm_vec.h"
 
 static void vec_gemm(const mob_mat_t *w, int64_t r0, int64_t r1, const float *const *x,
                      float *const *y, int m) {
   if (m >= TILE_M) {
-    tiles(w, r0, r1, x, y, m);
+    many_rows(w, r0, r1, x, y, m);
     return;
   }
-  switch (w->dtype) {
-  case MOB_DT_F32:
-    direct_all(MOB_DT_F32, w, r0, r1, x, y, m);
-    break;
-  case MOB_DT_BF16:
-    direct_all(MOB_DT_BF16, w, r0, r1, x, y, m);
-    break;
-  case MOB_DT_F16:
-    direct_all(MOB_DT_F16, w, r0, r1, x, y, m);
-    break;
-  default:
-    direct_all(MOB_DT_F8E4M3, w, r0, r1, x, y, m);
-  }
+  for (int i = 0; i < m; i += 2) few_rows(w, r0, r1, x + i, y + i, m - i < 2 ? m - i : 2);
 }
 
 INLINE void row_of(mob_dtype_t dtype, const mob_mat_t *w, int64_t r, float *out) {

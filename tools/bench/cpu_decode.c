@@ -3,144 +3,24 @@
 //
 //   bench_cpu_decode [--gb SIZE] [--dtype fp8|bf16] [--threads N] [--tokens N] [--dir FOLDER]
 //
-// The model has R1's layer structure with fewer and smaller experts; its files are written to
-// FOLDER (a temporary folder by default) with dummy weights, because the point is the bytes. A
+// The model (model.h) is written to FOLDER (a temporary folder by default): the point is its bytes. A
 // token of one sequence reads attention, the shared and the chosen experts and the head once: those
 // bytes times tokens a second is the rate shown.
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include "engine/backend.h"
 #include "engine/cpu/exec.h"
-#include "engine/model/dummy.h"
-#include "runtime/base/buf.h"
+#include "model.h"
 #include "runtime/base/clock.h"
-#include "runtime/base/file.h"
-#include "runtime/base/mem.h"
 
 typedef struct options {
-  double gb;
-  const char *dtype, *dir;
+  bench_model_t model;
   int threads, tokens;
 } options_t;
-
-static void check(mob_status status) {
-  if (status == MOB_OK) return;
-  fprintf(stderr, "bench_cpu_decode: %s\n", mob_errmsg());
-  exit(1);
-}
 
 static double seconds_since(uint64_t begin) {
   return (double)(mob_now_ns() - begin) * 1e-9;
 }
-
-// ------------------------------------------------------------------------------------------ the
-// model
-
-static char *make_config(const options_t *o, int layers) {
-  return mob_sprintf(
-      "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":32768,\"hidden_size\":2048,"
-      "\"intermediate_size\":8192,\"moe_intermediate_size\":1024,\"num_hidden_layers\":%d,\"num_"
-      "attention_heads\":16,"
-      "\"num_key_value_heads\":16,\"q_lora_rank\":1024,\"kv_lora_rank\":512,\"n_routed_experts\":"
-      "16,\"n_group\":4,"
-      "\"topk_group\":2,\"num_experts_per_tok\":8,\"n_shared_experts\":1,\"first_k_dense_replace\":"
-      "1,"
-      "\"max_position_embeddings\":4096,\"torch_dtype\":\"bfloat16\"%s}",
-      layers,
-      strcmp(o->dtype, "fp8") == 0
-          ? ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}"
-          : "");
-}
-
-typedef struct writer {
-  const mob_model_t *model;
-  mob_buf_t header;
-  uint64_t at;
-  int fd;
-  bool data; // second pass
-} writer_t;
-
-static void write_all(int fd, const void *data, size_t bytes) {
-  for (const char *p = data; bytes;) {
-    ssize_t n = write(fd, p, bytes);
-    if (n < 0) check(mob_fail(MOB_E_IO, "write: %s", strerror(errno)));
-    p += n;
-    bytes -= (size_t)n;
-  }
-}
-
-static void write_tensor(writer_t *w, const mob_slot_t *slot, const mob_tensor_t *t, bool scales) {
-  if (!w->data) {
-    mob_buf_printf(&w->header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld",
-                   w->header.len > 1 ? "," : "", t->name, t->dtype_name, (long long)t->shape[0]);
-    if (t->rank == 2) mob_buf_printf(&w->header, ",%lld", (long long)t->shape[1]);
-    mob_buf_printf(&w->header, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)w->at,
-                   (unsigned long long)(w->at + t->bytes));
-    w->at += t->bytes;
-    return;
-  }
-  void *bytes = mob_malloc(t->bytes);
-  mob_shard_t all = {0, slot->rows, 0, slot->cols};
-  if (!scales)
-    mob_dummy_fill(slot, t->dtype, &all, bytes);
-  else
-    for (size_t i = 0; i < t->bytes / 4; i++)
-      ((float *)bytes)[i] = mob_dummy_scale(mob_model_desc(w->model), slot);
-  write_all(w->fd, bytes, t->bytes);
-  free(bytes);
-}
-
-static mob_status write_slot(void *arg, const mob_slot_t *slot) {
-  const mob_tensor_t *tensor, *scales;
-  MOB_TRY(mob_model_slot(((writer_t *)arg)->model, slot, &tensor, &scales));
-  if (tensor) write_tensor(arg, slot, tensor, false);
-  if (scales) write_tensor(arg, slot, scales, true);
-  return MOB_OK;
-}
-
-static void write_model(const options_t *o) {
-  char *path = mob_path_join(o->dir, "config.json"),
-       *weights = mob_path_join(o->dir, "model.safetensors");
-  mob_model_t *model;
-  int layers = 1;
-  for (uint64_t bytes = 0; (double)bytes < o->gb * 1e9;
-       layers++) { // as many layers as make the size
-    char *config = make_config(o, layers + 1);
-    check(mob_file_write(path, config, strlen(config)));
-    free(config);
-    check(mob_model_open(o->dir, &(mob_model_options_t){.dummy = true}, &model));
-    bytes = mob_model_bytes(model);
-    mob_model_close(model);
-  }
-  check(mob_model_open(o->dir, &(mob_model_options_t){.dummy = true}, &model));
-  writer_t w = {.model = model,
-                .fd = open(weights, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0644)};
-  if (w.fd < 0) check(mob_fail(MOB_E_IO, "%s: %s", weights, strerror(errno)));
-  mob_buf_putc(&w.header, '{');
-  check(mob_model_stage_slots(model, 0, layers, write_slot, &w));
-  mob_buf_putc(&w.header, '}');
-  while (w.header.len % 8) mob_buf_putc(&w.header, ' ');
-  uint64_t length = w.header.len;
-  write_all(w.fd, &length, 8);
-  write_all(w.fd, w.header.data, w.header.len);
-  w.data = true;
-  check(mob_model_stage_slots(model, 0, layers, write_slot, &w));
-  close(w.fd);
-  mob_buf_free(&w.header);
-  mob_model_close(model);
-  free(path);
-  free(weights);
-}
-
-// ------------------------------------------------------------------------------------------
-// measuring
 
 typedef struct reader {
   const uint8_t *data;
@@ -239,7 +119,7 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
   mob_step_t step = {
       .id = 1, .token_count = length, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
   uint64_t begin = mob_now_ns(), id = 1;
-  check(mob_backend_cpu.step(exec, &step, on_step, &w));
+  bench_check(mob_backend_cpu.step(exec, &step, on_step, &w));
   wait_for(&w, 1);
   *prefill = length / seconds_since(begin);
   for (int i = -8; i < tokens; i++) {
@@ -254,7 +134,7 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
                            .sample = true,
                            .page_count = length / MOB_PAGE_TOKENS + 1};
     step = (mob_step_t){.id = ++id, .token_count = 1, .seq_count = 1, .seqs = &seq};
-    check(mob_backend_cpu.step(exec, &step, on_step, &w));
+    bench_check(mob_backend_cpu.step(exec, &step, on_step, &w));
     length++;
   }
   wait_for(&w, id);
@@ -263,7 +143,7 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
 
 static double plain_read(const char *path, uint64_t *bytes) {
   int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) check(mob_fail(MOB_E_IO, "%s: %s", path, strerror(errno)));
+  if (fd < 0) bench_check(mob_fail(MOB_E_IO, "%s: %s", path, strerror(errno)));
   char *chunk = mob_malloc(8 << 20);
   uint64_t begin = mob_now_ns();
   ssize_t n;
@@ -276,13 +156,13 @@ static double plain_read(const char *path, uint64_t *bytes) {
 }
 
 static void measure(const options_t *o) {
-  char *weights = mob_path_join(o->dir, "model.safetensors");
+  char *weights = mob_path_join(o->model.dir, "model.safetensors");
   uint64_t file_bytes;
   plain_read(weights, &file_bytes); // into the page cache, so that both find the same
   double plain = plain_read(weights, &file_bytes);
   mob_model_t *model;
   mob_exec_t *exec;
-  check(mob_model_open(o->dir, NULL, &model));
+  bench_check(mob_model_open(o->model.dir, NULL, &model));
   const mob_model_desc_t *d = mob_model_desc(model);
   mob_exec_spec_t spec = {.model = model,
                           .last_layer = d->n_layers,
@@ -294,11 +174,11 @@ static void measure(const options_t *o) {
                           .max_seqs = 4,
                           .max_len = 4096,
                           .memory_share = 0.9};
-  check(mob_backend_cpu.open(&spec, &exec));
+  bench_check(mob_backend_cpu.open(&spec, &exec));
   uint64_t begin = mob_now_ns();
-  check(mob_backend_cpu.load(exec, NULL, NULL));
+  bench_check(mob_backend_cpu.load(exec, NULL, NULL));
   double load = seconds_since(begin);
-  check(mob_backend_cpu.alloc_kv(exec, 64));
+  bench_check(mob_backend_cpu.alloc_kv(exec, 64));
   size_t mapped = 0;
   const uint8_t *first = NULL; // reading the same mapping that the weights are read from
   for (size_t i = 0; i < exec->store.regions.len; i++) {
@@ -307,7 +187,7 @@ static void measure(const options_t *o) {
   }
   mapped = file_bytes - (1 << 20);
   counting_t count = {model, 0};
-  check(mob_model_stage_slots(model, 0, d->n_layers, count_slot, &count));
+  bench_check(mob_model_stage_slots(model, 0, d->n_layers, count_slot, &count));
   double prefill, before = read_rate(first, mapped - (1 << 20), exec->threads);
   double rate = o->tokens / decode(exec, o->tokens, &prefill);
   double after = read_rate(first, mapped - (1 << 20), exec->threads),
@@ -315,7 +195,7 @@ static void measure(const options_t *o) {
   printf("%-6s %-7s %7.2f GB %3d threads  load %6.2f GB/s (plain read %6.2f)  prefill %8.1f tok/s  "
          "decode %7.2f tok/s  "
          "%6.2f GB/s of %6.2f = %3.0f %%\n",
-         exec->ops->name, o->dtype, (double)file_bytes * 1e-9, exec->threads,
+         exec->ops->name, o->model.dtype, (double)file_bytes * 1e-9, exec->threads,
          (double)file_bytes / load * 1e-9, (double)file_bytes / plain * 1e-9, prefill, rate,
          rate * count.bytes * 1e-9, roof * 1e-9, 100 * rate * count.bytes / roof);
   mob_backend_cpu.close(exec);
@@ -324,35 +204,35 @@ static void measure(const options_t *o) {
 }
 
 int main(int argc, char **argv) {
-  options_t o = {.gb = 1.2, .dtype = "fp8", .tokens = 32};
+  options_t o = {.model = {.gb = 1.2, .dtype = "fp8"}, .tokens = 32};
   for (int i = 1; i + 1 < argc; i += 2) {
     if (strcmp(argv[i], "--gb") == 0)
-      o.gb = atof(argv[i + 1]);
+      o.model.gb = atof(argv[i + 1]);
     else if (strcmp(argv[i], "--dtype") == 0)
-      o.dtype = argv[i + 1];
+      o.model.dtype = argv[i + 1];
     else if (strcmp(argv[i], "--threads") == 0)
       o.threads = atoi(argv[i + 1]);
     else if (strcmp(argv[i], "--tokens") == 0)
       o.tokens = atoi(argv[i + 1]);
     else if (strcmp(argv[i], "--dir") == 0)
-      o.dir = argv[i + 1];
+      o.model.dir = argv[i + 1];
     else {
       fprintf(stderr, "bench_cpu_decode: unknown option %s\n", argv[i]);
       return 2;
     }
   }
   char temporary[] = "/tmp/mobula-bench-XXXXXX";
-  bool own = !o.dir;
-  if (own) o.dir = mkdtemp(temporary);
-  if (!o.dir) return 1;
-  char *weights = mob_path_join(o.dir, "model.safetensors"),
-       *config = mob_path_join(o.dir, "config.json");
-  if (!mob_file_exists(weights)) write_model(&o);
+  bool own = !o.model.dir;
+  if (own) o.model.dir = mkdtemp(temporary);
+  if (!o.model.dir) return 1;
+  char *weights = mob_path_join(o.model.dir, "model.safetensors"),
+       *config = mob_path_join(o.model.dir, "config.json");
+  if (!mob_file_exists(weights)) bench_write_model(&o.model);
   measure(&o);
   if (own) {
     unlink(weights);
     unlink(config);
-    rmdir(o.dir);
+    rmdir(o.model.dir);
   }
   free(weights);
   free(config);
