@@ -74,6 +74,10 @@ struct NormOut {
   bool ue8m0;
 };
 void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream);
+// The same where `add` and `expert_y` are this rank's parts and x takes their sum over ranks; `turn` counts these calls, and more than
+// one where there are many rows. expert_row -1: on another rank.
+struct Peers;
+void norm_rows_ranks(const NormIn &in, const NormOut &out, const Peers &peers, int *turn, int rows, int sms, cudaStream_t stream);
 // Rows of bf16 [m][ld] -> records of k columns; the columns behind `cols` are 0.
 void pack_rows(const bf16 *x, int ld, int cols, const Records &out, int k, int m, bool ue8m0, cudaStream_t stream);
 

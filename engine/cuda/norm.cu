@@ -1,21 +1,10 @@
 // What stands between two linears: the residual stream takes the results of the last one (a projection, or the weighted
 // results of the experts), is normalised (x w / sqrt(mean(x^2) + eps), fp32) and leaves as records for the next one.
 // One CTA a row, eight columns a thread and turn.
-#include "kernels.h"
+#include "norm.cuh"
 
 namespace mob {
 namespace {
-
-constexpr int kTurns = 4; // 1,024 threads x 8 columns x 4 turns = 32,768 columns
-
-__device__ __forceinline__ void load8(const float *p, float v[8]) {
-  const float4 a = *(const float4 *)p, b = *(const float4 *)(p + 4);
-  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-}
-__device__ __forceinline__ void store8(float *p, const float v[8]) {
-  *(float4 *)p = make_float4(v[0], v[1], v[2], v[3]);
-  *(float4 *)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
-}
 
 // Eight columns of a row of x with all that is added to it.
 __device__ __forceinline__ void gather8(const NormIn &in, int row, int token, int col, float v[8]) {
@@ -62,9 +51,9 @@ __global__ void __launch_bounds__(1024) norm_kernel(const NormIn in, const NormO
   }
   const int turns = (width / 8 + blockDim.x - 1) / blockDim.x;
   const bool changed = in.embed || in.add || in.bias || in.expert_y;
-  float v[kTurns][8], square = 0;
+  float v[kNormTurns][8], square = 0;
 #pragma unroll
-  for (int i = 0; i < kTurns; i++) {
+  for (int i = 0; i < kNormTurns; i++) {
     const int col = (i * blockDim.x + threadIdx.x) * 8;
     if (i >= turns || col >= in.hidden) {
 #pragma unroll
@@ -77,29 +66,7 @@ __global__ void __launch_bounds__(1024) norm_kernel(const NormIn in, const NormO
     for (int k = 0; k < 8; k++) square += v[i][k] * v[i][k];
   }
   if (!in.w) return;
-  const float factor = rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);
-#pragma unroll
-  for (int i = 0; i < kTurns; i++) {
-    if (i >= turns) break;
-    const int col = (i * blockDim.x + threadIdx.x) * 8;
-    if (col < in.hidden) {
-      float w[8];
-      load8(in.w + col, w);
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[i][k] = w[k] * (v[i][k] * factor);
-    }
-    if (out.a.data) put_record(out.a, r, col, v[i], out.ue8m0, col < out.a_k);
-    if (out.b.data) {
-      put_record(out.b, r, col, v[i], out.ue8m0, col < out.b_k);
-      if (out.b_split) { // what bf16 leaves, as a second set of columns
-        float low[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++) low[k] = v[i][k] - __bfloat162float(__float2bfloat16(v[i][k]));
-        put_record(out.b, r, out.b_k + col, low, out.ue8m0, col < out.b_k);
-      }
-    }
-    if (out.f32 && col < in.hidden) store8(out.f32 + (size_t)r * in.hidden + col, v[i]);
-  }
+  put_normed<kNormTurns>(in, out, r, turns, square, v, scratch);
 }
 
 __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, int cols, const Records out, int k, bool ue8m0) {
@@ -122,12 +89,8 @@ __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, i
 } // namespace
 
 void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream) {
-  int width = in.hidden;
-  if (out.a.data && out.a_k > width) width = out.a_k;
-  if (out.b.data && out.b_k > width) width = out.b_k;
-  int threads = (width / 8 + 31) / 32 * 32;
-  if (threads > 1024) threads = 1024;
-  launch(norm_kernel, rows, threads, 0, stream, in, out, width);
+  const int width = norm_width(in, out);
+  launch(norm_kernel, rows, norm_threads(width), 0, stream, in, out, width);
 }
 
 void pack_rows(const bf16 *x, int ld, int cols, const Records &out, int k, int m, bool ue8m0, cudaStream_t stream) {

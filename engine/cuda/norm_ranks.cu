@@ -1,0 +1,159 @@
+// norm.cu's work where a linear's results are partial, one part on each rank: the sum over ranks, the residual stream, the norm and
+// the records in one kernel. Parts are bf16, summed in fp32 in the order of ranks: the residual stream has the same bits on all.
+//   few rows   every rank sends its part of a row to all, each sums for itself: one trip
+//   many rows  every rank sends its part to the row's owner, who sends the sum (as bf16) to all: two trips, but each part
+//              travels once
+// CTA b takes rows b, b + grid, ... on all ranks, and sends all it has before it waits: no wait depends on a CTA that could not begin.
+#include <cstdlib>
+
+#include "comm.cuh"
+#include "norm.cuh"
+
+namespace mob {
+namespace {
+
+struct Reduce {
+  Peers peers;
+  size_t inbox;     // byte of this collective's
+  int row0, rows;
+};
+
+__device__ __forceinline__ int owner_of(const Reduce &c, int row) { return (row + row / (int)gridDim.x) % c.peers.ranks; }
+// Of parts and sums: the place of a row's column, counted from `inbox`.
+template <bool ByOwner> __device__ __forceinline__ size_t part_at(const NormIn &in, const Reduce &c, int rank, int row, int col) {
+  const int each = ByOwner ? (c.rows + c.peers.ranks - 1) / c.peers.ranks : c.rows;
+  return c.inbox + (((size_t)rank * each + (ByOwner ? row / c.peers.ranks : row)) * in.hidden + col) * 2;
+}
+__device__ __forceinline__ size_t sum_at(const NormIn &in, const Reduce &c, int row, int col) {
+  const int parts = (c.rows + c.peers.ranks - 1) / c.peers.ranks * c.peers.ranks;
+  return c.inbox + ((size_t)(parts + row) * in.hidden + col) * 2;
+}
+
+// What this rank adds to eight columns of x: a projection's part, and the experts that are here (row -1: on another rank).
+__device__ __forceinline__ uint4 own_part(const NormIn &in, int row, int col) {
+  float u[8], sum[8] = {};
+  if (!in.expert_y) return *(const uint4 *)(in.add + (size_t)row * in.hidden + col);
+  if (in.add) unpack_bf16(*(const uint4 *)(in.add + (size_t)row * in.hidden + col), sum);
+  for (int j = 0; j < in.expert_slots; j++) {
+    const int at = row * in.expert_slots + j, from = in.expert_row[at];
+    if (from < 0) continue;
+    const float weight = in.expert_weight[at];
+    unpack_bf16(*(const uint4 *)(in.expert_y + (size_t)from * in.hidden + col), u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum[i] += weight * u[i];
+  }
+  return pack_bf16x8(sum);
+}
+
+template <int Max, bool ByOwner> __device__ __forceinline__ void add_parts(const NormIn &in, const Reduce &c, int row, int col, float sum[8]) {
+  uint4 parts[Max];
+  take_all<Max>(c.peers, c.peers.inbox[0] + part_at<ByOwner>(in, c, 0, row, col),
+                part_at<ByOwner>(in, c, 1, 0, 0) - part_at<ByOwner>(in, c, 0, 0, 0), c.peers.ranks, parts, 0);
+  unpack_bf16(parts[0], sum);
+#pragma unroll
+  for (int r = 1; r < Max; r++) {
+    if (r >= c.peers.ranks) break;
+    float u[8];
+    unpack_bf16(parts[r], u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum[i] += u[i];
+  }
+}
+
+template <int Max> __device__ __forceinline__ void send_all(const Peers &p, size_t at, uint4 word) {
+#pragma unroll
+  for (int i = 0; i < Max; i++)
+    if (i < p.ranks) store_relaxed_sys(p.inbox[i] + at, word);
+}
+
+template <int Max, int Turns, int Threads, bool ByOwner>
+__global__ void __launch_bounds__(Threads) norm_ranks_kernel(const NormIn in, const Reduce c, const NormOut out) {
+  __shared__ float scratch[33];
+  depend_launch();
+  depend_wait();
+  const int columns = blockDim.x * 8;
+  for (int row = blockIdx.x; row < c.rows; row += gridDim.x)
+    for (int col = threadIdx.x * 8; col < in.hidden; col += columns) {
+      const uint4 part = sealed(own_part(in, c.row0 + row, col));
+      if (ByOwner) store_relaxed_sys(inbox_of(c.peers, owner_of(c, row)) + part_at<ByOwner>(in, c, c.peers.rank, row, col), part);
+      else send_all<Max>(c.peers, part_at<ByOwner>(in, c, c.peers.rank, row, col), part);
+    }
+  for (int row = blockIdx.x; ByOwner && row < c.rows; row += gridDim.x) {
+    if (owner_of(c, row) != c.peers.rank) continue;
+    for (int col = threadIdx.x * 8; col < in.hidden; col += columns) {
+      float sum[8];
+      add_parts<Max, ByOwner>(in, c, row, col, sum);
+      send_all<Max>(c.peers, sum_at(in, c, row, col), sealed(pack_bf16x8(sum)));
+    }
+  }
+  for (int row = blockIdx.x; row < c.rows; row += gridDim.x) {
+    const int r = c.row0 + row;
+    float v[Turns][8], square = 0;
+#pragma unroll
+    for (int i = 0; i < Turns; i++) {
+      const int col = i * columns + threadIdx.x * 8;
+#pragma unroll
+      for (int k = 0; k < 8; k++) v[i][k] = 0;
+      if (col >= in.hidden) continue;
+      float sum[8], x[8];
+      load8(in.x + (size_t)r * in.hidden + col, x);
+      if (ByOwner) {
+        uint4 word;
+        take_all<1>(c.peers, c.peers.inbox[0] + sum_at(in, c, row, col), 0, 1, &word, owner_of(c, row));
+        unpack_bf16(word, sum);
+      } else {
+        add_parts<Max, ByOwner>(in, c, row, col, sum);
+      }
+#pragma unroll
+      for (int k = 0; k < 8; k++) v[i][k] = x[k] + sum[k];
+      if (in.bias) {
+        load8(in.bias + col, x);
+#pragma unroll
+        for (int k = 0; k < 8; k++) v[i][k] += x[k];
+      }
+      store8(in.x + (size_t)r * in.hidden + col, v[i]);
+#pragma unroll
+      for (int k = 0; k < 8; k++) square += v[i][k] * v[i][k];
+    }
+    if (in.w) put_normed<Turns>(in, out, r, Turns, square, v, scratch);
+  }
+}
+
+// Sending a part to all moves ranks - 1 times its bytes, by owner twice (ranks - 1) / ranks times; the second trip takes as long as
+// about 1 MB on the way out of a GPU.
+size_t one_trip_bytes() {
+  static const char *wish = getenv("MOB_CUDA_ONE_TRIP"); // bytes more than by owner, for measurements
+  return wish ? (size_t)strtoull(wish, nullptr, 10) : (size_t)1 << 20;
+}
+bool by_owner(int ranks, int rows, int hidden, size_t inbox_bytes) {
+  const size_t part = (size_t)rows * (size_t)hidden * 2;
+  if ((size_t)ranks * part > inbox_bytes) return true;
+  return part * (size_t)(ranks - 1) * (size_t)(ranks - 2) / (size_t)ranks > one_trip_bytes();
+}
+
+template <int Max, bool ByOwner> void launch_ranks(const NormIn &in, const Reduce &c, const NormOut &out, int sms, cudaStream_t stream) {
+  const int width = norm_width(in, out), threads = norm_threads(width), ranks = c.peers.ranks;
+  // A multiple of the ranks, so that a CTA's rows have all owners in turn.
+  const int wanted = (c.rows + ranks - 1) / ranks, most = sms < ranks ? 1 : sms / ranks, grid = (wanted < most ? wanted : most) * ranks;
+  if (threads <= 896) launch(norm_ranks_kernel<Max, 1, 896, ByOwner>, grid, threads, 0, stream, in, c, out);
+  else if (width <= 8192) launch(norm_ranks_kernel<Max, 1, 1024, ByOwner>, grid, threads, 0, stream, in, c, out);
+  else launch(norm_ranks_kernel<Max, kNormTurns, 1024, ByOwner>, grid, threads, 0, stream, in, c, out);
+}
+template <int Max> void launch_way(bool owner, const NormIn &in, const Reduce &c, const NormOut &out, int sms, cudaStream_t stream) {
+  if (owner) launch_ranks<Max, true>(in, c, out, sms, stream);
+  else launch_ranks<Max, false>(in, c, out, sms, stream);
+}
+
+} // namespace
+
+void norm_rows_ranks(const NormIn &in, const NormOut &out, const Peers &peers, int *turn, int rows, int sms, cudaStream_t stream) {
+  for (int row = 0; row < rows; row += kReduceRows) {
+    const Reduce c = {peers, (size_t)(*turn)++ % 2 * peers.inbox_bytes, row, rows - row < kReduceRows ? rows - row : kReduceRows};
+    const bool owner = by_owner(peers.ranks, c.rows, in.hidden, peers.inbox_bytes);
+    if (peers.ranks <= 2) launch_way<2>(owner, in, c, out, sms, stream);
+    else if (peers.ranks <= 4) launch_way<4>(owner, in, c, out, sms, stream);
+    else launch_way<8>(owner, in, c, out, sms, stream);
+  }
+}
+
+} // namespace mob
