@@ -514,6 +514,8 @@ static void check_mla(int heads, int rows, int context, bool prefill) {
     cudaFree(p);
 }
 
+#include "check_gqa.cuh"
+
 // ------------------------------------------------------------------------------------ router, norm
 
 static void check_route(int rows) {
@@ -619,6 +621,7 @@ int main() {
   absorb_prepare();
   attention_prepare();
   attention_prefill_prepare();
+  attention_gqa_prepare();
   scratch.sms = sms;
   CUDA(cudaMalloc(&scratch.partial, (size_t)sms * 128 * 128 * 4));
   CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * 128 * 128 * 4));
@@ -647,6 +650,8 @@ int main() {
     check_mla(128 / tp, 1024, 1024, true);
     check_mla(128 / tp, 100, 1500, true);
   }
+  printf("grouped queries\n");
+  check_gqa_all();
   for (int rows : {1, 8, 64, 256, 2048}) check_route(rows);
   for (int rows : {1, 64}) check_norm(rows);
   printf("%d of %d lines wrong\n", failures, cases);
