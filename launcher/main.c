@@ -10,6 +10,7 @@
 #include "engine/api/vllm.h"
 #include "engine/stage/stage.h"
 #include "launcher/cmd_ray.h"
+#include "launcher/cmd_status.h"
 #include "launcher/lws/lws.h"
 #include "runtime/actor/worker.h"
 #include "runtime/base/log.h"
@@ -37,6 +38,7 @@ static const command_t commands[] = {
      "bring a pod of a LeaderWorkerSet group into its cluster: leader | worker"},
     {"ray", mob_ray_main, "start, stop and look at nodes: ray --help"},
     {"vllm", mob_vllm_main, "serve a model over the OpenAI API: vllm serve DIR"},
+    {"status", mob_status_main, "the group on one screen: pods, stages, GPUs, network, requests"},
     {"lws", mob_lws_main, "run LeaderWorkerSet manifests on this machine: lws up FILE"},
     {"node", mob_node_main, "a node daemon in the foreground, with the flags of `ray start`"},
     {"gcs-server", mob_gcs_server_main,
