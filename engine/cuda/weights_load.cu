@@ -5,8 +5,8 @@
 // mapped, a short file is an error), queues copies of what each rank needs of it, and the kernels that pack it there, and takes the next
 // free buffer. Reading, the copies of all devices and packing so run beside each other; the buffers bound what is under way.
 //
-// Shards: of rows, a rank gets its own by address. Of columns, the copy engine cuts them out of the pinned rows; where a rank's part of
-// a row is short, which costs the engine as much as a long one, the whole rows go to every rank and the packing kernel cuts.
+// Shards: of rows, a rank gets its own by address. Of columns, the copy engine cuts them out of the pinned rows; where whole rows are
+// so short that cutting costs the engine more than they do, they go to every rank and the packing kernel cuts.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr size_t kRingBytes = (size_t)256 << 20, kLargestChunk = (size_t)8 << 20;
 constexpr int kStreams = 4; // per device: one slot's kernels run beside the next one's copies
-constexpr size_t kShortRow = 1024;
+constexpr size_t kRowCost = 1024; // what a row of a copy with a pitch costs at least, as bytes of a plain copy
 
 struct Item { // a tensor
   mob_slot_t slot;
@@ -233,7 +233,7 @@ mob_status send_to_rank(const Loading *l, const Chunk &chunk, Slot *slot, const 
   const size_t size = mob_dtype_size(item.tensor->dtype), row = item.row_bytes(), width = (size_t)(c1 - c0) * size;
   const uint8_t *host = slot->host + (size_t)(r0 - chunk.row0) * row;
   int64_t ld = item.slot.cols;
-  if (width < row && width >= kShortRow) {
+  if (std::max(width, kRowCost) < row) {
     const size_t pitch = (width + 15) / 16 * 16;
     CU_TRY(cudaMemcpy2DAsync(lane->device, pitch, host + (size_t)c0 * size, row, width, (size_t)(r1 - r0), cudaMemcpyHostToDevice, stream));
     ld = (int64_t)(pitch / size);
