@@ -11,3 +11,6 @@ endif()
 add_executable(actor_driver unit/node/programs/driver.c)
 target_link_libraries(actor_driver PRIVATE mob_actor)
 set_target_properties(actor_driver PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+if(TARGET test_node_telemetry)
+  add_dependencies(test_node_telemetry nvml_double) # of ../gpu/extra.cmake
+endif()
