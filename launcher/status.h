@@ -3,9 +3,8 @@
 //
 //   {"address", "error", "nodes": [NODE...], "gateway": GATEWAY or null}
 //   NODE:    {"ip", "hostname", "head", "up", "error", "clock_s", "age_s", "cpus", "cpu_s",
-//   "memory_bytes",
-//             "memory_free_bytes", "gpus_total", "gpu_state", "gpus": [...], "interfaces": [...],
-//             "rdma": [...]}
+//             "memory_bytes", "memory_free_bytes", "gpus_total", "gpu_state", "driver",
+//             "gpus": [...], "interfaces": [...], "rdma": [...]}
 //   GATEWAY: {"url", "up", "error", "model", "requests_running", ..., "stages": [...]}
 //
 // What counts up (…_bytes of traffic, cpu_s, …_tokens) has a …_per_s beside it once there were two
