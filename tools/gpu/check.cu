@@ -514,6 +514,7 @@ static void check_mla(int heads, int rows, int context, bool prefill) {
     cudaFree(p);
 }
 
+static const size_t rotate_bytes = (size_t)200 << 20; // more than the L2 holds
 #include "check_gqa.cuh"
 
 // ------------------------------------------------------------------------------------ router, norm

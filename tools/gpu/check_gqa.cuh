@@ -1,4 +1,5 @@
-// Attention of grouped queries against a reference in double on the same bf16 inputs; a part of check.cu, whose helpers it uses.
+// Attention of grouped queries against a reference in double on the same bf16 inputs. A part of check.cu and of
+// tests/unit/cuda/test_attention_gqa.cc, whose helpers it uses (device memory, random values, report).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -82,7 +83,7 @@ static void check_gqa(const gqa::Shape &s, int rows, int context, bool prefill, 
   }
   pages = shuffled;
   const size_t page = page_bytes(2 * s.kv_heads * s.dim), cache_bytes = shuffled.size() * page;
-  const int copies = (int)std::min<size_t>(24, ((size_t)200 << 20) / cache_bytes + 1); // more than the L2 holds
+  const int copies = (int)std::min<size_t>(24, rotate_bytes / cache_bytes + 1);
   bf16 *cache = normal_bf16(cache_bytes / 2 * (size_t)copies), *raw = normal_bf16((size_t)rows * s.heads * s.dim);
   const std::vector<bf16> q = fetch(raw, (size_t)rows * s.heads * s.dim);
   uint8_t *dq = upload(gqa::arrange(s, q, rows, prefill));
@@ -212,7 +213,7 @@ static void check_gqa_prepare(const gqa::Shape &s, int rows, bool norm, bool int
     cudaFree(q);
 }
 
-static void check_gqa_all(void) {
+static inline void check_gqa_all() {
   static const gqa::Shape shapes[] = {
       {"Qwen2.5-7B", 28, 4, 128},    {"Qwen2.5-7B, TP 2", 14, 2, 128},    {"Qwen2.5-7B, TP 4", 7, 1, 128},
       {"Qwen3-30B-A3B", 32, 4, 128}, {"Qwen3-30B-A3B, TP 2", 16, 2, 128}, {"Qwen3-30B-A3B, TP 4", 8, 1, 128},

@@ -1,0 +1,160 @@
+// Attention of grouped queries on the emulated device, against a reference in double: tools/gpu/check_gqa.cuh's checks with small
+// shapes, and how lists of pages are cut: few and many SMs, pairs in one run and in many, ragged rows, padding, rows left to prefill.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <csetjmp>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cuda_runtime.h>
+
+#include "engine/cuda/kernels.h"
+extern "C" {
+#include <cmocka.h>
+}
+
+using namespace mob;
+
+#define CUDA(call)                                                                                 \
+  do {                                                                                             \
+    if ((call) != cudaSuccess) {                                                                   \
+      fprintf(stderr, "%s:%d: %s failed\n", __FILE__, __LINE__, #call);                            \
+      abort();                                                                                     \
+    }                                                                                              \
+  } while (0)
+
+static int sms = 3;
+static cudaStream_t stream;
+static std::mt19937_64 rng(20250807);
+static const size_t rotate_bytes = 0;
+
+template <class T> static T *device(size_t n) {
+  T *p;
+  CUDA(cudaMalloc(&p, n * sizeof(T)));
+  CUDA(cudaMemset(p, 0xff, n * sizeof(T))); // NaN: what nobody writes is seen
+  return p;
+}
+template <class T> static std::vector<T> fetch(const T *p, size_t n) {
+  std::vector<T> out(n);
+  CUDA(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
+  return out;
+}
+template <class T> static T *upload(const std::vector<T> &v) {
+  T *p;
+  CUDA(cudaMalloc(&p, v.size() * sizeof(T) + 16));
+  CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return p;
+}
+static bf16 *normal_bf16(size_t n, float scale = 1) {
+  std::normal_distribution<float> value;
+  std::vector<bf16> v(n);
+  for (bf16 &x : v) x = __float2bfloat16(value(rng) * scale);
+  return upload(v);
+}
+template <class F> static double time_us(F, int) { return 0; }
+static double relative_l2(const std::vector<float> &y, const std::vector<float> &ref) {
+  double d = 0, r = 0;
+  for (size_t i = 0; i < ref.size(); i++) d += ((double)y[i] - ref[i]) * ((double)y[i] - ref[i]), r += (double)ref[i] * ref[i];
+  return std::isfinite(d) ? std::sqrt(d / r) : INFINITY;
+}
+static void report(const char *name, const char *shape, double error, double limit, double, double, double) {
+  print_message("%s, %s: %.2e\n", name, shape, error);
+  if (!(error <= limit)) fail_msg("%s, %s: error %.3e, limit %.0e", name, shape, error, limit);
+}
+
+#include "tools/gpu/check_gqa.cuh"
+
+static void test_decode(void **) {
+  for (int of : {1, 3, 40}) { // runs of many pairs; of parts of pairs
+    sms = of;
+    check_gqa({"narrow", 14, 2, 128}, 1, 200, false, false);
+    check_gqa({"narrow", 14, 2, 128}, 5, 700, false, false);
+    check_gqa({"wide", 22, 2, 128}, 3, 500, false, false);
+    check_gqa({"half", 7, 1, 64}, 9, 300, false, false);
+    check_gqa({"half, wide", 16, 1, 64}, 2, 900, false, false);
+    check_gqa({"one a group", 3, 3, 128}, 2, 300, false, true);
+    check_gqa({"wide", 9, 1, 128}, 2, 300, false, true);
+  }
+}
+
+static void test_prefill(void **) {
+  sms = 3;
+  check_gqa({"whole", 4, 2, 128}, 200, 200, true, false);
+  check_gqa({"behind others", 3, 1, 128}, 150, 500, true, false);
+  check_gqa({"short", 2, 1, 128}, 33, 133, true, false);
+  check_gqa({"half", 5, 1, 64}, 130, 300, true, false);
+  check_gqa({"e4m3", 3, 1, 128}, 70, 170, true, true);
+}
+
+static void test_prepare(void **) {
+  check_gqa_prepare({"7 a group", 14, 2, 128}, 20, false, false);
+  check_gqa_prepare({"norms", 5, 1, 128}, 7, true, true);
+  check_gqa_prepare({"half", 7, 1, 64}, 9, true, false);
+  check_gqa_prepare({"half", 4, 4, 64}, 3, false, true);
+}
+
+// Rows of very different lengths, padding, and rows that the prefill kernel has: each result equals the row's own, alone.
+static void test_ragged(void **) {
+  const int heads = 8, kv_heads = 2, dim = 128, rows = 12, unit = heads * dim;
+  const std::vector<int> position = {0, 63, 64, 1000, 0, 5, 700, 127, 128, 3, 0, 0}, tile_row = {-1, -1, -1, -1, 64, -1, -1, 3, -1, -1, -1, -1};
+  std::vector<int> table, pages;
+  for (int r = 0; r < rows; r++) {
+    table.push_back(r == 2 || r >= 10 ? -1 : (int)pages.size());
+    for (int i = 0; i <= position[(size_t)r] / 64; i++) pages.push_back((int)pages.size());
+  }
+  bf16 *cache = normal_bf16(pages.size() * page_bytes(2 * kv_heads * dim) / 2), *q = normal_bf16((size_t)rows * unit);
+  int *dp = upload(position), *dt = upload(table), *dg = upload(pages), *dr = upload(tile_row);
+  bf16 *out = device<bf16>((size_t)rows * unit), *alone = device<bf16>((size_t)rows * unit);
+  int *arrived = upload(std::vector<int>(256, 0));
+  float *partial = device<float>(gqa_partial_bytes(128) / 4);
+  for (int of : {1, 2, 7, 60}) {
+    AttendGqa p = {q, unit, heads, kv_heads, dim, 0.09f, (uint8_t *)cache, {nullptr, nullptr, dp, dt, dg, nullptr}, dr, false,
+                   {{}, unit, false, out, unit}, partial, arrived, of};
+    CUDA(cudaMemset(out, 0xff, (size_t)rows * unit * 2));
+    attend_gqa(p, rows, stream);
+    for (int r = 0; r < rows; r++) {
+      AttendGqa one = p;
+      one.q = q + (size_t)r * unit;
+      one.step.position = dp + r;
+      one.step.table = dt + r;
+      one.tile_row = nullptr;
+      one.out.rows = alone + (size_t)r * unit;
+      one.sms = 2;
+      attend_gqa(one, 1, stream);
+    }
+    CUDA(cudaStreamSynchronize(stream));
+    const std::vector<bf16> got = fetch(out, (size_t)rows * unit), want = fetch(alone, (size_t)rows * unit);
+    for (int r = 0; r < rows; r++) {
+      const bool mine = table[(size_t)r] >= 0 && tile_row[(size_t)r] < 0;
+      std::vector<float> a, b;
+      for (int c = 0; c < unit; c++) {
+        a.push_back(__bfloat162float(got[(size_t)(r * unit + c)]));
+        b.push_back(__bfloat162float(want[(size_t)(r * unit + c)]));
+        if (!mine) assert_true(std::isnan(a.back())); // nobody's, or another kernel's
+      }
+      if (mine) assert_true(relative_l2(a, b) < 4e-3);
+    }
+    for (int v : fetch(arrived, 256)) assert_int_equal(v, 0);
+  }
+  for (void *v : {(void *)cache, (void *)q, (void *)dp, (void *)dt, (void *)dg, (void *)dr, (void *)out, (void *)alone, (void *)arrived,
+                  (void *)partial})
+    cudaFree(v);
+}
+
+static int set_up(void **) {
+  CUDA(cudaStreamCreate(&stream));
+  attention_gqa_prepare();
+  return 0;
+}
+
+int main() {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill), cmocka_unit_test(test_prepare),
+                                     cmocka_unit_test(test_ragged)};
+  return cmocka_run_group_tests(tests, set_up, nullptr);
+}
