@@ -1,7 +1,7 @@
-// Holds the CUDA backend against the CPU backend, and times whole steps of a model's true shapes.
-//   check_driver compare DIR        teacher-forced log probabilities CPU / CUDA; whole = chunked, batch = single, graph = eager
-//   check_driver bench DENSE MOE    DeepSeek-R1's shapes with dummy weights: decode and prefill steps on one GPU
-#include <math.h>
+// Holds the CUDA backend against the CPU backend and against itself, and times whole steps of a model's true shapes.
+//   check_driver check [PART] [ROOT]  the checks of checks.h at every TP x PP that the host's GPUs allow, one table; PART: layers, cuts,
+//                                     engines, graphs, failure, demo (default: all). ROOT: where tests/ and deploy/ lie (default .)
+//   check_driver bench DENSE MOE      DeepSeek-R1's shapes with dummy weights: decode and prefill steps on one GPU
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +12,7 @@
 #include "engine/backend.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
-
-enum { TOP = 20 };
+#include "tools/gpu/checks.h"
 
 #define CHECK(expr)                                                                                \
   do {                                                                                             \
@@ -25,11 +24,6 @@ enum { TOP = 20 };
 
 // ---------------------------------------------------------------------------- one executor, blocking
 
-typedef struct position {
-  mob_token_logprob_t chosen, top[TOP];
-  uint32_t top_count;
-} position_t;
-
 typedef struct runner {
   const mob_backend_t *backend;
   mob_exec_t *exec;
@@ -39,15 +33,7 @@ typedef struct runner {
   uint64_t done;        // steps reported
   uint64_t compute_ns;  // of the last one
   int32_t tokens[256];  // sampled by the last one, by slot
-  position_t *positions; // where log probabilities of slot 0 go, by position predicted
-  position_t sampled[256];
 } runner_t;
-
-static void copy_top(position_t *to, const mob_token_logprob_t *chosen, const mob_token_logprob_t *top, uint32_t count) {
-  to->chosen = *chosen;
-  to->top_count = count;
-  if (count) memcpy(to->top, top, count * sizeof *top);
-}
 
 static void on_done(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
   runner_t *r = arg;
@@ -59,11 +45,6 @@ static void on_done(void *arg, mob_status status, const char *why, const mob_ste
   for (uint32_t i = 0; i < result->sampled_count; i++) {
     const mob_sampled_t *s = &result->sampled[i];
     r->tokens[s->slot & 255] = s->token;
-    copy_top(&r->sampled[s->slot], &s->chosen, s->top, s->top_count);
-  }
-  for (uint32_t i = 0; i < result->prompt_count; i++) {
-    const mob_prompt_logprob_t *p = &result->prompt[i];
-    if (r->positions && p->slot == 0) copy_top(&r->positions[p->position], &p->chosen, p->top, p->top_count);
   }
   r->compute_ns = result->compute_ns;
   r->done++;
@@ -110,149 +91,9 @@ static void close_runner(runner_t *r) {
   free(r);
 }
 
-// ----------------------------------------------------------------------------------------- compare
-
 static mob_sampling_t greedy(int logprobs, int prompt_logprobs) {
   return (mob_sampling_t){.temperature = 0, .top_p = 1, .top_k = -1, .repetition_penalty = 1, .logprobs = logprobs,
                           .prompt_logprobs = prompt_logprobs};
-}
-
-// Log probabilities of every token of `tokens` but the first, in chunks of `chunk`; slot 0, pages from `page0`.
-static void teacher_forced(runner_t *r, const int32_t *tokens, uint32_t n, uint32_t chunk, uint32_t page0, position_t *out) {
-  uint32_t pages[256];
-  for (uint32_t i = 0; i < 256; i++) pages[i] = page0 + i;
-  r->positions = out;
-  mob_seq_open_t open = {.slot = 0, .sampling = greedy(-1, TOP), .prompt = tokens, .prompt_count = n};
-  uint32_t zero = 0;
-  for (uint32_t from = 0; from < n; from += chunk) {
-    uint32_t count = n - from < chunk ? n - from : chunk;
-    mob_seq_step_t seq = {.slot = 0, .start = from, .count = count, .tokens = tokens + from, .pages = pages,
-                          .page_count = (from + count + 63) / 64};
-    mob_step_t step = {.token_count = count, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = from == 0,
-                       .close = &zero, .close_count = from + count == n};
-    queue(r, &step);
-    wait_for(r, r->step);
-  }
-  r->positions = NULL;
-}
-
-// The same, token by token: decode steps whose sampled row carries the log probabilities.
-static void by_decode(runner_t *r, const int32_t *tokens, uint32_t n, uint32_t page0, position_t *out) {
-  uint32_t pages[256], zero = 0;
-  for (uint32_t i = 0; i < 256; i++) pages[i] = page0 + i;
-  mob_seq_open_t open = {.slot = 0, .sampling = greedy(TOP, -1), .prompt = tokens, .prompt_count = 1};
-  for (uint32_t at = 0; at + 1 < n; at++) {
-    mob_seq_step_t seq = {.slot = 0, .start = at, .count = 1, .tokens = tokens + at, .pages = pages,
-                          .page_count = at / 64 + 1, .sample = true};
-    mob_step_t step = {.token_count = 1, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = at == 0, .close = &zero,
-                       .close_count = at + 2 == n};
-    queue(r, &step);
-    wait_for(r, r->step);
-    out[at + 1] = r->sampled[0];
-  }
-}
-
-// Continues tokens[0, from) to n tokens, sampled at temperature 1.
-static void generate(runner_t *r, int32_t *tokens, uint32_t from, uint32_t n, uint64_t seed) {
-  uint32_t pages[256], zero = 0;
-  for (uint32_t i = 0; i < 256; i++) pages[i] = i;
-  mob_seq_open_t open = {.slot = 0, .sampling = greedy(-1, -1), .prompt = tokens, .prompt_count = from};
-  open.sampling.temperature = 1;
-  open.sampling.seed = seed;
-  for (uint32_t at = 0; at < n;) {
-    uint32_t count = at ? 1 : from;
-    mob_seq_step_t seq = {.slot = 0, .start = at, .count = count, .tokens = tokens + at, .pages = pages,
-                          .page_count = (at + count + 63) / 64, .sample = true};
-    mob_step_t step = {.token_count = count, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = at == 0, .close = &zero,
-                       .close_count = at + count >= n};
-    queue(r, &step);
-    wait_for(r, r->step);
-    at += count;
-    if (at < n) tokens[at] = r->tokens[0];
-  }
-}
-
-typedef struct distance {
-  double kl, top1, worst, cosine;
-  int ties, n;
-} distance_t;
-
-// b against a: KL over a's best, agreement of the best outside near-ties, largest difference of the token's own.
-static distance_t compare(const position_t *a, const position_t *b, uint32_t n, bool own) {
-  distance_t d = {0};
-  double xy = 0, xx = 0, yy = 0;
-  int agree = 0, counted = 0;
-  for (uint32_t i = 1; i < n; i++) {
-    double kl = 0;
-    for (uint32_t k = 0; k < a[i].top_count; k++)
-      for (uint32_t m = 0; m < b[i].top_count; m++)
-        if (a[i].top[k].token == b[i].top[m].token) {
-          double p = a[i].top[k].logprob, q = b[i].top[m].logprob;
-          kl += exp(p) * (p - q) - exp(p) + exp(q);
-          xy += p * q, xx += p * p, yy += q * q;
-        }
-    d.kl += kl;
-    bool tie = a[i].top_count > 1 && a[i].top[0].logprob - a[i].top[1].logprob < 0.05f;
-    d.ties += tie;
-    if (!tie) counted++, agree += a[i].top[0].token == b[i].top[0].token;
-    double diff = own ? fabs((double)a[i].chosen.logprob - (double)b[i].chosen.logprob) : 0;
-    if (diff > d.worst) d.worst = diff;
-  }
-  d.n = (int)n - 1;
-  d.kl /= d.n;
-  d.top1 = counted ? 100.0 * agree / counted : 100;
-  d.cosine = xy / sqrt(xx * yy);
-  return d;
-}
-
-static int failures;
-
-// FP8 linears of the CUDA backend quantise their activations, those of the CPU backend do not: against the CPU, a run with them
-// measures the quantisation and is not judged. MOB_CUDA_F8=0 takes it away, and then the limits must hold.
-static bool quantised(void) {
-  const char *wish = getenv("MOB_CUDA_F8");
-  return !wish || wish[0] != '0';
-}
-
-static void print_distance(const char *what, distance_t d, bool exact) {
-  bool judged = exact || !quantised() || !strstr(what, "cpu");
-  bool ok = !judged || (exact ? d.worst == 0 && d.kl == 0 : d.kl < 1e-2 && d.top1 >= 99 && d.cosine > 0.999);
-  if (!ok) failures++;
-  printf("  %-44s KL %.2e  top-1 %.1f %% (%d near-ties of %d)  cosine %.6f  worst %.3f  %s\n", what, d.kl, d.top1, d.ties, d.n,
-         d.cosine, d.worst, !judged ? "(not judged)" : ok ? "ok" : "WRONG");
-  fflush(stdout);
-}
-
-static int compare_main(const char *dir, uint32_t n, bool dummy) {
-  mob_model_t *model;
-  mob_model_options_t options = {.dummy = dummy};
-  CHECK(mob_model_open(dir, &options, &model));
-  int vocab = mob_model_desc(model)->vocab;
-  int32_t *tokens = MOB_NEW_ARRAY(int32_t, n);
-  position_t *cpu = MOB_NEW_ARRAY(position_t, n), *gpu = MOB_NEW_ARRAY(position_t, n), *other = MOB_NEW_ARRAY(position_t, n);
-  runner_t *c = open_runner("cpu", model, 512, 32, 1024, false, 64);
-  // A text of the model's own: sampled at temperature 1 after a random start.
-  uint32_t seed = (uint32_t)(mob_now_ns() / 1000), start = seed;
-  for (uint32_t i = 0; i < 4; i++) tokens[i] = (int32_t)((seed = seed * 1664525u + 1013904223u) >> 8) % vocab;
-  generate(c, tokens, 4, n, start);
-  teacher_forced(c, tokens, n, n, 0, cpu);
-  close_runner(c);
-  printf("%s: %u tokens, seed %u\n", dir, n, start);
-  position_t *eager_decode = MOB_NEW_ARRAY(position_t, n);
-  for (int eager = 1; eager >= 0; eager--) {
-    runner_t *g = open_runner("cuda", model, 512, 32, 1024, eager, 64);
-    teacher_forced(g, tokens, n, n, 0, gpu);
-    print_distance(eager ? "cuda / cpu, one prefill" : "cuda / cpu, with graphs", compare(cpu, gpu, n, true), false);
-    teacher_forced(g, tokens, n, 37, 20, other);
-    print_distance("chunks of 37 / one prefill", compare(gpu, other, n, true), false);
-    by_decode(g, tokens, n, 40, eager ? eager_decode : other);
-    print_distance(eager ? "decode / cpu" : "decode by graph / cpu", compare(cpu, eager ? eager_decode : other, n, false), false);
-    if (!eager) print_distance("graph / eager, bitwise", compare(eager_decode, other, n, true), true);
-    close_runner(g);
-  }
-  mob_model_close(model);
-  printf("%s\n", failures ? "FAILED" : "all ok");
-  return failures != 0;
 }
 
 // ------------------------------------------------------------------------------------------- bench
@@ -376,10 +217,101 @@ static int bench_main(int dense, int moe, int max_tokens, int batch_only) {
   return 0;
 }
 
+// ------------------------------------------------------------------------------------------- check
+
+static void print_line(void *arg, const check_line_t *l) {
+  (void)arg;
+  char limit[16];
+  snprintf(limit, sizeof limit, l->limit < 0 ? "-" : "%.1e", l->limit);
+  printf("%-42s %-34s %8.1e %8s %-6s %s\n", l->what, l->where, l->error, limit, l->limit < 0 ? "" : l->ok ? "ok" : "WRONG", l->note);
+  fflush(stdout);
+}
+
+typedef mob_status (*check_fn)(check_t *c, const check_model_t *m, check_shape_t s);
+typedef struct part {
+  const char *name;
+  check_fn fn;
+  bool made_only; // not on the goldens
+} part_t;
+
+static const part_t parts[] = {
+    {"layers", check_layers, false},  {"layers", check_layers_tp, false}, {"cuts", check_layers_cuts, true},
+    {"engines", check_engine, false}, {"engines", check_pipeline, true},  {"graphs", check_graph, true},
+    {"graphs", check_queue, true},    {"failure", check_abort, true},
+};
+
+static void check_shape(check_t *c, const check_model_t *m, check_shape_t s, const char *wanted) {
+  for (size_t i = 0; i < MOB_LEN(parts); i++) {
+    const part_t *p = &parts[i];
+    if ((strcmp(wanted, "all") != 0 && strcmp(wanted, p->name) != 0) || (p->made_only && !m->made)) continue;
+    // A layer alone has no stages; a comparison with fewer ranks or stages needs more of them.
+    const bool layers = p->fn == check_layers || p->fn == check_layers_tp || p->fn == check_layers_cuts;
+    if ((layers && s.pp > 1) || (p->fn == check_layers_tp && s.tp == 1) || (p->fn == check_pipeline && s.pp == 1)) continue;
+    const mob_status status = p->fn(c, m, s);
+    if (status == MOB_OK) continue;
+    printf("%s, TP %d PP %d: %s\n", m->name, s.tp, s.pp, mob_errmsg());
+    c->failures++;
+  }
+}
+
+// Whole texts of the demo model: a trained one, whose routers do not hang on roundings.
+static void check_demo(check_t *c, const char *root) {
+  check_model_t m = {.name = "demo model"};
+  char dir[1024];
+  const char *other = getenv("MOB_DEMO_MODEL");
+  snprintf(dir, sizeof dir, "%s/deploy/demo-model", root);
+  mob_model_options_t options = {0};
+  if (mob_model_open(other ? other : dir, &options, &m.model) != MOB_OK) {
+    printf("demo model left out: %s\n", mob_errmsg());
+    return;
+  }
+  m.desc = mob_model_desc(m.model);
+  check_t with = *c;
+  with.tokens = 250;
+  for (int tp = 1; tp <= 8; tp *= 2)
+    for (int pp = 1; pp <= 4; pp *= 2)
+      for (int ep = 0; ep < 2; ep++) {
+        const check_shape_t s = {tp, pp, ep};
+        if (!check_divides(&m, s, c->devices)) continue;
+        check_shape(&with, &m, s, "layers");
+        check_shape(&with, &m, s, "engines");
+      }
+  c->failures = with.failures;
+  c->lines = with.lines;
+  mob_model_close(m.model);
+}
+
+static int check_main(const char *wanted, const char *root) {
+  check_t c = {.line = print_line, .tokens = 200, .texts = 2};
+  CHECK(mob_backend_find("cuda", &c.backend));
+  c.devices = c.backend->device_count();
+  if (c.devices == 0) {
+    fprintf(stderr, "check_driver: %s\n", mob_errmsg());
+    return 1;
+  }
+  printf("%d GPU%s\n%-42s %-34s %8s %8s\n", c.devices, c.devices > 1 ? "s" : "", "what", "model", "error", "limit");
+  const char *const *lists[] = {check_made_models(), check_golden_models()};
+  for (size_t k = 0; k < MOB_LEN(lists); k++)
+    for (int i = 0; lists[k][i]; i++) {
+      check_model_t m;
+      CHECK(check_model_open(root, lists[k][i], &m));
+      for (int tp = 1; tp <= 8; tp *= 2)
+        for (int pp = 1; pp <= 4; pp *= 2)
+          for (int ep = 0; ep < 2; ep++) {
+            const check_shape_t s = {tp, pp, ep};
+            if (check_divides(&m, s, c.devices)) check_shape(&c, &m, s, wanted);
+          }
+      check_model_close(&m);
+    }
+  if (strcmp(wanted, "all") == 0 || strcmp(wanted, "demo") == 0) check_demo(&c, root);
+  printf("%d of %d lines wrong\n", c.failures, c.lines);
+  return c.failures != 0;
+}
+
 int main(int argc, char **argv) {
-  if (argc >= 3 && strcmp(argv[1], "compare") == 0) return compare_main(argv[2], argc > 3 ? (uint32_t)atoi(argv[3]) : 300, argc > 4);
+  if (argc >= 2 && strcmp(argv[1], "check") == 0) return check_main(argc > 2 ? argv[2] : "all", argc > 3 ? argv[3] : ".");
   if (argc >= 4 && strcmp(argv[1], "bench") == 0)
     return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048, argc > 5 ? atoi(argv[5]) : 0);
-  fprintf(stderr, "usage: check_driver compare DIR [tokens [dummy]] | bench DENSE MOE [max_tokens [batch]]\n");
+  fprintf(stderr, "usage: check_driver check [PART [ROOT]] | bench DENSE MOE [max_tokens [batch]]\n");
   return 2;
 }
