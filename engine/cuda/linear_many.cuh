@@ -57,14 +57,14 @@ template <int N> struct WgmmaOf<false, N> { using Type = WgmmaB16<N>; };
 struct Pieces {
   int tiles, kb, grid, cta, waves; // waves of whole tiles
   int ctas;                        // that share the rest
-  int64_t at, end;                 // column pairs of the rest, counted from its first tile
+  int at, end;                     // column pairs of the rest (less than two tiles a CTA), counted from its first tile
   int wave;
   int tile, first, last;           // the current piece: column pairs [first, last)
 
   __device__ Pieces(int tiles_, int kb_, int grid_, int cta_, int min_run) : tiles(tiles_), kb(kb_), grid(grid_), cta(cta_), wave(0) {
     waves = tiles % grid == 0 ? tiles / grid : tiles / grid > 0 ? tiles / grid - 1 : 0;
-    const int64_t rest = (int64_t)(tiles - waves * grid) * kb;
-    ctas = (int)min((int64_t)grid, max((int64_t)1, rest / min_run));
+    const int rest = (tiles - waves * grid) * kb;
+    ctas = min(grid, max(1, rest / min_run));
     at = cta < ctas ? rest * cta / ctas : 0;
     end = cta < ctas ? rest * (cta + 1) / ctas : 0;
   }
@@ -76,17 +76,17 @@ struct Pieces {
       return true;
     }
     if (at >= end) return false;
-    const int t = (int)(at / kb);
+    const int t = at / kb;
     tile = waves * grid + t;
-    first = (int)(at - (int64_t)t * kb);
-    last = (int)min((int64_t)kb, end - (int64_t)t * kb);
+    first = at - t * kb;
+    last = min(kb, end - t * kb);
     at += last - first;
     return true;
   }
   // The last CTA with columns of the current tile.
   __device__ int last_cta() const {
-    const int64_t rest = (int64_t)(tiles - waves * grid) * kb, tile_end = (int64_t)(tile - waves * grid + 1) * kb;
-    return (int)((tile_end * ctas - 1) / rest);
+    const int rest = (tiles - waves * grid) * kb, tile_end = (tile - waves * grid + 1) * kb;
+    return (tile_end * ctas - 1) / rest;
   }
 };
 
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
-    if constexpr (S::kCtas == 1) registers_shrink<56>();
+    if constexpr (S::kCtas == 1) registers_shrink<72>();
     if (warp == 8 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last();
       const size_t record = record_bytes(Fp8, p.mp);
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     return;
   }
 
-  if constexpr (S::kCtas == 1) registers_grow<224>();
+  if constexpr (S::kCtas == 1) registers_grow<216>();
   const int group = warp / 4, t4 = lane % 4;
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
