@@ -224,25 +224,34 @@ __device__ __forceinline__ void merge_pieces(const AttendGqa &p, const Run &run,
   group_sync<kWarps * 32>(1);
   if (!last) return;
   __threadfence();
+  // A row's lanes look at its pieces' weights side by side; the sums are added in the order of the keys.
+  auto weights = [&](int i) { return __ldcg((const float2 *)(place(i) + kGqaGroup * 128 + 2 * r)); };
   top = -INFINITY;
-#pragma unroll 4
-  for (int i = 0; i < pieces; i++) top = fmaxf(top, __ldcg((const float2 *)(place(i) + kGqaGroup * 128 + 2 * r)).x);
+  for (int i = head; i < pieces; i += At::kLanes) top = fmaxf(top, weights(i).x);
+#pragma unroll
+  for (int s = At::kLanes / 2; s; s >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, s));
   sum = 0;
 #pragma unroll
   for (int i = 0; i < At::kPasses; i++)
 #pragma unroll
     for (int k = 0; k < 4; k++) v[i][k] = 0;
+  for (int from = 0; from < pieces; from += At::kLanes) {
+    const int n = min(At::kLanes, pieces - from);
+    const float2 of = head < n ? weights(from + head) : make_float2(-INFINITY, 0);
+    const float mine_of = exp2f((of.x - top) * scale);
+    sum += of.y * mine_of;
 #pragma unroll 4
-  for (int i = 0; i < pieces; i++) {
-    const float2 of = __ldcg((const float2 *)(place(i) + kGqaGroup * 128 + 2 * r));
-    const float factor = exp2f((of.x - top) * scale);
-    sum += of.y * factor;
+    for (int i = 0; i < n; i++) {
+      const float factor = __shfl_sync(~0u, mine_of, i, At::kLanes);
 #pragma unroll
-    for (int j = 0; j < At::kPasses; j++) {
-      const float4 o = __ldcg((const float4 *)(place(i) + r * 128 + At::col(j)));
-      v[j][0] += o.x * factor, v[j][1] += o.y * factor, v[j][2] += o.z * factor, v[j][3] += o.w * factor;
+      for (int j = 0; j < At::kPasses; j++) {
+        const float4 o = __ldcg((const float4 *)(place(from + i) + r * 128 + At::col(j)));
+        v[j][0] += o.x * factor, v[j][1] += o.y * factor, v[j][2] += o.z * factor, v[j][3] += o.w * factor;
+      }
     }
   }
+#pragma unroll
+  for (int s = At::kLanes / 2; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
   put_result<Dim, Wide>(p, run.row, run.kv, v, 1.0f / sum);
 }
 
@@ -251,7 +260,7 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
   using Page = GqaPage<Dim>;
   using At = Place<Dim, Wide>;
   constexpr int kTiles = Wide ? 2 : 1; // of eight heads
-  extern __shared__ uint8_t raw[];
+  DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *q = ring + S::kRing;
   float *merge = (float *)(q + S::kQ);
   __shared__ uint64_t full[S::kStages], empty[S::kStages], q_full, q_empty;

@@ -3,7 +3,7 @@
 // operand of the second product); while a page's softmax runs, the next page's scores are computed. The heads of a group run side by
 // side and find its pages in the L2. Query tiles come from gqa_prepare_fast.
 #include "attention_gqa.cuh"
-#include "wgmma.cuh"
+#include "engine/cuda/wgmma.cuh"
 
 namespace mob {
 namespace {
@@ -39,7 +39,7 @@ __device__ __forceinline__ void produce(const AttendGqaPrefill &p, const Prefill
 template <int Dim> __global__ void __launch_bounds__(384, 1) attend_gqa_prefill_kernel(const AttendGqaPrefill p) {
   using S = PrefillShared<Dim>;
   using Page = GqaPage<Dim>;
-  extern __shared__ uint8_t raw[];
+  DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *q = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *ring = q + 2 * S::kTile;
   __shared__ uint64_t q_full, full[S::kStages], empty[S::kStages];
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, head = blockIdx.x;

@@ -83,6 +83,14 @@ static void test_decode(void **) {
   }
 }
 
+// More runs of one pair than a row has lanes.
+static void test_long(void **) {
+  sms = 40;
+  check_gqa({"narrow", 4, 1, 128}, 1, 2600, false, false);
+  check_gqa({"wide", 12, 1, 128}, 1, 2600, false, false);
+  check_gqa({"half", 3, 1, 64}, 2, 2600, false, false);
+}
+
 static void test_prefill(void **) {
   sms = 3;
   check_gqa({"whole", 4, 2, 128}, 200, 200, true, false);
@@ -154,7 +162,7 @@ static int set_up(void **) {
 }
 
 int main() {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill), cmocka_unit_test(test_prepare),
-                                     cmocka_unit_test(test_ragged)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_long), cmocka_unit_test(test_prefill),
+                                     cmocka_unit_test(test_prepare), cmocka_unit_test(test_ragged)};
   return cmocka_run_group_tests(tests, set_up, nullptr);
 }
