@@ -9,24 +9,6 @@
 
 namespace mob {
 
-struct Peers { // as one rank sees them
-  Waits *waits;
-  int rank, ranks;
-  // Inboxes of this rank, the next, the one after it, ...: that all send to their next first spreads the load.
-  uint8_t *inbox[kMaxRanks];
-  size_t inbox_bytes; // of one of the two inboxes for sums, which stand first
-};
-
-// Of any rank. (An index that is not known at compile time would copy a kernel's parameters to slow memory.)
-__device__ __forceinline__ uint8_t *inbox_of(const Peers &p, int rank) {
-  const int after = rank < p.rank ? rank - p.rank + p.ranks : rank - p.rank;
-  uint8_t *inbox = p.inbox[0];
-#pragma unroll
-  for (int i = 1; i < kMaxRanks; i++)
-    if (after == i) inbox = p.inbox[i];
-  return inbox;
-}
-
 // Byte places in an inbox.
 constexpr int kReduceRows = 1024; // rows of one collective
 constexpr int kExchangeRows = 256; // rows of logits of one
@@ -42,6 +24,24 @@ inline InboxLayout inbox_layout(int hidden, int rows) {
   l.ready = l.ids + kExchangeRows * sizeof(int);
   l.total = l.ready + kMaxRanks * sizeof(int);
   return l;
+}
+
+struct Peers { // as one rank sees them
+  Waits *waits;
+  int rank, ranks;
+  // Inboxes of this rank, the next, the one after it, ...: that all send to their next first spreads the load.
+  uint8_t *inbox[kMaxRanks];
+  InboxLayout at;
+};
+
+// Of any rank. (An index that is not known at compile time would copy a kernel's parameters to slow memory.)
+__device__ __forceinline__ uint8_t *inbox_of(const Peers &p, int rank) {
+  const int after = rank < p.rank ? rank - p.rank + p.ranks : rank - p.rank;
+  uint8_t *inbox = p.inbox[0];
+#pragma unroll
+  for (int i = 1; i < kMaxRanks; i++)
+    if (after == i) inbox = p.inbox[i];
+  return inbox;
 }
 
 // A word that is there.

@@ -1,6 +1,7 @@
 // The CUDA executor's inner parts, shared by its host files.
 //
-// Threads: `leader` takes steps from the queue, fills the step's tables and queues the work on the device; `reporter` waits
+// Threads: `leader` takes steps from the queue, fills the step's tables and queues the work on its device, rank 0's, while the other
+// ranks' threads (ranks.cu) queue theirs; `reporter` waits
 // for a step's end and reports it.
 #ifndef MOB_CUDA_EXEC_H
 #define MOB_CUDA_EXEC_H
@@ -8,6 +9,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -21,6 +23,7 @@ extern "C" {
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 }
+#include "engine/cuda/comm.cuh"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/sampling.h"
 
@@ -66,6 +69,8 @@ struct Rank {
   uint8_t *cache = nullptr;
   size_t layer_cache = 0;
   float *inv_freq = nullptr;
+  Waits *waits = nullptr;
+  Peers peers = {};
   uint8_t *workspace = nullptr;
   int *bad = nullptr;
   // workspace (memory.cu)
@@ -83,6 +88,7 @@ struct Rank {
   int *ids, *last_token, *meta;
   uint8_t *sampler_block;
   Sampler sampler; // where the logits of the last layer are
+  uint8_t *inbox;     // several ranks
   LinearScratch scratch;
   std::map<int, cudaGraphExec_t> graphs; // by 2 * padded rows + whether rows are more than plain
 };
@@ -143,13 +149,27 @@ struct PendingIds {
   std::vector<uint32_t> slots;
 };
 
-constexpr int kRing = 4, kLogitRows = 256, kAttendRows = 512, kGraphRows = 256;
+struct RankTeam { // threads of the ranks but the first
+  std::vector<std::thread> threads;
+  std::mutex lock;
+  std::condition_variable wake, done;
+  std::atomic<uint64_t> round{0}; // of work
+  std::atomic<int> busy{0};
+  bool ending = false;
+  const std::function<mob_status(Rank *rank)> *task = nullptr;
+  mob_status status = MOB_OK; // of the round: the first failure
+  std::string why;
+};
+
+constexpr int kRing = 4, kLogitRows = kExchangeRows, kAttendRows = 512, kGraphRows = 256;
 
 struct Exec {
   mob_exec_spec_t spec;
   const mob_model_desc_t *desc;
   std::vector<int> devices;
   std::vector<Rank> ranks; // [tp]
+  RankTeam team;
+  int *halt = nullptr;     // pinned: the host's word of waits.cuh, then what each rank missed
   bool mla, fast_mla;      // 512 / 64 / 128 / 128 kernels
   bool fast_gqa;           // heads of 64 or 128, up to 16 a key head
   int kv_width;
@@ -165,6 +185,7 @@ struct Exec {
   float *host_x = nullptr;      // pinned, with room for a header in front
   cudaEvent_t host_x_free = nullptr;
   int max_logit_rows = 0;       // of a step
+  int max_rows = 0;             // of activations, padding included
   // queues
   std::mutex lock;
   std::condition_variable wake, idle;
@@ -211,8 +232,20 @@ void fill_logit_rows(const Exec *exec, const Job *job, int padded, int *meta);
 // stages.cu
 mob_status resolve_tokens(Exec *exec, Job *job); // first of several stages: ids that the last one sampled replace MOB_TOKEN_PREVIOUS
 mob_status receive_rows(Exec *exec, Job *job);
+mob_status copy_rows(Exec *exec, Rank *rank, const Job *job); // rank 0's received rows to another rank
 mob_status send_rows(Exec *exec, Job *job);
 mob_status send_ids(Exec *exec, const Job *job, const int32_t *ids);
+// comm.cu
+mob_status comm_open(Exec *exec);
+void comm_connect(Exec *exec); // when all ranks have their workspace
+void comm_halt(Exec *exec);    // from any thread: steps under way end on every GPU, whatever they wait for
+mob_status comm_failure(const Exec *exec); // MOB_OK, or why a wait ended without what it waited for
+void comm_close(Exec *exec);
+// ranks.cu
+void ranks_start(Exec *exec);
+// Runs `task` for every rank, rank 0's on this thread, the others' beside it; the first failure. One caller at a time.
+mob_status each_rank(Exec *exec, const std::function<mob_status(Rank *rank)> &task);
+void ranks_end(Exec *exec);
 // step.cu
 void leader_main(Exec *exec);
 void reporter_main(Exec *exec);

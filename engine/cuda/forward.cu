@@ -16,15 +16,20 @@ struct Pass {
   const bf16 *add;
   const float *add_bias;
   bool experts;
+  int sums; // over ranks, so far
 };
 
 StepRows step_rows(const Exec *exec, const Rank *r, int from) {
   const int *m = r->meta;
   return {m, m + exec->layout.token + from, m + exec->layout.position + from, m + exec->layout.table + from,
-          m + exec->layout.pages, r->last_token};
+          m + exec->layout.pages, r->last_token, r->waits};
 }
 
 Records records(uint8_t *data, const Group &g, int rows) { return {data, padded_rows(rows), g.f8}; }
+
+// Shared experts are computed with the routed ones unless those are whole on ranks.
+int shared_slots(const Pass &p) { return p.exec->spec.expert_parallel ? 0 : p.d->n_shared; }
+int expert_slots(const Pass &p) { return p.d->top_k + shared_slots(p); }
 
 NormIn norm_in(const Pass &p, const float *w, float eps) {
   NormIn in = {};
@@ -37,7 +42,7 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
     in.expert_y = p.r->expert_y;
     in.expert_row = p.r->expert_row;
     in.expert_weight = p.r->expert_weight;
-    in.expert_slots = p.d->top_k + p.d->n_shared;
+    in.expert_slots = expert_slots(p);
   }
   in.w = w;
   in.eps = eps;
@@ -45,7 +50,11 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
   return in;
 }
 
-void added(Pass *p) {
+// What the last block left goes to the residual stream, summed over ranks; then the norm.
+void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
+  const NormIn in = norm_in(*p, w, eps);
+  if (p->exec->spec.tp > 1 && (p->add || p->experts)) norm_rows_ranks(in, out, p->r->peers, &p->sums, p->rows, p->r->sms, p->stream);
+  else norm_rows(in, out, p->rows, p->stream);
   p->add = nullptr;
   p->add_bias = nullptr;
   p->experts = false;
@@ -146,8 +155,7 @@ void attention(Pass *p, int index) {
   if (q_from_hidden && q.f8 != in.f8) second = records(r->split_records ? r->split_records : r->attn_records, q, p->rows);
   const NormOut out = {hidden, in.m.k, second, q.m.k, false, nullptr, d->quant_ue8m0};
   launch_label = "attention";
-  norm_rows(norm_in(*p, layer.v[MOB_W_ATTN_NORM], d->rms_eps), out, p->rows, p->stream);
-  added(p);
+  add_and_norm(p, layer.v[MOB_W_ATTN_NORM], d->rms_eps, out);
   if (p->exec->mla) {
     launch_label = "a";
     linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
@@ -172,20 +180,25 @@ void attention(Pass *p, int index) {
 
 // --------------------------------------------------------------------------------------- feed-forward
 
-void dense_ffn(Pass *p, const Layer &layer) {
+// One network for all rows: a dense layer's, or the part of shared experts that is here.
+void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
   Rank *r = p->r;
   const mob_model_desc_t *d = p->d;
   const Group &up = layer.g[G_DENSE_UP], &down = layer.g[G_DENSE_DOWN];
-  const Records hidden = records(r->hidden_records, up, p->rows), act = records(r->act_records, down, p->rows);
-  norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps), {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, d->quant_ue8m0},
-            p->rows, p->stream);
-  added(p);
+  const Records act = records(r->act_records, down, p->rows);
   launch_label = "dense up";
   linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
   activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, nullptr, d->quant_ue8m0}, p->rows, p->stream);
   launch_label = "dense down";
   linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;
+}
+
+void dense_ffn(Pass *p, const Layer &layer) {
+  const Group &up = layer.g[G_DENSE_UP];
+  const Records hidden = records(p->r->hidden_records, up, p->rows);
+  add_and_norm(p, layer.v[MOB_W_FFN_NORM], p->d->rms_eps, {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, p->d->quant_ue8m0});
+  dense_network(p, layer, hidden);
 }
 
 constexpr int kFewRouter = 4; // up to here the router runs on CUDA cores
@@ -210,24 +223,24 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const mob_model_desc_t *d = p->d;
   const Group &up = layer.g[G_EXPERT_UP], &down = layer.g[G_EXPERT_DOWN], &router = layer.g[G_ROUTER];
   const bool few_router = p->rows <= kFewRouter, few = p->rows <= kFewTokens;
-  const int experts = d->n_experts + d->n_shared, slots = d->top_k + d->n_shared;
+  const int shared = shared_slots(*p), experts = r->experts + shared, slots = expert_slots(*p);
   const Records hidden = records(r->hidden_records, up, p->rows);
   const Records split = {few_router ? nullptr : r->split_records, padded_rows(p->rows), 0};
   launch_label = "ffn";
-  norm_rows(norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps),
-            {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0}, p->rows, p->stream);
-  added(p);
+  add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps,
+               {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0});
+  if (shared < d->n_shared) dense_network(p, layer, hidden);
   launch_label = "router";
   if (few_router) router_logits(r->norm_f32, layer.router, r->router_logits, d->n_experts, d->hidden, p->rows, p->stream);
   else linear(router.m, split, r->router_logits, d->n_experts, true, p->rows, 2, r->scratch, p->stream);
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
                            d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
   route(spec, r->router_logits, r->expert_ids, r->expert_weight, slots, p->rows, p->stream);
-  MoePlan plan = {r->expert_ids, p->step.count, d->top_k, d->n_experts, d->n_shared, p->rows, r->active, r->active + 1,
+  MoePlan plan = {r->expert_ids, p->step.count, d->top_k, r->first_expert, r->experts, shared, p->rows, r->active, r->active + 1,
                   r->expert_row, r->source, r->segments_up, r->segments_down, (up.m.n + 127) / 128, (down.m.n + 127) / 128,
-                  tile_for((double)p->rows * d->top_k / d->n_experts)};
+                  tile_for((double)p->rows * d->top_k / d->n_experts), p->exec->spec.expert_parallel};
   if (few) {
-    const int most = p->rows * d->top_k < d->n_experts ? p->rows * d->top_k : d->n_experts, active = most + d->n_shared;
+    const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
     moe_plan_few(plan, p->stream);
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
@@ -257,7 +270,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
 mob_status forward(Exec *exec, Rank *r, int rows) {
   const mob_model_desc_t *d = exec->desc;
   Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
-            nullptr, nullptr, false};
+            nullptr, nullptr, false, 0};
   if (exec->spec.first_layer == 0) {
     NormIn in = norm_in(p, nullptr, 0);
     in.embed = r->embed;
@@ -268,7 +281,7 @@ mob_status forward(Exec *exec, Rank *r, int rows) {
     if (d->is_moe[exec->spec.first_layer + i]) moe_ffn(&p, r->layers[(size_t)i]);
     else dense_ffn(&p, r->layers[(size_t)i]);
   }
-  norm_rows(norm_in(p, nullptr, 0), NormOut(), rows, r->stream); // the last sum
+  add_and_norm(&p, nullptr, 0, NormOut()); // the last sum
   CU_TRY(cudaGetLastError());
   return MOB_OK;
 }
@@ -286,13 +299,25 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, b
   const Records x = records(r->head_records, g, rows);
   norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
   launch_label = "head";
-  linear(g.m, x, r->logits, d->vocab, true, rows, 1, r->scratch, r->stream);
-  const Sampler &s = r->sampler;
-  if (plain) sample_greedy(r->logits, d->vocab, d->vocab, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
-  else
-    sample_rows({r->logits, d->vocab, d->vocab, slots, wanted, s.slot, s.counts, s.allowed, s.allowed_words, r->best, s.groups,
-                 r->ids + first, r->last_token, s.results + first},
-                rows, r->stream);
+  const bool alone = exec->spec.tp == 1;
+  const int ld = r->index == 0 ? d->vocab : g.m.n; // rank 0 has room for all columns
+  linear(g.m, x, r->logits, ld, true, rows, 1, r->scratch, r->stream);
+  if (plain && alone) {
+    sample_greedy(r->logits, d->vocab, ld, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
+  } else if (plain) {
+    sample_best(r->logits, g.m.n, ld, r->best, rows, r->stream);
+    pick_ranks(r->peers, first / kLogitRows, r->best, (int)((int64_t)d->vocab * r->index / exec->spec.tp), slots, r->ids + first,
+               r->last_token, rows, r->stream);
+  } else {
+    float *whole = exec->ranks[0].logits + (int64_t)d->vocab * r->index / exec->spec.tp;
+    if (!alone) gather_logits(r->peers, r->logits, g.m.n, whole, d->vocab, rows, r->stream);
+    const Sampler &s = r->sampler;
+    if (r->index == 0)
+      sample_rows({r->logits, d->vocab, d->vocab, slots, wanted, s.slot, s.counts, s.allowed, s.allowed_words, r->best, s.groups,
+                   r->ids + first, r->last_token, s.results + first},
+                  rows, r->stream);
+    if (!alone) share_ids(r->peers, slots, wanted, r->ids + first, r->last_token, rows, r->stream);
+  }
   CU_TRY(cudaGetLastError());
   return MOB_OK;
 }

@@ -16,6 +16,7 @@ struct StepRows {
   const int *table;      // [T] where the row's block table begins in `pages`; -1: padding
   const int *pages;      // block tables, one behind the other
   const int *last_token; // [slots]
+  const Waits *waits;    // a step that has failed writes nothing to the cache; nullptr: none does
 };
 
 // ---- linear.cu
@@ -265,7 +266,9 @@ void route(const RouterSpec &spec, const float *logits, int *ids, float *weights
 struct MoePlan {
   const int *ids;        // [T][top_k] in ascending order
   const int *count;      // [1] rows that are no padding
-  int top_k, experts, shared; // shared experts have the ids behind the routed ones
+  int top_k;
+  int first, experts;    // ids of the routed experts that are here
+  int shared;            // stand behind those
   int rows;              // T
   // out
   int *active;           // [1]; ids of the experts with tokens
@@ -275,6 +278,7 @@ struct MoePlan {
   Segment *gate_up, *down; // [experts + shared + 1] (many only)
   int gate_up_blocks, down_blocks; // 128-row blocks of their outputs
   int tile;              // tokens of a tile
+  bool elsewhere;        // other routed experts are on other ranks: expert_row is -1 for them
 };
 void moe_plan_few(const MoePlan &p, cudaStream_t stream);
 void moe_plan_many(const MoePlan &p, cudaStream_t stream);
@@ -297,8 +301,18 @@ void activate(const Activate &p, int rows, cudaStream_t stream);
 
 // ---- sample.cu
 // Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.
+// Its first half: the best of each piece of a row.
+void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream);
 void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids,
                    int *last_token, int rows, cudaStream_t stream);
+
+// ---- sample_ranks.cu: each rank has the logits of its part of the vocabulary, and ends with the same ids
+// `best` as sample_best leaves it, of ids that begin at vocab0; `batch`: of this step's rows of logits
+void pick_ranks(const Peers &p, int batch, const unsigned long long *best, int vocab0, const int *slots, int *ids, int *last_token,
+                int rows, cudaStream_t stream);
+// Rank 0's logits `to` [rows][vocab] from all ranks' [rows][columns]; rank 0's own are there.
+void gather_logits(const Peers &p, const float *from, int columns, float *to, int vocab, int rows, cudaStream_t stream);
+void share_ids(const Peers &p, const int *slots, const int *wanted, int *ids, int *last_token, int rows, cudaStream_t stream);
 
 // ---- pack.cu
 // src: rows x cols elements in device memory, `ld` from row to row.

@@ -41,8 +41,7 @@ size_t group_records(const Rank *rank, GroupId id, size_t rows) {
 void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   const mob_model_desc_t *d = exec->desc;
   const mob_exec_spec_t &s = exec->spec;
-  const size_t graph = (size_t)(s.max_seqs < kGraphRows ? s.max_seqs : kGraphRows);
-  const size_t rows = max_size((size_t)padded_rows(s.max_tokens), (size_t)padded_rows((int)graph) + 8), hidden = (size_t)d->hidden;
+  const size_t rows = (size_t)exec->max_rows, hidden = (size_t)d->hidden;
   const size_t heads = (size_t)shapes->heads, chunk = rows < kAttendRows ? rows : kAttendRows;
   a->take(&r->x, rows * hidden * 4);
   a->take(&r->norm_f32, (size_t)kFewTokens * hidden * 4);
@@ -82,7 +81,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   const Group *up = group_in(shapes, G_EXPERT_UP);
   size_t up_bytes = rows * group_n(shapes, G_DENSE_UP) * 2, act = group_records(shapes, G_DENSE_DOWN, rows);
   if (up) {
-    const size_t slots = (size_t)(d->top_k + d->n_shared), experts = (size_t)(d->n_experts + d->n_shared);
+    const size_t slots = (size_t)(d->top_k + d->n_shared), experts = (size_t)(shapes->experts + d->n_shared);
     const size_t gathered = rows * slots + 8 * experts, few = kFewTokens * experts;
     const size_t most = max_size(gathered, few);
     up_bytes = max_size(up_bytes, most * (size_t)up->m.n * 2);
@@ -104,13 +103,14 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   // head
   if (s.last_layer == d->n_layers) {
     a->take(&r->head_records, (size_t)kLogitRows * ((hidden + 127) / 128 * 128) * 2);
-    a->take(&r->logits, (size_t)kLogitRows * (size_t)d->vocab * 4);
+    a->take(&r->logits, (size_t)kLogitRows * (size_t)(shapes->index == 0 ? d->vocab : shapes->outer.g[G_HEAD].m.n) * 4);
     a->take(&r->best, (size_t)kLogitRows * kSampleParts * 8);
-    a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
+    if (shapes->index == 0) a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
   a->take(&r->meta, (size_t)exec->layout.total * 4);
+  if (s.tp > 1) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
   a->take(&r->scratch.partial, (size_t)shapes->sms * 128 * 128 * 4);
 }
 
@@ -129,9 +129,11 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   CU_TRY(cudaMemset(r->workspace, 0, bytes));
   Arena arena = {r->workspace, 0};
   lay_out(exec, r, r, &arena);
-  if (exec->spec.last_layer == exec->desc->n_layers)
+  if (r->sampler_block)
     sampler_place(&r->sampler, exec->desc->vocab, exec->spec.max_seqs, kLogitRows, exec->max_logit_rows, r->sampler_block);
   r->scratch.sms = r->sms;
+  r->scratch.waits = r->waits;
+  if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
   return MOB_OK;
 }

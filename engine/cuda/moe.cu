@@ -8,6 +8,9 @@ namespace {
 
 constexpr int kPlanThreads = 1024;
 
+// Of a routed expert among those that are here; -1: it is elsewhere.
+__device__ __forceinline__ int here(const MoePlan &p, int id) { return id >= p.first && id < p.first + p.experts ? id - p.first : -1; }
+
 __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p) {
   __shared__ int index[kMaxSegments];
   __shared__ int warp_counts[32];
@@ -17,7 +20,10 @@ __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p)
   __syncthreads();
   depend_wait();
   const int count = *p.count;
-  for (int i = tid; i < count * p.top_k; i += kPlanThreads) index[p.ids[i]] = 1;
+  for (int i = tid; i < count * p.top_k; i += kPlanThreads) {
+    const int e = here(p, p.ids[i]);
+    if (e >= 0) index[e] = 1;
+  }
   __syncthreads();
   const bool on = tid < experts && index[tid];
   const unsigned ballot = __ballot_sync(~0u, on);
@@ -37,8 +43,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p)
   const int slots = p.top_k + p.shared;
   for (int i = tid; i < p.rows * slots; i += kPlanThreads) {
     const int t = i / slots, j = i % slots;
-    const int e = j >= p.top_k ? p.experts + j - p.top_k : t < count ? p.ids[t * p.top_k + j] : -1;
-    p.expert_row[i] = (e < 0 ? 0 : index[e]) * p.rows + t;
+    const int e = j >= p.top_k ? p.experts + j - p.top_k : t < count ? here(p, p.ids[t * p.top_k + j]) : -1;
+    p.expert_row[i] = e >= 0 ? index[e] * p.rows + t : p.elsewhere ? -1 : t;
   }
 }
 
@@ -53,7 +59,10 @@ __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p
   __syncthreads();
   depend_wait();
   const int count = *p.count;
-  for (int i = tid; i < count * p.top_k; i += kPlanThreads) atomicAdd(&counts[p.ids[i]], 1);
+  for (int i = tid; i < count * p.top_k; i += kPlanThreads) {
+    const int e = here(p, p.ids[i]);
+    if (e >= 0) atomicAdd(&counts[e], 1);
+  }
   if (tid >= p.experts && tid < p.experts + p.shared) counts[tid] = count;
   __syncthreads();
   const int mine = counts[tid], padded = (mine + 7) / 8 * 8, across = (mine + p.tile - 1) / p.tile;
@@ -85,12 +94,16 @@ __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p
   for (int i = tid; i < p.rows * slots; i += kPlanThreads) {
     const int t = i / slots, j = i % slots;
     if (t >= count) {
-      p.expert_row[i] = 0;
+      p.expert_row[i] = p.elsewhere ? -1 : 0;
       continue;
     }
     // A shared expert has the tokens in order. Among a routed expert's rows the order does not matter: each is its own column
     // of the product.
-    const int e = j < p.top_k ? p.ids[t * p.top_k + j] : p.experts + j - p.top_k;
+    const int e = j < p.top_k ? here(p, p.ids[t * p.top_k + j]) : p.experts + j - p.top_k;
+    if (e < 0) {
+      p.expert_row[i] = -1;
+      continue;
+    }
     const int row = j < p.top_k ? atomicAdd(&cursor[e], 1) : cursor[e] + t;
     p.expert_row[i] = row;
     p.source[row] = t;

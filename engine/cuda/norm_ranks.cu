@@ -148,8 +148,8 @@ template <int Max> void launch_way(bool owner, const NormIn &in, const Reduce &c
 
 void norm_rows_ranks(const NormIn &in, const NormOut &out, const Peers &peers, int *turn, int rows, int sms, cudaStream_t stream) {
   for (int row = 0; row < rows; row += kReduceRows) {
-    const Reduce c = {peers, (size_t)(*turn)++ % 2 * peers.inbox_bytes, row, rows - row < kReduceRows ? rows - row : kReduceRows};
-    const bool owner = by_owner(peers.ranks, c.rows, in.hidden, peers.inbox_bytes);
+    const Reduce c = {peers, (size_t)(*turn)++ % 2 * peers.at.reduce, row, rows - row < kReduceRows ? rows - row : kReduceRows};
+    const bool owner = by_owner(peers.ranks, c.rows, in.hidden, peers.at.reduce);
     if (peers.ranks <= 2) launch_way<2>(owner, in, c, out, sms, stream);
     else if (peers.ranks <= 4) launch_way<4>(owner, in, c, out, sms, stream);
     else launch_way<8>(owner, in, c, out, sms, stream);

@@ -32,9 +32,11 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
     return mob_fail(MOB_E_INVALID, "layers [%d, %d) are not a stage of a model with %d", spec->first_layer, spec->last_layer, d->n_layers);
   if (spec->tp < 1 || spec->max_tokens < 1 || spec->max_seqs < 1 || spec->max_len < 1)
     return mob_fail(MOB_E_INVALID, "tp, max_tokens, max_seqs and max_len must be positive");
-  if (spec->tp > 1)
-    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes a stage on one GPU; use --tensor-parallel-size 1 and "
-                                       "--pipeline-parallel-size, or --device cpu");
+  if (spec->tp > kMaxRanks)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes a stage on up to %d GPUs of one host, not %d; use "
+                                       "--pipeline-parallel-size for more", kMaxRanks, spec->tp);
+  if (d->n_heads % spec->tp != 0)
+    return mob_fail(MOB_E_INVALID, "%d attention heads do not divide over %d tensor-parallel ranks", d->n_heads, spec->tp);
   if (spec->expert_parallel && d->n_experts % spec->tp != 0)
     return mob_fail(MOB_E_INVALID, "%d experts do not divide over %d ranks", d->n_experts, spec->tp);
   if (d->vocab > kMaxSampleVocab)
@@ -60,7 +62,9 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
 
 void set_layout(Exec *exec) {
   const mob_exec_spec_t &s = exec->spec;
+  const int graph = s.max_seqs < kGraphRows ? s.max_seqs : kGraphRows;
   const int rows = (s.max_tokens > kGraphRows ? s.max_tokens : kGraphRows) + 8;
+  exec->max_rows = padded_rows(s.max_tokens) > padded_rows(graph) + 8 ? padded_rows(s.max_tokens) : padded_rows(graph) + 8;
   MetaLayout &l = exec->layout;
   l.token = 16;
   l.position = l.token + rows;
@@ -104,12 +108,17 @@ mob_status open_rank(const Exec *exec, Rank *r) {
 mob_status open_exec(Exec *exec) {
   const mob_exec_spec_t &s = exec->spec;
   const mob_model_desc_t *d = exec->desc;
-  if (device_count() == 0) return MOB_E_UNSUPPORTED;
+  const int devices = device_count();
+  if (devices == 0) return MOB_E_UNSUPPORTED;
+  if (devices < s.tp)
+    return mob_fail(MOB_E_NO_RESOURCES, "a tensor parallelism of %d needs as many GPUs in one pod; this one has %d", s.tp, devices);
+  exec->spec.expert_parallel = s.expert_parallel && s.tp > 1;
   exec->ranks.resize((size_t)s.tp);
   for (int i = 0; i < s.tp; i++) {
     exec->ranks[(size_t)i].index = i;
     MOB_TRY(open_rank(exec, &exec->ranks[(size_t)i]));
   }
+  MOB_TRY(comm_open(exec));
   exec->mla = d->attn == MOB_ATTN_MLA;
   exec->fast_gqa = !exec->mla && gqa_is_fast(exec->ranks[0].heads, exec->ranks[0].kv_heads, d->head_dim, d->v_head_dim, d->rope.dim);
   exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * exec->ranks[0].kv_heads * d->head_dim;
@@ -148,6 +157,7 @@ mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
 mob_status alloc_pages(Exec *exec, int64_t pages) {
   const mob_exec_spec_t &s = exec->spec;
   for (Rank &rank : exec->ranks) MOB_TRY(alloc_rank(exec, &rank, pages));
+  comm_connect(exec);
   CU_TRY(cudaSetDevice(exec->ranks[0].device));
   for (RingSlot &ring : exec->ring) {
     CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
@@ -174,6 +184,7 @@ mob_status cuda_alloc_kv(mob_exec_t *handle, int64_t pages) {
   if (exec->pages) return mob_fail(MOB_E_INVALID, "pages are allocated already");
   MOB_TRY(alloc_pages(exec, pages));
   exec->pages = pages;
+  ranks_start(exec);
   exec->leader = std::thread(leader_main, exec);
   exec->reporter = std::thread(reporter_main, exec);
   return MOB_OK;
@@ -209,6 +220,7 @@ void close_exec(Exec *exec) {
   }
   if (exec->leader.joinable()) exec->leader.join();
   if (exec->reporter.joinable()) exec->reporter.join();
+  ranks_end(exec);
   for (Rank &rank : exec->ranks) {
     if (!rank.stream) continue;
     cudaSetDevice(rank.device);
@@ -226,6 +238,7 @@ void close_exec(Exec *exec) {
   if (exec->host_x_free) cudaEventDestroy(exec->host_x_free);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
   for (Rank &rank : exec->ranks) close_rank(&rank);
+  comm_close(exec);
   delete exec;
 }
 
@@ -243,6 +256,7 @@ mob_status cuda_load(mob_exec_t *handle, void (*progress)(void *arg, const mob_l
 
 void exec_abort(Exec *exec) {
   exec->aborted = true;
+  comm_halt(exec);
   if (!exec->spec.link) return;
   if (exec->spec.prev) exec->spec.link->abort(exec->spec.prev);
   if (exec->spec.next) exec->spec.link->abort(exec->spec.next);

@@ -102,6 +102,15 @@ __device__ __forceinline__ int load_relaxed_sys_int(const int *from) {
 __device__ __forceinline__ void store_relaxed_sys_int(int *to, int v) {
   asm volatile("st.relaxed.sys.global.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
+// With everything that this thread, and kernels before this one, stored or saw before [st.release, ld.acquire].
+__device__ __forceinline__ void store_release_sys_int(int *to, int v) {
+  asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ int load_acquire_sys_int(const int *from) {
+  int v;
+  asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
 // Between two looks at such a word.
 __device__ __forceinline__ void spin_pause() {}
 // The GPU's clock in nanoseconds [globaltimer].

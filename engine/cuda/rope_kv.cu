@@ -14,7 +14,7 @@ __device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k
 
 __device__ __forceinline__ uint8_t *cache_page(uint8_t *cache, const StepRows &step, int row, int width) {
   const int table = step.table[row];
-  return table < 0 ? nullptr : cache + (size_t)step.pages[table + step.position[row] / 64] * page_bytes(width);
+  return table < 0 || (step.waits && halted(step.waits)) ? nullptr : cache + (size_t)step.pages[table + step.position[row] / 64] * page_bytes(width);
 }
 
 __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {

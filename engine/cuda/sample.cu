@@ -114,9 +114,13 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const int *ids, int n, 
 
 } // namespace
 
+void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream) {
+  launch(best_kernel, dim3(kParts, rows), kThreads, 0, stream, logits, vocab, ld, best);
+}
+
 void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids, int *last_token,
                    int rows, cudaStream_t stream) {
-  launch(best_kernel, dim3(kParts, rows), kThreads, 0, stream, logits, vocab, ld, best);
+  sample_best(logits, vocab, ld, best, rows, stream);
   launch(pick_kernel, rows, 32, 0, stream, best, slots, ids, last_token);
 }
 

@@ -69,12 +69,22 @@ mob_status receive_rows(Exec *exec, Job *job) {
   return MOB_OK;
 }
 
+mob_status copy_rows(Exec *exec, Rank *rank, const Job *job) {
+  const Rank &first = exec->ranks[0];
+  CU_TRY(cudaStreamWaitEvent(rank->stream, exec->host_x_free, 0));
+  // Rank 0 changes its rows only after it has this rank's part of the first sum.
+  CU_TRY(cudaMemcpyPeerAsync(rank->x, rank->device, first.x, first.device, (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4,
+                             rank->stream));
+  return MOB_OK;
+}
+
 mob_status send_rows(Exec *exec, Job *job) {
   const size_t bytes = (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4;
   Header *header = (Header *)exec->host_x - 1;
   *header = {job->step.id, job->step.token_count, (uint32_t)exec->desc->hidden};
   CU_TRY(cudaMemcpyAsync(exec->host_x, exec->ranks[0].x, bytes, cudaMemcpyDeviceToHost, exec->ranks[0].stream));
   CU_TRY(cudaStreamSynchronize(exec->ranks[0].stream));
+  MOB_TRY(comm_failure(exec));
   return exec->spec.link->send(exec->spec.next, header, sizeof *header + bytes);
 }
 

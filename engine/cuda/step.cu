@@ -52,26 +52,31 @@ void close_slots(Exec *exec, const Job *job) {
   for (uint32_t slot : job->close) exec->slots[slot].open = false;
 }
 
-// Parameters of opened slots, tables, layers and, on the last stage, the head.
+// One rank's share of a step: tables, layers and, on the last stage, the head. `graph`: rows of the graph that serves it; 0: none.
+mob_status launch_rank(Exec *exec, Rank *r, const Job *job, int graph, int used) {
+  const RingSlot &ring = exec->ring[job->ring];
+  const bool last = exec->spec.last_layer == exec->desc->n_layers;
+  const int logit_rows = (int)job->logits.size();
+  CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
+  if (exec->spec.first_layer > 0 && r->index > 0) MOB_TRY(copy_rows(exec, r, job));
+  if (r->index == 0) CU_TRY(cudaEventRecord(ring.begin, r->stream));
+  if (graph) return forward_graph(exec, r, graph, job->plain);
+  MOB_TRY(forward(exec, r, (int)job->step.token_count));
+  for (int first = 0; last && first < logit_rows; first += kLogitRows)
+    MOB_TRY(head(exec, r, r->meta + exec->layout.row + first, first, std::min(kLogitRows, logit_rows - first), job->plain));
+  return MOB_OK;
+}
+
 mob_status launch_step(Exec *exec, Job *job, int graph) {
   Rank *r = &exec->ranks[0];
   RingSlot &ring = exec->ring[job->ring];
-  const bool last = exec->spec.last_layer == exec->desc->n_layers;
   const int rows = graph ? graph : (int)job->step.token_count, logit_rows = (int)job->logits.size();
   const int used = fill_tables(exec, job, rows, ring.meta);
   plan_prefill(exec, job, !graph && (exec->fast_gqa || (exec->fast_mla && r->layers[0].g[G_O].f8)), ring.meta);
   if (graph) exec->plan.absorbed = {{0, rows}};
   fill_logit_rows(exec, job, graph ? graph : logit_rows, ring.meta);
-  CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
   if (exec->spec.first_layer > 0) MOB_TRY(receive_rows(exec, job));
-  CU_TRY(cudaEventRecord(ring.begin, r->stream));
-  if (graph) {
-    MOB_TRY(forward_graph(exec, r, graph, job->plain));
-  } else {
-    MOB_TRY(forward(exec, r, rows));
-    for (int first = 0; last && first < logit_rows; first += kLogitRows)
-      MOB_TRY(head(exec, r, r->meta + exec->layout.row + first, first, std::min(kLogitRows, logit_rows - first), job->plain));
-  }
+  MOB_TRY(each_rank(exec, [&](Rank *rank) { return launch_rank(exec, rank, job, graph, used); }));
   if (exec->profile) { // a table for every number of rows, of all steps but the first two
     if (rows != exec->profile_rows) {
       profile_print(exec->profile_steps);
@@ -193,6 +198,7 @@ void reporter_main(Exec *exec) {
       status = cuda_failed(error, "a step");
       fail_exec(exec, status);
     }
+    if (status == MOB_OK && (status = comm_failure(exec)) != MOB_OK) fail_exec(exec, status);
     if (status == MOB_OK) {
       std::vector<int32_t> ids;
       for (size_t i = 0; i < job->logits.size(); i++) ids.push_back(job->logprobs ? ring.results[i].token : ring.ids[i]);

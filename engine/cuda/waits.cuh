@@ -32,6 +32,7 @@ __device__ __forceinline__ void halt_all(Waits *w) {
   store_relaxed_sys_int(w->host, 1);
 #pragma unroll 1
   for (int r = 0; r < w->ranks; r++) store_relaxed_sys_int(w->peers[r], 1);
+  __threadfence_system(); // the host's word is there before anything that this rank sends from now on
 }
 
 // A wait within this GPU, `waited` ticks old.
