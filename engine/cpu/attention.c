@@ -312,6 +312,38 @@ static void project_gqa(const attention_t *a) {
   }
 }
 
+// One query by the tile kernels (contract.h). As a decode, four warps take 16 keys of every page
+// each, with softmaxes of their own that meet at the end.
+static void attend_grouped(const attention_t *a, const mob_seq_step_t *seq, uint32_t position,
+                           const float *q, size_t key_at, size_t value_at, bool decode,
+                           float *out) {
+  const mob_exec_t *exec = a->rank->exec;
+  int64_t dim = exec->desc->head_dim;
+  size_t size = mob_dtype_size(exec->spec.kv_dtype);
+  int parts = decode ? 4 : 1, each = PAGE / parts;
+  float sums[4][256], top = -INFINITY, sum = 0;
+  softmax_t s[4];
+  for (int part = 0; part < parts; part++) {
+    s[part] = (softmax_t){-INFINITY, 0};
+    memset(sums[part], 0, sizeof sums[part]);
+    for (uint32_t from = (uint32_t)(part * each); from <= position; from += PAGE) {
+      const uint8_t *row = cache_row(a, seq->pages[from / PAGE], from % PAGE);
+      int n = position + 1 - from < (uint32_t)each ? (int)(position + 1 - from) : each;
+      attend_page(exec->ops, true, &s[part], q, row + key_at * size, row + value_at * size,
+                  exec->spec.kv_dtype, exec->kv_width, exec->kv_width, n, dim, dim,
+                  exec->desc->softmax_scale, sums[part]);
+    }
+    top = fmaxf(top, s[part].max);
+  }
+  memset(out, 0, (size_t)dim * sizeof *out);
+  for (int part = 0; part < parts; part++) {
+    float factor = expf(s[part].max - top);
+    sum += s[part].sum * factor;
+    for (int64_t i = 0; i < dim; i++) out[i] += sums[part][i] * factor;
+  }
+  for (int64_t i = 0; i < dim; i++) out[i] /= sum;
+}
+
 // A unit is one row and one key/value head with all its query heads.
 static void gqa_row(void *arg, int64_t unit, int thread) {
   (void)thread;
@@ -322,11 +354,18 @@ static void gqa_row(void *arg, int64_t unit, int thread) {
           group = rank->heads / rank->kv_heads;
   size_t key_at = (size_t)(kv_head * d->head_dim),
          value_at = key_at + (size_t)rank->kv_heads * (size_t)d->head_dim;
-  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
-    attend(a, &a->job->step.seqs[a->job->seq_of[row]], a->job->positions[row],
+  const mob_seq_step_t *seq = &a->job->step.seqs[a->job->seq_of[row]];
+  for (int64_t h = kv_head * group; a->splits && h < (kv_head + 1) * group; h++)
+    attend_grouped(a, seq, a->job->positions[row], rank->q + (row * rank->heads + h) * d->head_dim,
+                   key_at, value_at, a->splits[row] > 0,
+                   rank->attn + (row * rank->heads + h) * d->head_dim);
+  for (int64_t h = kv_head * group; !a->splits && h < (kv_head + 1) * group; h++)
+    attend(a, seq, a->job->positions[row],
            rank->q + (row * rank->heads + h) * d->head_dim, key_at, value_at, d->head_dim,
            d->head_dim, rank->attn + (row * rank->heads + h) * d->head_dim);
-  if (rank->exec->spec.contract)
+  // By tiles, a head of 128 is a block of e4m3 and leaves at once.
+  bool direct = a->splits && (a->weights->m[MOB_W_O].dtype != MOB_DT_F8E4M3 || d->head_dim == 128);
+  if (rank->exec->spec.contract && !direct)
     mob__round_bf16(rank->attn + (row * rank->heads + kv_head * group) * d->head_dim,
                     group * d->head_dim);
 }

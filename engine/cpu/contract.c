@@ -168,10 +168,17 @@ static mob_ffn_t *part_shared(const mob_ffn_t *shared, int count) {
 }
 
 // Shared experts stand behind the routed ones there, each as wide as a routed one.
+// With whole experts on ranks they are one network for all rows instead.
 static mob_status settle_experts(mob_exec_t *exec, mob_layer_t *layer) {
   const mob_model_desc_t *d = exec->desc;
-  int count = d->n_experts + (d->n_shared ? 1 : 0);
-  int64_t pieces = d->n_shared > 1 ? d->n_shared : 1;
+  int shared = exec->spec.expert_parallel ? 0 : d->n_shared, count = d->n_experts + (shared > 0);
+  int64_t pieces = shared > 1 ? shared : 1;
+  if (!shared && d->n_shared) {
+    mob_mat_t *const both[] = {&layer->shared.gate, &layer->shared.up}, *const one[] = {
+                                                                            &layer->shared.down};
+    MOB_TRY(settle(exec, both, 2, true));
+    MOB_TRY(settle(exec, one, 1, true));
+  }
   bool whole = pieces == 1 || (layer->shared.gate.rows / pieces % 64 == 0 &&
                                layer->shared.down.cols / pieces % 128 == 0);
   mob_mat_t **up = MOB_NEW_ARRAY(mob_mat_t *, 2 * (size_t)count),
@@ -208,6 +215,14 @@ static mob_status settle_layer(mob_exec_t *exec, mob_layer_t *layer, bool moe) {
   return moe ? settle_experts(exec, layer) : MOB_OK;
 }
 
+// Heads that the tile kernels of grouped queries take.
+static bool has_grouped_tiles(const mob_exec_t *exec) {
+  const mob_model_desc_t *d = exec->desc;
+  int heads = exec->ranks[0].heads, kv_heads = exec->ranks[0].kv_heads;
+  return d->attn == MOB_ATTN_GQA && (d->head_dim == 64 || d->head_dim == 128) &&
+         d->rope.dim == d->head_dim && heads % kv_heads == 0 && heads / kv_heads <= 16;
+}
+
 // One matrix is shared by ranks as a view; what is copied is what a rank uses of it.
 mob_status mob__contract_weights(mob_exec_t *exec) {
   const mob_model_desc_t *d = exec->desc;
@@ -232,7 +247,22 @@ mob_status mob__contract_weights(mob_exec_t *exec) {
   for (int r = 0; r < s->tp && d->attn == MOB_ATTN_MLA && !exec->contract_tiles; r++)
     for (int l = 0; l < s->last_layer - s->first_layer; l++)
       MOB_TRY(to_bf16(exec, &exec->ranks[r].weights.layers[l].m[MOB_W_KV_B]));
+  if (d->attn == MOB_ATTN_GQA) exec->contract_tiles = has_grouped_tiles(exec);
   return MOB_OK;
+}
+
+// Of ranks: parts are BF16, and where every rank sums some rows for all, so are the sums.
+void mob__contract_sum(const mob_exec_t *exec, float *sum, int m) {
+  int64_t hidden = exec->desc->hidden, ranks = exec->spec.tp, seqs = exec->spec.max_seqs;
+  int64_t most = (exec->spec.max_tokens + 7) / 8 * 8;
+  int64_t graph = ((seqs < 256 ? seqs : 256) + 7) / 8 * 8 + 8;
+  if (graph > most) most = graph;
+  if (most > 1024) most = 1024;
+  for (int64_t from = 0; from < m; from += 1024) {
+    int64_t rows = m - from < 1024 ? m - from : 1024, part = rows * hidden * 2;
+    if (ranks * rows > 2 * most + 8 || part * (ranks - 1) * (ranks - 2) / ranks > (int64_t)1 << 20)
+      mob__round_bf16(sum + from * hidden, rows * hidden);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -268,13 +298,15 @@ void mob__contract_plan(const mob_exec_t *exec, const mob_job_t *job, int heads,
     return;
   }
   const mob_mat_t *o = &exec->ranks[0].weights.layers[0].m[MOB_W_O];
+  bool mla = exec->desc->attn == MOB_ATTN_MLA, allowed = !mla || o->dtype == MOB_DT_F8E4M3;
+  uint32_t least = mla ? 64 : 32;
   int64_t max_tokens = exec->spec.max_tokens, key_blocks = 0, pairs = 0;
   int64_t max_blocks = max_tokens < 64 ? 0 : max_tokens / 64 * 2 < 128 ? 128 : max_tokens / 64 * 2;
   int from = 0; // first row of the run in absorbed form
   for (uint32_t i = 0; i < step->seq_count; i++) {
     const mob_seq_step_t *seq = &step->seqs[i];
-    int64_t blocks = (seq->start + seq->count + 63) / 64, mine = (seq->count + 127) / 128;
-    if (o->dtype != MOB_DT_F8E4M3 || seq->count < 64 || key_blocks + blocks > max_blocks ||
+    int64_t blocks = mla ? (seq->start + seq->count + 63) / 64 : 0, mine = (seq->count + 127) / 128;
+    if (!allowed || seq->count < least || key_blocks + blocks > max_blocks ||
         pairs + mine > max_tokens / 64 + 1)
       continue;
     key_blocks += blocks;

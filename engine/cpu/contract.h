@@ -13,7 +13,10 @@
 //   MLA, tiles   (512 + 64 + 128 + 128 with FP8 kv_b): queries in latent space BF16, probabilities
 //                BF16, parts of split keys FP16; prompts of 64 rows and more with expanded keys:
 //                latents e4m3, keys and values BF16
+//   GQA, tiles   (heads of 64 or 128): probabilities BF16, over blocks of 64 keys in prompts of 32
+//                rows and more, else over every fourth run of 16 keys; results fp32
 //   attention    otherwise: probabilities fp32, latent results fp32, results BF16
+//   ranks        parts BF16, summed in fp32 in the order of ranks; BF16 sums for very many rows
 #ifndef MOB_CPU_CONTRACT_H
 #define MOB_CPU_CONTRACT_H
 
@@ -32,8 +35,11 @@ void mob__round_f16(float *x, int64_t n);
 // 1 x 128; out may be x.
 void mob__quantise_e4m3(const float *x, int64_t n, bool ue8m0, float *out);
 
-// How the rows of a step are attended to, with tiles: 0 = with expanded keys, else in absorbed form
-// with keys split in so many parts. `splits` [token_count].
+// After parts of `m` rows were summed over ranks.
+void mob__contract_sum(const mob_exec_t *exec, float *sum, int m);
+
+// How the rows of a step are attended to, with tiles: 0 = as a prompt (MLA: with expanded keys),
+// else as a decode (MLA: absorbed, with keys split in so many parts). `splits` [token_count].
 void mob__contract_plan(const mob_exec_t *exec, const mob_job_t *job, int heads, int *splits);
 
 #endif

@@ -63,7 +63,10 @@ void mob__norm_rows(mob_rank_t *rank, const float *x, const float *w, float *out
 mob_status mob__add_parts(mob_rank_t *rank, int m, const float *bias) {
   const mob_exec_t *exec = rank->exec;
   int64_t hidden = exec->desc->hidden;
+  bool round = exec->spec.contract && exec->spec.tp > 1;
+  if (round) mob__round_bf16(rank->part, m * hidden);
   MOB_TRY(mob_comm_host.all_reduce(exec->comm, rank->index, rank->part, (size_t)(m * hidden)));
+  if (round) mob__contract_sum(exec, rank->part, m);
   exec->ops->axpy(1.0f, rank->part, rank->x, m * hidden);
   if (bias)
     for (int i = 0; i < m; i++) exec->ops->axpy(1.0f, bias, rank->x + i * hidden, hidden);
