@@ -312,7 +312,7 @@ void reader_main(Loading *l) {
 mob_status load_files(Loading *l) {
   size_t readers = (size_t)reader_count();
   const auto slots_for = [](size_t n) { return n + std::max<size_t>(2, n / 2); };
-  cut(l, (size_t)setting("MOB_LOAD_CHUNK_MIB", (long)(std::min(kLargestChunk, kRingBytes / slots_for(readers)) >> 20)) << 20);
+  cut(l, (size_t)setting("MOB_LOAD_CHUNK_KIB", (long)(std::min(kLargestChunk, kRingBytes / slots_for(readers)) >> 10)) << 10);
   readers = std::min(readers, l->chunks.size());
   const size_t slots = slots_for(readers);
   mob_status status = make_ring(l, slots);
