@@ -149,6 +149,7 @@ int main(int argc, char **argv) {
   b.flat.resize(size);
   fill(&b);
   ok(cudaStreamCreateWithFlags(&b.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  ok(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   ok(cudaMallocHost(&b.stage.data, mob::kSampleStage), "cudaMallocHost");
   mob::sampler_place(&b.sampler, b.vocab, kRows, kRows, kRows, device<uint8_t>(mob::sampler_bytes(b.vocab, kRows, kRows, kRows)));
   std::vector<int> slots, wanted((size_t)kRows, mob::kSampleSlot);

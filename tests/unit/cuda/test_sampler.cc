@@ -176,6 +176,7 @@ struct Device {
     CUDA_OK(cudaMalloc((void **)&last, (size_t)s * 4));
     CUDA_OK(cudaMalloc((void **)&best, (size_t)r * mob::kSampleParts * 8));
     CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_OK(cudaDeviceSynchronize());
   }
   ~Device() {
     cudaStreamSynchronize(stream);
