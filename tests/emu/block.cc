@@ -1,0 +1,578 @@
+// Fibers, and everything on which they wait.
+#include "block.h"
+
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <sched.h>
+#include <sys/mman.h>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN 1
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+constexpr size_t kStackBytes = 512 << 10;
+#else
+constexpr size_t kStackBytes = 128 << 10;
+#endif
+
+EMU_LOCAL uint3 threadIdx, blockIdx;
+EMU_LOCAL dim3 blockDim, gridDim;
+
+namespace emu {
+
+using namespace boost::context::detail;
+
+EMU_LOCAL const Place *here;
+
+void broken(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  fputs("emulated GPU: ", stderr);
+  vfprintf(stderr, format, args);
+  fputc('\n', stderr);
+  va_end(args);
+  abort();
+}
+
+namespace {
+
+struct Stack {
+  uint8_t *low;
+};
+
+struct Thread : Place {
+  uint3 at;          // threadIdx
+  Thread *next;      // of the list that it stands in
+  fcontext_t context;
+  Stack *stack;      // null: not started
+  const char *waits; // null: it does not
+  bool over;
+  uint32_t committed; // groups of wgmma
+  std::vector<WgmmaOp> ops;
+#ifdef EMU_ASAN
+  void *fake;
+#endif
+};
+
+struct List { // first in, first out
+  Thread *first = nullptr, *last = nullptr;
+  void add(Thread *t) {
+    t->next = nullptr;
+    if (first) last->next = t;
+    else first = t;
+    last = t;
+  }
+  Thread *take() {
+    Thread *t = first;
+    if (t) first = t->next;
+    return t;
+  }
+  void take_all(List *from) {
+    if (!from->first) return;
+    if (first) last->next = from->first;
+    else first = from->first;
+    last = from->last;
+    from->first = nullptr;
+  }
+};
+
+template <int Lanes> struct Meeting {
+  uint32_t mask = 0;  // of a warp's
+  int there = 0;      // who have come
+  uint32_t lanes = 0; // of a warp's
+  const char *what = nullptr;
+  Work work = nullptr;
+  void *args[Lanes];
+  List waiting;
+};
+
+struct Warp {
+  uint32_t alive;
+  Meeting<32> meetings[4]; // of different masks
+};
+
+struct Barrier {
+  int there = 0, count = 0, yes = 0, result = 0;
+  List waiting;
+};
+
+struct Watch { // threads that wait for an mbarrier
+  uint64_t *bar;
+  List waiting;
+};
+
+struct Copy {
+  void *dst;
+  const void *src;
+  uint32_t bytes;
+  uint64_t *bar;
+};
+
+struct Mbarrier { // as it lies in the kernel's 64 bits
+  int64_t bytes : 27;
+  uint64_t init : 4; // kInit
+  uint64_t phase : 1;
+  uint64_t pending : 16;
+  uint64_t count : 16;
+};
+static_assert(sizeof(Mbarrier) == 8, "an mbarrier is 64 bits");
+constexpr unsigned kInit = 0xb;
+
+struct Block {
+  const char *name;
+  const std::function<void()> *kernel;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Meeting<128>> groups;
+  Barrier barriers[16];
+  std::vector<Watch> watches;
+  std::vector<Copy> copies;
+  List ready, spinning;
+  unsigned alive;
+  void (*stuck)(Launch *);
+  Launch *launch;
+  size_t shared;
+  // Kept from block to block.
+  uint8_t *window = nullptr;
+  std::vector<Stack *> stacks;
+  fcontext_t outside; // of the OS thread
+#ifdef EMU_ASAN
+  const void *outside_low;
+  size_t outside_bytes;
+  void *outside_fake;
+#endif
+};
+
+// Where dynamic shared memory begins in its window: aligned as its declarations may ask, no better.
+constexpr size_t kWindow = 512 << 10, kDynamic = 1024 + 128;
+
+EMU_LOCAL Block *block;
+
+inline Thread *self() { return (Thread *)const_cast<Place *>(here); }
+inline void become(Thread *t) {
+  here = t;
+  threadIdx = t->at;
+}
+
+[[noreturn]] void dead() {
+  fprintf(stderr, "emulated GPU: %s, block (%u, %u, %u): every thread waits and none can go on\n", block->name, blockIdx.x, blockIdx.y, blockIdx.z);
+  const char *last = nullptr;
+  for (const Thread &t : block->threads) {
+    const char *waits = t.over ? "has ended" : t.waits ? t.waits : "runs";
+    if (last && strcmp(last, waits) == 0) continue;
+    fprintf(stderr, "  from thread %d: %s\n", t.index, waits);
+    last = waits;
+  }
+  abort();
+}
+
+Stack *take_stack() {
+  if (!block->stacks.empty()) {
+    Stack *s = block->stacks.back();
+    block->stacks.pop_back();
+    return s;
+  }
+  void *p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) broken("no memory for a thread's stack");
+  mprotect(p, 4096, PROT_NONE);
+  return new Stack{(uint8_t *)p};
+}
+
+void arrived(transfer_t from) { // on the new stack
+  if (from.data) ((Thread *)from.data)->context = from.fctx;
+  else block->outside = from.fctx;
+}
+
+// ASan is told before and after each switch; `ends`: the stack left is not returned to.
+void jump(fcontext_t to, Thread *from, bool ends, const void *low, size_t bytes) {
+#ifdef EMU_ASAN
+  void **fake = ends ? nullptr : from ? &from->fake : &block->outside_fake;
+  __sanitizer_start_switch_fiber(fake, low, bytes);
+  const transfer_t back = jump_fcontext(to, from);
+  __sanitizer_finish_switch_fiber(from ? from->fake : block->outside_fake, nullptr, nullptr);
+#else
+  (void)ends, (void)low, (void)bytes;
+  const transfer_t back = jump_fcontext(to, from);
+#endif
+  arrived(back);
+}
+
+void fiber_main(transfer_t from);
+
+void run_copies() {
+  for (size_t i = 0; i < block->copies.size(); i++) {
+    const Copy c = block->copies[i];
+    memcpy(c.dst, c.src, c.bytes);
+    Mbarrier *m = (Mbarrier *)c.bar;
+    m->bytes -= (int64_t)c.bytes;
+    if (m->bytes == 0 && m->pending == 0) {
+      m->phase ^= 1;
+      m->pending = m->count;
+      for (Watch &w : block->watches)
+        if (w.bar == c.bar) block->ready.take_all(&w.waiting);
+    }
+  }
+  block->copies.clear();
+}
+
+// The thread that runs next; null when all have ended.
+Thread *next_thread() {
+  for (;;) {
+    Thread *t = block->ready.take();
+    if (t) return t;
+    if (block->alive == 0) return nullptr;
+    if (!block->copies.empty()) {
+      run_copies();
+    } else if (block->spinning.first) {
+      block->ready.take_all(&block->spinning);
+      block->stuck(block->launch);
+    } else {
+      dead();
+    }
+  }
+}
+
+void start(Thread *t) {
+  t->stack = take_stack();
+#ifdef EMU_ASAN
+  __asan_unpoison_memory_region(t->stack->low + 4096, kStackBytes - 4096);
+#endif
+  t->context = make_fcontext(t->stack->low + kStackBytes, kStackBytes - 4096, fiber_main);
+}
+
+void switch_to(Thread *to, Thread *from, bool ends) {
+  if (!to) {
+    here = nullptr;
+#ifdef EMU_ASAN
+    jump(block->outside, from, ends, block->outside_low, block->outside_bytes);
+#else
+    jump(block->outside, from, ends, nullptr, 0);
+#endif
+    return;
+  }
+  if (!to->stack) start(to);
+  become(to);
+  jump(to->context, from, ends, to->stack->low, kStackBytes);
+}
+
+// The running thread stands in some list and waits.
+void wait_here(const char *what) {
+  Thread *me = self();
+  me->waits = what;
+  Thread *to = next_thread();
+  if (to != me) switch_to(to, me, false);
+  me->waits = nullptr;
+}
+
+template <int Lanes> void finish(Meeting<Lanes> *m) {
+  if (m->work) m->work(m->args);
+  block->ready.take_all(&m->waiting);
+  m->there = 0;
+  m->lanes = 0;
+  m->what = nullptr;
+}
+
+void check_what(const char *there, const char *what) {
+  if (there && strcmp(there, what) != 0)
+    broken("%s, thread %d: comes to %s while threads it must meet are in %s", block->name, here->index, what, there);
+}
+
+// What waits for threads that still run does not wait for this one any longer.
+void end_thread(Thread *t) {
+  t->over = true;
+  block->alive--;
+  if (!t->ops.empty()) broken("%s, thread %d ends before its wgmma is done", block->name, t->index);
+  Warp &warp = block->warps[(size_t)t->warp];
+  warp.alive &= ~(1u << t->lane);
+  for (Meeting<32> &m : warp.meetings)
+    if (m.there && m.lanes == (m.mask & warp.alive)) finish(&m);
+  Barrier &b = block->barriers[0];
+  if (b.there && b.there == (int)block->alive) {
+    b.result = b.yes;
+    b.there = b.yes = 0;
+    block->ready.take_all(&b.waiting);
+  }
+}
+
+__attribute__((no_sanitize("address"))) void fiber_main(transfer_t from) {
+#ifdef EMU_ASAN
+  const void *low;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(nullptr, &low, &bytes);
+  if (!from.data) block->outside_low = low, block->outside_bytes = bytes;
+#endif
+  arrived(from);
+  for (;;) {
+    Thread *me = self();
+    (*block->kernel)();
+    end_thread(me);
+    Thread *next = next_thread();
+    if (next && !next->stack) { // it begins where this one ended
+      next->stack = me->stack;
+      become(next);
+      continue;
+    }
+    block->stacks.push_back(me->stack);
+    switch_to(next, me, true);
+  }
+}
+
+void open_block(unsigned count, size_t shared) {
+  if (!block) {
+    block = new Block();
+    block->threads.resize(kMaxThreads);
+    void *p = mmap(nullptr, 2 * kWindow, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) broken("no memory for a block's shared memory");
+    block->window = (uint8_t *)(((uintptr_t)p + kWindow - 1) & ~(uintptr_t)(kWindow - 1));
+  }
+  Block &b = *block;
+  b.alive = count;
+  b.shared = shared;
+  b.warps.assign((count + 31) / 32, Warp());
+  b.groups.assign((count + 127) / 128, Meeting<128>());
+  for (Barrier &barrier : b.barriers) barrier = Barrier();
+  b.watches.clear();
+  b.copies.clear();
+  b.ready = List();
+  b.spinning = List();
+  for (unsigned i = 0; i < count; i++) {
+    Thread &t = b.threads[i];
+    t.at = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+    t.index = (int)i;
+    t.lane = (int)i % 32;
+    t.warp = (int)i / 32;
+    t.stack = nullptr;
+    t.waits = nullptr;
+    t.over = false;
+    t.committed = 0;
+    t.ops.clear();
+    Warp &warp = b.warps[i / 32];
+    warp.alive |= 1u << i % 32;
+    b.ready.add(&t);
+  }
+#ifdef EMU_ASAN
+  __asan_unpoison_memory_region(b.window, kWindow);
+#endif
+  memset(b.window + kDynamic, 0xff, shared); // NaNs
+#ifdef EMU_ASAN
+  __asan_poison_memory_region(b.window + kDynamic + shared, kWindow - kDynamic - shared);
+#endif
+}
+
+} // namespace
+
+void run_block(const std::function<void()> &kernel, size_t shared, const char *name, void (*stuck)(Launch *), Launch *launch) {
+  open_block(blockDim.x * blockDim.y * blockDim.z, shared);
+  block->kernel = &kernel;
+  block->name = name;
+  block->stuck = stuck;
+  block->launch = launch;
+  switch_to(next_thread(), nullptr, false);
+  if (!block->copies.empty()) broken("%s ends with %zu bulk copies on their way", name, block->copies.size());
+}
+
+// ------------------------------------------------------------------------------------------ meetings
+
+void meet_warp(uint32_t mask, const char *what, void *args, Work work) {
+  Thread *me = self();
+  Warp &warp = block->warps[(size_t)me->warp];
+  if (!(mask >> me->lane & 1)) broken("%s, thread %d: %s with a mask without its own lane", block->name, me->index, what);
+  Meeting<32> *m = nullptr;
+  for (Meeting<32> &candidate : warp.meetings) {
+    if (candidate.there && candidate.mask == mask) m = &candidate;
+    else if (!m && !candidate.there) m = &candidate;
+    if (m && m->there) break;
+  }
+  if (!m) broken("%s, thread %d: lanes of one warp wait with more than 4 masks", block->name, me->index);
+  check_what(m->what, what);
+  if (!m->there) {
+    m->mask = mask;
+    memset(m->args, 0, sizeof m->args);
+  }
+  m->what = what;
+  m->work = work;
+  m->there++;
+  m->lanes |= 1u << me->lane;
+  m->args[me->lane] = args;
+  if (m->lanes == (mask & warp.alive)) {
+    finish(m);
+    return;
+  }
+  m->waiting.add(me);
+  wait_here(what);
+}
+
+void meet_warpgroup(const char *what, void *args, Work work) {
+  Thread *me = self();
+  Meeting<128> *m = &block->groups[(size_t)me->warp / 4];
+  check_what(m->what, what);
+  m->what = what;
+  m->work = work;
+  m->args[me->index % 128] = args;
+  if (++m->there == 128) {
+    finish(m);
+    return;
+  }
+  m->waiting.add(me);
+  wait_here(what);
+}
+
+static int barrier(int id, int count, bool yes, const char *what) {
+  Barrier &b = block->barriers[id];
+  if (b.there && b.count != count) broken("%s, thread %d: barrier %d for %d threads, others wait in it for %d", block->name, here->index, id, count, b.count);
+  b.count = count;
+  b.yes += yes;
+  if (++b.there == (count ? count : (int)block->alive)) {
+    b.result = b.yes;
+    b.there = b.yes = 0;
+    block->ready.take_all(&b.waiting);
+    return b.result;
+  }
+  b.waiting.add(self());
+  wait_here(what);
+  return b.result;
+}
+
+void block_barrier() { barrier(0, 0, false, "__syncthreads"); }
+int block_vote(bool yes) { return barrier(0, 0, yes, "__syncthreads"); }
+
+void named_barrier(int id, int count) {
+  static const char *const names[16] = {"barrier 0", "barrier 1", "barrier 2", "barrier 3", "barrier 4", "barrier 5", "barrier 6", "barrier 7",
+                                        "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
+  if (id < 0 || id > 15 || count % 32 != 0) broken("%s: barrier %d for %d threads", block->name, id, count);
+  barrier(id, count, false, names[id]);
+}
+
+void spin() {
+  block->spinning.add(self());
+  wait_here("memory that another block writes");
+}
+
+// ------------------------------------------------------------------------------------------ mbarriers
+
+static Mbarrier *mbarrier(uint64_t *bar) {
+  Mbarrier *m = (Mbarrier *)bar;
+  if (m->init != kInit) broken("%s, thread %d: an mbarrier that is not initialised", block->name, here->index);
+  return m;
+}
+
+static Watch *watch_of(uint64_t *bar) {
+  for (Watch &w : block->watches)
+    if (w.bar == bar) return &w;
+  return nullptr;
+}
+
+static void complete(uint64_t *bar, Mbarrier *m) {
+  if (m->pending != 0 || m->bytes != 0) return;
+  m->phase ^= 1;
+  m->pending = m->count;
+  Watch *w = watch_of(bar);
+  if (w) block->ready.take_all(&w->waiting);
+}
+
+void mbarrier_init(uint64_t *bar, uint32_t arrivals) {
+  if ((uintptr_t)bar % 8 != 0 || arrivals < 1) broken("%s: an mbarrier at %p for %u arrivals", block->name, (void *)bar, arrivals);
+  Mbarrier m = {};
+  m.init = kInit;
+  m.pending = m.count = arrivals;
+  memcpy(bar, &m, 8);
+  if (!watch_of(bar)) {
+    block->watches.push_back({bar, List()});
+  }
+}
+
+void mbarrier_arrive(uint64_t *bar, uint32_t expect_bytes) {
+  Mbarrier *m = mbarrier(bar);
+  if (m->pending == 0) broken("%s, thread %d: an mbarrier has more arrivals than its %u", block->name, here->index, (unsigned)m->count);
+  m->bytes += expect_bytes;
+  m->pending--;
+  complete(bar, m);
+}
+
+void mbarrier_wait(uint64_t *bar, uint32_t parity) {
+  Mbarrier *m = mbarrier(bar);
+  while (m->phase == (parity & 1)) {
+    Watch *w = watch_of(bar);
+    if (!w) broken("%s, thread %d: an mbarrier that is not initialised", block->name, here->index);
+    w->waiting.add(self());
+    wait_here("an mbarrier");
+  }
+}
+
+void copy_to_shared(void *dst, const void *src, uint32_t bytes, uint64_t *bar) {
+  mbarrier(bar);
+  const uint8_t *from = block->window + kDynamic, *to = (uint8_t *)dst;
+  if (to < from || to + bytes > from + block->shared)
+    broken("%s, thread %d: a bulk copy of %u bytes outside of dynamic shared memory", block->name, here->index, bytes);
+  if ((uintptr_t)dst % 16 || (uintptr_t)src % 16 || bytes % 16 || bytes == 0)
+    broken("%s, thread %d: a bulk copy of %u bytes from %p to %p is not aligned to 16", block->name, here->index, bytes, src, dst);
+  block->copies.push_back({dst, src, bytes, bar});
+}
+
+// ------------------------------------------------------------------------------------------ shared memory, wgmma
+
+void *dynamic_shared() { return block->window + kDynamic; }
+
+uint32_t shared_address(const void *p) {
+  const size_t at = (size_t)((const uint8_t *)p - block->window);
+  if (at >= kWindow) broken("%s, thread %d: %p is not in dynamic shared memory", block->name, here->index, p);
+  return (uint32_t)at;
+}
+const uint8_t *shared_pointer(uint32_t address) {
+  if (address < kDynamic || address >= kDynamic + block->shared)
+    broken("%s, thread %d: address %u is not in dynamic shared memory", block->name, here->index, address);
+  return block->window + address;
+}
+
+void wgmma_issue(const WgmmaOp &op) {
+  Thread *me = self();
+  me->ops.push_back(op);
+  me->ops.back().group = me->committed;
+}
+void wgmma_commit_group() { self()->committed++; }
+
+namespace {
+struct WgmmaWait {
+  Thread *thread;
+  uint32_t left;
+};
+void compute_groups(void *const *args) {
+  const WgmmaWait *first = (const WgmmaWait *)args[0];
+  const std::vector<WgmmaOp> &ops = first->thread->ops;
+  const uint32_t committed = first->thread->committed, until = committed > first->left ? committed - first->left : 0;
+  size_t n = 0;
+  while (n < ops.size() && ops[n].group < until) n++;
+  for (size_t i = 0; i < n; i++) {
+    const WgmmaOp *lanes[128];
+    for (int t = 0; t < 128; t++) {
+      const Thread *thread = ((const WgmmaWait *)args[t])->thread;
+      if (thread->ops.size() != ops.size() || thread->committed != committed)
+        broken("%s, threads %d and %d of a warpgroup differ in their wgmma", block->name, first->thread->index, thread->index);
+      lanes[t] = &thread->ops[i];
+    }
+    wgmma_compute(lanes);
+  }
+  for (int t = 0; t < 128; t++) {
+    std::vector<WgmmaOp> &own = ((const WgmmaWait *)args[t])->thread->ops;
+    own.erase(own.begin(), own.begin() + (ptrdiff_t)n);
+  }
+}
+} // namespace
+
+void wgmma_wait_groups(uint32_t left) {
+  WgmmaWait wait = {self(), left};
+  meet_warpgroup("wgmma.wait_group", &wait, compute_groups);
+}
+
+} // namespace emu
