@@ -6,6 +6,8 @@
 
 #include "launcher/status.h"
 
+enum { HOST_WIDTH = 24 };
+
 static double number_at(const json_t *object, const char *key) {
   return json_number_value(json_object_get(object, key));
 }
@@ -92,8 +94,11 @@ static void put_node(const json_t *n, mob_buf_t *out) {
     snprintf(memory, sizeof memory, "%.1f of %.1f",
              (number_at(n, "memory_bytes") - number_at(n, "memory_free_bytes")) / (1 << 30),
              number_at(n, "memory_bytes") / (1 << 30));
-  mob_buf_printf(out, "%-16s %-5s %-20.20s %-11s %-16s", text_at(n, "ip"), head,
-                 text_at(n, "hostname"), up ? cpu : "-", up ? memory : "-");
+  // Pods of a group differ in the end of their names.
+  const char *host = text_at(n, "hostname");
+  size_t len = strlen(host), over = len > HOST_WIDTH ? len - HOST_WIDTH : 0;
+  mob_buf_printf(out, "%-16s %-5s %-*s %-11s %-16s", text_at(n, "ip"), head, HOST_WIDTH,
+                 host + over, up ? cpu : "-", up ? memory : "-");
   static const char *const lists[] = {"interfaces", "rdma"};
   for (size_t k = 0; k < 2; k++) {
     const json_t *list = json_object_get(n, lists[k]);
@@ -178,7 +183,7 @@ void mob__status_screen(const json_t *status, mob_buf_t *out) {
   const json_t *gateway = json_object_get(status, "gateway");
   put_gateway(gateway, out);
   put_stages(json_object_get(gateway, "stages"), out);
-  mob_buf_printf(out, "\n%-16s %-5s %-20s %-11s %-16s %s\n", "NODE", "", "HOST", "CPU",
+  mob_buf_printf(out, "\n%-16s %-5s %-*s %-11s %-16s %s\n", "NODE", "", HOST_WIDTH, "HOST", "CPU",
                  "MEMORY GiB", "NETWORK MB/s in/out");
   size_t i;
   json_t *node;
