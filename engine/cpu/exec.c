@@ -1,3 +1,4 @@
+#include "engine/cpu/amx.h"
 #include "engine/cpu/contract.h"
 
 #include <stdlib.h>
@@ -128,6 +129,7 @@ static mob_status cpu_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
     exec->spec.kv_dtype = spec->contract ? MOB_DT_BF16 : MOB_DT_F32;
   exec->desc = mob_model_desc(spec->model);
   exec->ops = mob_cpu_ops_pick();
+  exec->tiles = !spec->exact && !spec->contract && mob_amx_usable();
   exec->ranks = MOB_NEW_ARRAY(mob_rank_t, (size_t)spec->tp);
   exec->slots = MOB_NEW_ARRAY(mob_slot_state_t, (size_t)spec->max_seqs);
   exec->tail = &exec->first;

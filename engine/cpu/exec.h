@@ -74,7 +74,8 @@ typedef struct mob_rank {
   float *kv_new;         // [T][kv_lora + qk_rope], or k and v of GQA
   float *attn;           // [T][heads * v_head_dim]
   float *act;            // gate/up results of all tasks of a layer
-  struct task *tasks;    // [n_experts + 1] (ffn.c)
+  struct task *tasks;    // [n_experts + 1] (ffn.h)
+  uint8_t *packed;       // rows for the tile unit (tiles.h)
   int32_t *expert_ids;   // [T][top_k]
   float *expert_weights; // [T][top_k]
   float *router;         // [T][n_experts]
@@ -101,6 +102,8 @@ struct mob_exec {
   size_t kv_layer_bytes;
   size_t scratch_floats, memory_bytes; // of a thread, of a rank's activations
   int mla;                 // how latent attention is computed: 0 by cost, 1 absorbed, 2 expanded
+  bool tiles;              // products with weights on the tile unit (tiles.h)
+  size_t packed_bytes;     // of a rank
   bool contract_tiles;     // contract: latent attention by the tile kernels
   float *input;            // [T][hidden], from the previous stage
   float *logits;           // [MOB_LOGIT_ROWS][vocab]

@@ -6,22 +6,14 @@
 #include <string.h>
 
 #include "engine/cpu/contract.h"
+#include "engine/cpu/ffn.h"
 #include "runtime/base/mem.h"
 
-enum { TILE_ROWS = 32, BATCH = 64 };
-
-typedef struct task {
-  const mob_ffn_t *net;
-  const int32_t *rows;  // of the step; NULL: row i is i
-  const float *weights; // NULL: 1
-  int m;
-  float *act;         // [m][net->gate.rows]
-  int64_t first_unit; // of the first pass
-} task_t;
+enum { TILE_ROWS = 64, BATCH = 96 };
 
 typedef struct ffn {
   mob_rank_t *rank;
-  task_t *tasks;
+  mob_task_t *tasks;
   int count;
   uint32_t rows; // of the step
   int64_t units;
@@ -39,7 +31,7 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
     else
       high = mid - 1;
   }
-  const task_t *t = &f->tasks[low];
+  const mob_task_t *t = &f->tasks[low];
   int64_t inter = t->net->gate.rows, r0 = (unit - t->first_unit) * TILE_ROWS;
   int64_t r1 = r0 + TILE_ROWS < inter ? r0 + TILE_ROWS : inter;
   const float *x[BATCH];
@@ -73,7 +65,7 @@ static void down_tile(void *arg, int64_t unit, int thread) {
   const float *x[BATCH];
   float *y[BATCH], *scratch = rank->scratch[thread];
   for (int k = 0; k < f->count; k++) {
-    const task_t *t = &f->tasks[k];
+    const mob_task_t *t = &f->tasks[k];
     for (int from = 0; from < t->m; from += BATCH) {
       int n = t->m - from < BATCH ? t->m - from : BATCH;
       for (int i = 0; i < n; i++) {
@@ -168,7 +160,7 @@ static void route(mob_rank_t *rank, const mob_layer_t *w, int m) {
 }
 
 // One task for every expert with rows, in ascending order; fills group_rows and group_weights.
-static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, float **act) {
+static int group(mob_rank_t *rank, const mob_layer_t *w, int m, mob_task_t *tasks, float **act) {
   const mob_model_desc_t *d = rank->exec->desc;
   int begin[d->n_experts + 1], count = 0;
   memset(begin, 0, sizeof begin);
@@ -185,7 +177,7 @@ static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, f
     int rows = begin[e + 1] - begin[e];
     if (rows == 0 || w->experts[e].gate.rows == 0)
       continue; // nobody wants it, or another rank has it
-    tasks[count++] = (task_t){
+    tasks[count++] = (mob_task_t){
         &w->experts[e], rank->group_rows + begin[e], rank->group_weights + begin[e], rows, *act, 0};
     *act += (int64_t)rows * w->experts[e].gate.rows;
   }
@@ -193,20 +185,19 @@ static int group(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, f
 }
 
 size_t mob__ffn_task_bytes(const mob_exec_t *exec) {
-  return ((size_t)exec->desc->n_experts + (size_t)exec->desc->n_shared + 1) * sizeof(task_t);
+  return ((size_t)exec->desc->n_experts + (size_t)exec->desc->n_shared + 1) * sizeof(mob_task_t);
 }
 
 size_t mob__ffn_scratch(const mob_exec_t *exec) {
-  (void)exec;
-  return (size_t)TILE_ROWS * BATCH;
+  return exec->tiles ? mob__ffn_tiles_scratch() : (size_t)TILE_ROWS * BATCH;
 }
 
 // Shared experts: one network as wide as all of them, or, by the contract, each its own.
-static int share(mob_rank_t *rank, const mob_layer_t *w, int m, task_t *tasks, float *act) {
+static int share(mob_rank_t *rank, const mob_layer_t *w, int m, mob_task_t *tasks, float *act) {
   int parts = w->shared_parts ? rank->exec->desc->n_shared : 1;
   for (int i = 0; i < parts; i++) {
     const mob_ffn_t *net = w->shared_parts ? &w->shared_parts[i] : &w->shared;
-    tasks[i] = (task_t){net, NULL, NULL, m, act, 0};
+    tasks[i] = (mob_task_t){net, NULL, NULL, m, act, 0};
     act += (int64_t)m * net->gate.rows;
   }
   return parts;
@@ -224,7 +215,7 @@ static void round_inputs(const ffn_t *f) {
 
 static void round_activations(const ffn_t *f) {
   for (int k = 0; k < f->count; k++) {
-    const task_t *t = &f->tasks[k];
+    const mob_task_t *t = &f->tasks[k];
     int64_t inter = t->net->gate.rows;
     for (int i = 0; i < t->m; i++)
       mob__contract_input(f->rank->exec, &t->net->down, t->act + i * inter, inter,
@@ -238,7 +229,7 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
   const mob_layer_t *w = &rank->weights.layers[layer];
   int m = (int)job->step.token_count;
   float *act = rank->act;
-  task_t *tasks = rank->tasks;
+  mob_task_t *tasks = rank->tasks;
   ffn_t f = {.rank = rank, .tasks = tasks, .rows = job->step.token_count};
   mob__norm_rows(rank, rank->x, w->v[MOB_W_FFN_NORM], rank->norm, m);
   if (d->is_moe[exec->spec.first_layer + layer]) {
@@ -246,7 +237,12 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
     f.count = group(rank, w, m, tasks, &act);
     if (d->n_shared) f.count += share(rank, w, m, tasks + f.count, act);
   } else {
-    tasks[f.count++] = (task_t){&w->dense, NULL, NULL, m, act, 0};
+    tasks[f.count++] = (mob_task_t){&w->dense, NULL, NULL, m, act, 0};
+  }
+  if (mob__ffn_tiles_take(rank, tasks, f.count)) {
+    memset(rank->part, 0, (size_t)m * (size_t)d->hidden * sizeof(float));
+    mob__ffn_tiles(rank, tasks, f.count);
+    return mob__add_parts(rank, m, NULL);
   }
   double cost = 0;
   for (int k = 0; k < f.count; k++) {

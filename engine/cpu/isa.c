@@ -1,7 +1,10 @@
 #include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "engine/cpu/amx.h"
 #include "engine/cpu/ops.h"
 #include "runtime/base/log.h"
 
@@ -22,10 +25,26 @@ const mob_cpu_ops_t *mob_cpu_ops_named(const char *name) {
   return NULL;
 }
 
+// The kernel saves the tiles' state (8 KiB a thread) only for processes that ask for it.
+static bool may_use_tiles(void) {
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+bool mob_amx_usable(void) {
+  const char *wanted = getenv("MOB_CPU_ISA");
+  unsigned a, b, c, d;
+  enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+  if (wanted && mob_cpu_ops_named(wanted)) return false;
+  if (!mob_cpu_ops_named("avx512") || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d & AMX_BF16) && (d & AMX_TILE) && may_use_tiles();
+}
+
 const mob_cpu_ops_t *mob_cpu_ops_pick(void) {
   static const char *const best_first[] = {"avx512", "avx2", "scalar"};
   const char *wanted = getenv("MOB_CPU_ISA");
-  if (wanted && *wanted) {
+  if (wanted && *wanted && strcmp(wanted, "amx") != 0) { // tiles are used beside avx512
+
     const mob_cpu_ops_t *ops = mob_cpu_ops_named(wanted);
     if (ops) return ops;
     MOB_WARN("MOB_CPU_ISA=%s is not known or not on this CPU; taking the best there is", wanted);

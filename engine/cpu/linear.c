@@ -1,6 +1,7 @@
 #include "engine/cpu/contract.h"
+#include "engine/cpu/tiles.h"
 
-enum { TILE_ROWS = 32, BATCH = 64 };
+enum { TILE_ROWS = 64, BATCH = 96 };
 
 typedef struct linear {
   const mob_cpu_ops_t *ops;
@@ -34,6 +35,10 @@ void mob__linear(mob_rank_t *rank, const mob_mat_t *w, const float *bias, const 
                  int64_t ldx, float *y, int64_t ldy, int m) {
   if (rank->exec->spec.contract) {
     mob__contract_linear(rank, w, bias, x, ldx, y, ldy, m);
+    return;
+  }
+  if (rank->exec->tiles && mob_amx_takes(w)) {
+    mob__tiles_linear(rank, w, bias, x, ldx, y, ldy, m);
     return;
   }
   linear_t l = {rank->exec->ops, w, bias, x, y, ldx, ldy, m};

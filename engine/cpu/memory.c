@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "engine/cpu/exec.h"
+#include "engine/cpu/tiles.h"
 #include "runtime/base/mem.h"
 
 // First number of a one-line file; -1 when there is none ("max", no such file).
@@ -106,6 +106,7 @@ static void lay_out(mob_rank_t *rank, arena_t *a) {
       rows * (size_t)d->moe_intermediate *
       ((size_t)d->top_k * tp / (exec->spec.expert_parallel ? 1 : tp) + (size_t)d->n_shared) / tp;
   rank->act = take(a, dense > moe ? dense : moe, f);
+  rank->packed = take(a, mob__tiles_memory(exec), 1);
   rank->tasks = take(a, mob__ffn_task_bytes(exec), 1);
   rank->expert_ids = take(a, rows * (size_t)d->top_k, sizeof(int32_t));
   rank->expert_weights = take(a, rows * (size_t)d->top_k, f);
@@ -141,6 +142,7 @@ mob_status mob__rank_alloc(mob_rank_t *rank) {
                     arena.used, exec->spec.max_tokens);
   rank->memory = block;
   exec->memory_bytes = arena.used;
+  exec->packed_bytes = mob__tiles_memory(exec);
   arena = (arena_t){block, 0};
   lay_out(rank, &arena);
   return MOB_OK;

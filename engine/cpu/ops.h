@@ -55,7 +55,8 @@ typedef struct mob_cpu_ops {
 
 extern const mob_cpu_ops_t mob_cpu_ops_scalar, mob_cpu_ops_avx2, mob_cpu_ops_avx512;
 
-// The best table for this CPU; MOB_CPU_ISA=scalar|avx2|avx512 forces one that the CPU has.
+// The best table for this CPU; MOB_CPU_ISA=scalar|avx2|avx512 forces one that the CPU has (and keeps
+// off the tile unit, amx.h).
 const mob_cpu_ops_t *mob_cpu_ops_pick(void);
 // By name; NULL when this CPU or this build lacks it.
 const mob_cpu_ops_t *mob_cpu_ops_named(const char *name);

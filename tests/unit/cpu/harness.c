@@ -142,7 +142,7 @@ static mob_status open_stages(harness_t *h) {
                             .expert_parallel = c->expert_parallel,
                             .threads = c->threads ? c->threads : 1,
                             .dtype = MOB_DT_F32,
-                            .exact = !c->contract,
+                            .exact = !c->contract && !c->fast,
                             .contract = c->contract,
                             .eager = c->eager,
                             .kv_dtype = c->kv_dtype,

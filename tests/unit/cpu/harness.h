@@ -14,6 +14,7 @@ typedef struct harness_config {
   int tp, pp, threads;
   bool expert_parallel;
   bool contract, eager; // engine/cpu/contract.h
+  bool fast;            // `auto` instead of exact: on the tile unit where the CPU has one
   mob_dtype_t kv_dtype; // F32 by default
   int max_tokens;       // of a step; 0: 512
 } harness_config_t;

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "golden_case.h"
-#include "engine/cpu/ops.h"
+#include "engine/cpu/amx.h"
 #include "harness.h"
 #include "runtime/base/mem.h"
 
@@ -32,10 +32,12 @@ enum { EVERY = 4, TOKENS = 33 };
 enum { EVERY = 1, TOKENS = 64 };
 #endif
 
+static bool fast; // the arithmetic of `auto` instead of exact
+
 // Logits [count][vocab] of the greedy path of a golden; the caller frees them. With a rounded
 // cache the path is forced to transformers' tokens, because a small difference may tip a near tie.
 static float *compute(const golden_t *g, mob_dtype_t kv, uint32_t count, int32_t *tokens) {
-  harness_config_t config = {.dir = g->dir, .tp = 1, .pp = 1, .kv_dtype = kv};
+  harness_config_t config = {.dir = g->dir, .tp = 1, .pp = 1, .kv_dtype = kv, .fast = fast};
   harness_t *h;
   if (harness_open(&config, &h) != MOB_OK) fail_msg("%s: %s", g->path, mob_errmsg());
   float *logits = MOB_NEW_ARRAY(float, TOKENS *(size_t)g->vocab);
@@ -50,7 +52,7 @@ static float *compute(const golden_t *g, mob_dtype_t kv, uint32_t count, int32_t
   return logits;
 }
 
-static void test_auto_has_the_logits_and_tokens_of_transformers(void **state) {
+static void test_logits_and_tokens_of_transformers(void **state) {
   (void)state;
   char paths[64][512];
   int count = golden_list(paths, 64);
@@ -144,9 +146,13 @@ static void test_rounded_cache_is_close_to_transformers(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_auto_has_the_logits_and_tokens_of_transformers),
+      cmocka_unit_test(test_logits_and_tokens_of_transformers),
       cmocka_unit_test(test_every_instruction_set),
       cmocka_unit_test(test_rounded_cache_is_close_to_transformers),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  const struct CMUnitTest with_tiles[] = {cmocka_unit_test(test_logits_and_tokens_of_transformers)};
+  int failed = cmocka_run_group_tests_name("exact", tests, NULL, NULL);
+  fast = true;
+  return mob_amx_usable() ? failed + cmocka_run_group_tests_name("auto", with_tiles, NULL, NULL)
+                          : failed;
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine/cpu/exec.h"
+#include "engine/cpu/amx.h"
 #include "golden_case.h"
 #include "harness.h"
 #include "runtime/base/clock.h"
@@ -31,8 +32,10 @@ static int tear_down(void **state) {
   return 0;
 }
 
+static bool fast; // the arithmetic of `auto` instead of exact
+
 static harness_t *open_engine(int tp, int pp) {
-  harness_config_t config = {.dir = golden.dir, .tp = tp, .pp = pp};
+  harness_config_t config = {.dir = golden.dir, .tp = tp, .pp = pp, .fast = fast};
   harness_t *h;
   if (harness_open(&config, &h) != MOB_OK) fail_msg("%s", mob_errmsg());
   return h;
@@ -417,5 +420,13 @@ int main(void) {
       cmocka_unit_test(test_what_does_not_divide_is_named),
       cmocka_unit_test(test_resumed_sequence_goes_on_as_if_never_stopped),
   };
-  return cmocka_run_group_tests(tests, set_up, tear_down);
+  const struct CMUnitTest with_tiles[] = {
+      cmocka_unit_test(test_batches_of_any_shape_agree),
+      cmocka_unit_test(test_a_batch_gives_each_sequence_what_it_gets_alone),
+  };
+  int failed = cmocka_run_group_tests_name("exact", tests, set_up, tear_down);
+  fast = true;
+  return mob_amx_usable()
+             ? failed + cmocka_run_group_tests_name("auto", with_tiles, set_up, tear_down)
+             : failed;
 }

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/cpu/amx.h"
 #include "golden_case.h"
 #include "harness.h"
 #include "runtime/base/mem.h"
@@ -41,12 +42,17 @@ typedef struct way {
   const char *mla;
 } way_t;
 
+// The ways are held against each other by exact arithmetic, and once more by that of `auto` where
+// this CPU has a tile unit.
+static bool fast;
+
 // Logits [count][vocab] of the greedy path of a golden, computed in one way; the caller frees them.
 static float *compute(const golden_t *g, const way_t *way, uint32_t count) {
   harness_config_t config = {.dir = g->dir,
                              .tp = way->tp,
                              .pp = way->pp,
                              .threads = way->threads,
+                             .fast = fast,
                              .expert_parallel = way->expert_parallel};
   harness_t *h;
   if (way->mla)
@@ -165,5 +171,8 @@ int main(void) {
       cmocka_unit_test(test_parallel_ways_agree),
       cmocka_unit_test(test_chunks_and_forms_of_attention_agree),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  int failed = cmocka_run_group_tests_name("exact", tests, NULL, NULL);
+  fast = true;
+  return mob_amx_usable() ? failed + cmocka_run_group_tests_name("auto", tests, NULL, NULL)
+                          : failed;
 }
