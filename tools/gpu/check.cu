@@ -304,8 +304,8 @@ static void check_experts(const char *name, const char *routing, int tokens, int
   Segment *up = device<Segment>((size_t)experts + 2), *down = device<Segment>((size_t)experts + 2);
   const double mean = (double)tokens * top_k / experts;
   const int tile = mean + 3 * std::sqrt(mean) <= 8.5 ? 8 : mean + 3 * std::sqrt(mean) <= 16.5 ? 16 : mean < 24 ? 32 : 96;
-  const MoePlan plan = {dids, count, top_k, experts, 1, tokens, active, active + 1, row, source, up, down, (int)((n + 127) / 128),
-                        (int)((n + 127) / 128), tile};
+  const MoePlan plan = {dids, count, top_k, 0, experts, 1, tokens, active, active + 1, row, source, up, down, (int)((n + 127) / 128),
+                        (int)((n + 127) / 128), tile, false};
   bf16 *y = device<bf16>((size_t)std::max(capacity, (experts + 1) * kFewTokens) * (size_t)n);
   const Records gathered = {device<uint8_t>(records_bytes(true, (capacity + 7) / 8 * 8, w.k)), (capacity + 7) / 8 * 8, 1};
   auto run = [&](int) {
@@ -369,151 +369,7 @@ static std::vector<int> routing(const char *kind, int tokens, int experts, int t
   return ids;
 }
 
-// --------------------------------------------------------------------------------------- attention
-
-// One query and head in double: `q` [192] with its roped part ready; keys and values through UK, UV of the head.
-__global__ void reference_mla(const Source kv_b, const bf16 *q, const uint8_t *cache, const int *pages, const int *row, const int *head,
-                              const int *table, const int *position, const float *inv_freq, int heads, float scale, double *out) {
-  __shared__ double q_lat[512], o_lat[512], pe[64], score[4096], total;
-  const int i = blockIdx.x, h = head[i], r = row[i], tid = threadIdx.x;
-  const bf16 *x = q + ((size_t)r * heads + h) * 192;
-  auto weight = [&](int64_t n, int64_t c) { return e4m3(kv_b.codes[n * 512 + c]) * (double)kv_b.scales[n / 128 * 4 + c / 128]; };
-  for (int c = tid; c < 512; c += blockDim.x) {
-    double s = 0;
-    for (int k = 0; k < 128; k++) s += (double)__bfloat162float(x[k]) * weight((int64_t)h * 256 + k, c);
-    q_lat[c] = s;
-  }
-  if (tid < 32) {
-    const double angle = (double)((float)position[r] * inv_freq[tid]), u = __bfloat162float(x[128 + 2 * tid]), v = __bfloat162float(x[129 + 2 * tid]);
-    pe[2 * tid] = u * cos(angle) - v * sin(angle);
-    pe[2 * tid + 1] = v * cos(angle) + u * sin(angle);
-  }
-  __syncthreads();
-  auto key = [&](int j, int c) { return (double)__bfloat162float(*(const bf16 *)(cache + (size_t)pages[table[r] + j / 64] * page_bytes(576) + page_offset(j % 64, c))); };
-  const int n = position[r] + 1;
-  for (int j = tid; j < n; j += blockDim.x) {
-    double s = 0;
-    for (int c = 0; c < 512; c++) s += q_lat[c] * key(j, c);
-    for (int c = 0; c < 64; c++) s += pe[c] * key(j, 512 + c);
-    score[j] = s * scale;
-  }
-  __syncthreads();
-  if (tid == 0) {
-    double top = -INFINITY;
-    total = 0;
-    for (int j = 0; j < n; j++) top = fmax(top, score[j]);
-    for (int j = 0; j < n; j++) total += score[j] = exp(score[j] - top);
-  }
-  __syncthreads();
-  for (int c = tid; c < 512; c += blockDim.x) {
-    double s = 0;
-    for (int j = 0; j < n; j++) s += score[j] * key(j, c);
-    o_lat[c] = s / total;
-  }
-  __syncthreads();
-  for (int v = tid; v < 128; v += blockDim.x) {
-    double s = 0;
-    for (int c = 0; c < 512; c++) s += o_lat[c] * weight((int64_t)h * 256 + 128 + v, c);
-    out[(size_t)i * 128 + v] = s;
-  }
-}
-
-// A row's 128 columns of a head out of records.
-static void unpack_record(const std::vector<uint8_t> &data, int mp, int row, int head, float *out) {
-  const uint8_t *record = data.data() + (size_t)(head / 2) * mp * 264;
-  float scale;
-  memcpy(&scale, record + (size_t)mp * 256 + ((size_t)(head % 2) * mp + row) * 4, 4);
-  for (int c = 0; c < 128; c++) {
-    __nv_fp8_e4m3 v;
-    v.__x = record[((size_t)(head % 2) * mp + row) * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)];
-    out[c] = (float)v * scale;
-  }
-}
-
-// decode: `rows` sequences of their own; prefill: `rows` queries at the end of one sequence of `context` tokens.
-static void check_mla(int heads, int rows, int context, bool prefill) {
-  Source kv_b = make_source((int64_t)heads * 256, 512, true);
-  const Matrix w = pack(kv_b, true, 1);
-  pack_into(kv_b, w, 0, true);
-  uint8_t *uk = device<uint8_t>((size_t)heads * 4 * kPairBytes);
-  pack_uk(w.data, uk, heads, 0);
-  std::vector<int> position, table, pages;
-  int next = 0;
-  std::vector<int> shuffled((size_t)((prefill ? 1 : rows) * (context / 64 + 2)));
-  for (size_t i = 0; i < shuffled.size(); i++) shuffled[i] = (int)i;
-  std::shuffle(shuffled.begin(), shuffled.end(), rng);
-  for (int r = 0; r < rows; r++) {
-    position.push_back(prefill ? context - rows + r : context - 1 - (int)(rng() % (uint64_t)(context / 4)));
-    table.push_back(prefill ? 0 : (int)pages.size());
-    if (prefill && r > 0) continue;
-    for (int p = 0; p < context / 64 + 1; p++) pages.push_back(shuffled[(size_t)next++]);
-  }
-  const size_t cache_bytes = shuffled.size() * page_bytes(576);
-  bf16 *cache = normal_bf16(cache_bytes / 2), *q = normal_bf16((size_t)rows * heads * 192, 0.3f);
-  std::vector<float> freq;
-  for (int i = 0; i < 32; i++) freq.push_back((float)std::pow(10000.0, -i / 32.0));
-  float *inv_freq = upload(freq);
-  int *dp = upload(position), *dt = upload(table), *dg = upload(pages);
-  const StepRows step = {nullptr, nullptr, dp, dt, dg, nullptr};
-  const Rope rope = {inv_freq, 64, 1, 1.0f};
-  const float scale = 0.1352338f;
-  const int blocks = (heads + 63) / 64, want = 264 / (rows * blocks), splits = want < 1 ? 1 : want > 32 ? 32 : want;
-  const int mp = padded_rows(rows), padded_heads = heads + heads % 2;
-  const Records out = {device<uint8_t>(records_bytes(true, mp, padded_heads * 128)), mp, 1};
-  uint8_t *tiles = device<uint8_t>((size_t)rows * blocks * 9 * 8192);
-  __half *partial = device<__half>((size_t)rows * splits * heads * 512);
-  float *lse = device<float>((size_t)rows * splits * heads);
-  // prefill
-  const int key_blocks = (context + 63) / 64, pairs = (rows + 127) / 128;
-  std::vector<PrefillPair> list;
-  std::vector<int> tile_row;
-  for (int i = 0; i < pairs; i++) list.push_back({2 * i, i * 128, std::min(128, rows - i * 128), context - rows + i * 128, 0});
-  for (int r = 0; r < rows; r++) tile_row.push_back(r);
-  PrefillPair *dl = upload(list);
-  int *dr = upload(tile_row);
-  const Records latents = {device<uint8_t>(records_bytes(true, key_blocks * 64, 512)), key_blocks * 64, 1};
-  uint8_t *kv = device<uint8_t>((size_t)heads * key_blocks * 4 * 8192), *query = device<uint8_t>((size_t)pairs * 2 * heads * 3 * 8192);
-  auto run = [&](int) {
-    if (prefill) {
-      latent_records((uint8_t *)cache, dg, latents, key_blocks, false, stream);
-      linear_kv_tiles(w, latents, kv, key_blocks, key_blocks * 64, scratch, stream);
-      query_tiles({q, query, heads, dr, step, rope}, rows, stream);
-      attend_prefill({query, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false}, pairs, stream);
-    } else {
-      const AbsorbMla absorb = {uk, w.data, heads, step, rope};
-      absorb_q_mla(absorb, q, tiles, rows, stream);
-      attend_mla({tiles, heads, scale, (uint8_t *)cache, step, 0, splits, partial, lse}, rows, stream);
-      absorb_v_mla(absorb, partial, lse, splits, out, 0, rows, false, stream);
-    }
-  };
-  run(0);
-  CUDA(cudaStreamSynchronize(stream));
-  std::vector<int> row, head;
-  for (int i = 0; i < 64; i++) row.push_back((int)(rng() % (uint64_t)rows)), head.push_back((int)(rng() % (uint64_t)heads));
-  int *drow = upload(row), *dhead = upload(head);
-  double *ref = device<double>(64 * 128);
-  reference_mla<<<64, 256>>>(kv_b, q, (uint8_t *)cache, dg, drow, dhead, dt, dp, inv_freq, heads, scale, ref);
-  CUDA(cudaDeviceSynchronize());
-  const std::vector<double> want_all = fetch(ref, 64 * 128);
-  const std::vector<uint8_t> data = fetch(out.data, records_bytes(true, mp, padded_heads * 128));
-  std::vector<float> got(64 * 128), expected;
-  for (int i = 0; i < 64; i++) unpack_record(data, mp, row[(size_t)i], head[(size_t)i], &got[(size_t)i * 128]);
-  for (double v : want_all) expected.push_back((float)v);
-  const double us = time_us(run, 5);
-  double keys = 0;
-  for (int p : position) keys += p + 1;
-  char shape[64];
-  snprintf(shape, sizeof shape, "%3d heads, %4d rows, context %d", heads, rows, context);
-  // The result leaves in e4m3: half a unit of three mantissa bits is 2.6e-2 rms; prefill also quantises the latents.
-  report(prefill ? "attention, prefill" : "attention, decode", shape, relative_l2(got, expected), prefill ? 5e-2 : 3e-2, us, 0,
-         prefill ? keys * heads * 640 : keys * heads * 2176);
-  free_source(kv_b);
-  for (void *p : {(void *)w.data, (void *)uk, (void *)cache, (void *)q, (void *)inv_freq, (void *)dp, (void *)dt, (void *)dg,
-                  (void *)out.data, (void *)tiles, (void *)partial, (void *)lse, (void *)dl, (void *)dr, (void *)latents.data,
-                  (void *)kv, (void *)query, (void *)drow, (void *)dhead, (void *)ref})
-    cudaFree(p);
-}
-
+#include "check_mla.cuh"
 static const size_t rotate_bytes = (size_t)200 << 20; // more than the L2 holds
 #include "check_gqa.cuh"
 
@@ -608,7 +464,7 @@ static void check_norm(int rows) {
   char shape[64];
   snprintf(shape, sizeof shape, "%d x %d", rows, hidden);
   report("residual + norm, fp32", shape, relative_l2(got, want), 1e-5, time_us([&](int) { norm_rows(in, {records, hidden, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, stream); }, 20), 0, 0);
-  report("residual + norm, e4m3", shape, relative_l2(quant, want), 3e-2, 0, 0, 0);
+  report("residual + norm, e4m3", shape, error_before_e4m3(quant, want), 3e-3, 0, 0, 0);
   for (void *p : {(void *)dx, (void *)dw, (void *)out, (void *)add, (void *)records.data}) cudaFree(p);
 }
 

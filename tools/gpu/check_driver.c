@@ -1,6 +1,7 @@
 // Holds the CUDA backend against the CPU backend and against itself, and times whole steps of a model's true shapes.
 //   check_driver check [PART] [ROOT]  the checks of checks.h at every TP x PP that the host's GPUs allow, one table; PART: layers, cuts,
 //                                     engines, graphs, failure, demo (default: all). ROOT: where tests/ and deploy/ lie (default .)
+//   check_driver compare DIR [TOKENS [dummy]]  layers and engines of a model directory
 //   check_driver bench DENSE MOE      DeepSeek-R1's shapes with dummy weights: decode and prefill steps on one GPU
 #include <pthread.h>
 #include <stdio.h>
@@ -254,20 +255,17 @@ static void check_shape(check_t *c, const check_model_t *m, check_shape_t s, con
   }
 }
 
-// Whole texts of the demo model: a trained one, whose routers do not hang on roundings.
-static void check_demo(check_t *c, const char *root) {
-  check_model_t m = {.name = "demo model"};
-  char dir[1024];
-  const char *other = getenv("MOB_DEMO_MODEL");
-  snprintf(dir, sizeof dir, "%s/deploy/demo-model", root);
-  mob_model_options_t options = {0};
-  if (mob_model_open(other ? other : dir, &options, &m.model) != MOB_OK) {
-    printf("demo model left out: %s\n", mob_errmsg());
-    return;
-  }
+// Texts of a model directory: layers and engines in every shape. The demo model is a trained one, whose routers do not hang on
+// roundings as much as random ones.
+static mob_status check_dir(check_t *c, const char *dir, uint32_t tokens, bool dummy) {
+  check_model_t m = {.name = ""};
+  const char *slash = strrchr(dir, '/');
+  snprintf(m.name, sizeof m.name, "%s", slash && slash[1] ? slash + 1 : dir);
+  mob_model_options_t options = {.dummy = dummy};
+  MOB_TRY(mob_model_open(dir, &options, &m.model));
   m.desc = mob_model_desc(m.model);
   check_t with = *c;
-  with.tokens = 250;
+  with.tokens = tokens;
   for (int tp = 1; tp <= 8; tp *= 2)
     for (int pp = 1; pp <= 4; pp *= 2)
       for (int ep = 0; ep < 2; ep++) {
@@ -279,17 +277,29 @@ static void check_demo(check_t *c, const char *root) {
   c->failures = with.failures;
   c->lines = with.lines;
   mob_model_close(m.model);
+  return MOB_OK;
+}
+
+static mob_status open_check(check_t *c) {
+  *c = (check_t){.line = print_line, .tokens = 200, .texts = 2};
+  MOB_TRY(mob_backend_find("cuda", &c->backend));
+  c->devices = c->backend->device_count();
+  if (c->devices == 0) return MOB_E_UNSUPPORTED;
+  printf("%d GPU%s\n%-42s %-34s %8s %8s\n", c->devices, c->devices > 1 ? "s" : "", "what", "model", "error", "limit");
+  return MOB_OK;
+}
+
+static int compare_main(const char *dir, uint32_t tokens, bool dummy) {
+  check_t c;
+  CHECK(open_check(&c));
+  CHECK(check_dir(&c, dir, tokens, dummy));
+  printf("%d of %d lines wrong\n", c.failures, c.lines);
+  return c.failures != 0;
 }
 
 static int check_main(const char *wanted, const char *root) {
-  check_t c = {.line = print_line, .tokens = 200, .texts = 2};
-  CHECK(mob_backend_find("cuda", &c.backend));
-  c.devices = c.backend->device_count();
-  if (c.devices == 0) {
-    fprintf(stderr, "check_driver: %s\n", mob_errmsg());
-    return 1;
-  }
-  printf("%d GPU%s\n%-42s %-34s %8s %8s\n", c.devices, c.devices > 1 ? "s" : "", "what", "model", "error", "limit");
+  check_t c;
+  CHECK(open_check(&c));
   const char *const *lists[] = {check_made_models(), check_golden_models()};
   for (size_t k = 0; k < MOB_LEN(lists); k++)
     for (int i = 0; lists[k][i]; i++) {
@@ -303,15 +313,22 @@ static int check_main(const char *wanted, const char *root) {
           }
       check_model_close(&m);
     }
-  if (strcmp(wanted, "all") == 0 || strcmp(wanted, "demo") == 0) check_demo(&c, root);
+  if (strcmp(wanted, "all") == 0 || strcmp(wanted, "demo") == 0) {
+    const char *other = getenv("MOB_DEMO_MODEL");
+    char dir[1024];
+    snprintf(dir, sizeof dir, "%s/deploy/demo-model", root);
+    if (check_dir(&c, other ? other : dir, 250, false) != MOB_OK) printf("demo model left out: %s\n", mob_errmsg());
+  }
   printf("%d of %d lines wrong\n", c.failures, c.lines);
   return c.failures != 0;
 }
 
 int main(int argc, char **argv) {
   if (argc >= 2 && strcmp(argv[1], "check") == 0) return check_main(argc > 2 ? argv[2] : "all", argc > 3 ? argv[3] : ".");
+  if (argc >= 3 && strcmp(argv[1], "compare") == 0)
+    return compare_main(argv[2], argc > 3 ? (uint32_t)atoi(argv[3]) : 250, argc > 4 && strcmp(argv[4], "dummy") == 0);
   if (argc >= 4 && strcmp(argv[1], "bench") == 0)
     return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048, argc > 5 ? atoi(argv[5]) : 0);
-  fprintf(stderr, "usage: check_driver check [PART [ROOT]] | bench DENSE MOE [max_tokens [batch]]\n");
+  fprintf(stderr, "usage: check_driver check [PART [ROOT]] | compare DIR [TOKENS [dummy]] | bench DENSE MOE [max_tokens [batch]]\n");
   return 2;
 }

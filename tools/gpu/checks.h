@@ -25,6 +25,7 @@ typedef struct check {
   void *arg;
   uint32_t tokens; // of a text; 64 of them are shared by all texts
   int texts;
+  bool exact_sums; // of the backend: full fp32 sums (an emulated device); FP8 layers are then judged without a measure from the CPU
   int failures, lines;
 } check_t;
 
