@@ -1,0 +1,180 @@
+// Times the sum over ranks as a step has it: a chain of them in one graph a GPU, beside NCCL's all-reduce of the same bytes.
+//   comm_bench [GPUs [hidden]]   1 to as many as there are; default: all, up to 8; 7168
+// Columns: rows, KB of a rank's part, us a node of the chain:
+//   sum + norm + records   one kernel (norm_ranks.cu)
+//   sum, then norm         two kernels
+//   sum                    alone
+//   norm                   alone, no other GPU (norm.cu): what the fusion hides
+//   NCCL                   ncclAllReduce of bf16, if libnccl.so.2 is found (MOBULA_NCCL_LIB names another)
+// MOB_CUDA_ONE_TRIP=0 sends all by owner, a big number none: where the two ways cross.
+#include <algorithm>
+#include <dlfcn.h>
+#include <functional>
+#include <thread>
+
+#include "tools/gpu/mesh.cuh"
+
+namespace {
+
+constexpr int kChain = 100, kRepeats = 50, kMaxRows = 1024;
+
+struct Arrays { // of one GPU
+  float *x, *w;
+  mob::bf16 *part;
+  uint8_t *records;
+};
+
+struct Nccl {
+  using Comm = void *;
+  int (*init_all)(Comm *, int, const int *) = nullptr;
+  int (*all_reduce)(const void *, void *, size_t, int, int, Comm, cudaStream_t) = nullptr;
+  std::vector<Comm> comms;
+};
+
+bool open_nccl(Nccl *n, int gpus) {
+  const char *wish = getenv("MOBULA_NCCL_LIB");
+  setenv("NCCL_NVLS_ENABLE", "0", 1); // NVLink multicast stays off
+  void *lib = dlopen(wish ? wish : "libnccl.so.2", RTLD_NOW);
+  if (!lib) return false;
+  n->init_all = (decltype(n->init_all))dlsym(lib, "ncclCommInitAll");
+  n->all_reduce = (decltype(n->all_reduce))dlsym(lib, "ncclAllReduce");
+  n->comms.resize((size_t)gpus);
+  return n->init_all && n->all_reduce && n->init_all(n->comms.data(), gpus, nullptr) == 0;
+}
+
+using Node = std::function<void(int rank, int i)>; // queues node i of the chain
+
+// Every GPU's graph of the chain, launched by a thread of its own; us a node, the median.
+double time_chain(mesh::Mesh *m, const Node &node) {
+  const size_t n = m->ranks.size();
+  std::vector<cudaGraphExec_t> graphs(n);
+  std::vector<std::vector<float>> times(n);
+  auto each = [&](const std::function<void(size_t)> &work) {
+    std::vector<std::thread> threads;
+    for (size_t r = 0; r < n; r++)
+      threads.emplace_back([&, r] {
+        MESH_OK(cudaSetDevice((int)r));
+        work(r);
+      });
+    for (std::thread &t : threads) t.join();
+  };
+  each([&](size_t r) {
+    cudaStream_t stream = m->ranks[r].stream;
+    cudaGraph_t graph;
+    node((int)r, 0); // libraries set up what they need before they are captured
+    node((int)r, 1);
+    MESH_OK(cudaStreamSynchronize(stream));
+    MESH_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < kChain; i++) node((int)r, i);
+    MESH_OK(cudaStreamEndCapture(stream, &graph));
+    MESH_OK(cudaGraphInstantiate(&graphs[r], graph, 0));
+    MESH_OK(cudaGraphDestroy(graph));
+  });
+  each([&](size_t r) {
+    cudaStream_t stream = m->ranks[r].stream;
+    cudaEvent_t begin, end;
+    MESH_OK(cudaEventCreate(&begin));
+    MESH_OK(cudaEventCreate(&end));
+    for (int k = 0; k < kRepeats; k++) {
+      float ms;
+      MESH_OK(cudaEventRecord(begin, stream));
+      MESH_OK(cudaGraphLaunch(graphs[r], stream));
+      MESH_OK(cudaEventRecord(end, stream));
+      MESH_OK(cudaEventSynchronize(end));
+      MESH_OK(cudaEventElapsedTime(&ms, begin, end));
+      times[r].push_back(ms * 1000 / kChain);
+    }
+    MESH_OK(cudaEventDestroy(begin));
+    MESH_OK(cudaEventDestroy(end));
+    MESH_OK(cudaGraphExecDestroy(graphs[r]));
+  });
+  std::sort(times[0].begin(), times[0].end());
+  return times[0][times[0].size() / 2];
+}
+
+} // namespace
+
+namespace mob {
+void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
+thread_local const char *launch_label;
+} // namespace mob
+
+int main(int argc, char **argv) {
+  int gpus = 0;
+  MESH_OK(cudaGetDeviceCount(&gpus));
+  if (argc > 1) gpus = std::min(gpus, atoi(argv[1]));
+  gpus = std::min(gpus, mob::kMaxRanks);
+  const int hidden = argc > 2 ? atoi(argv[2]) : 7168;
+  if (gpus < 1 || hidden < 8 || hidden > 32768 || hidden % 8) {
+    fprintf(stderr, "usage: comm_bench [GPUs [hidden, a multiple of 8 up to 32768]]\n");
+    return 2;
+  }
+  mesh::Mesh m;
+  mesh::open(&m, gpus, hidden, kMaxRows, 5000);
+  const int width = (hidden + 255) / 256 * 256;
+  std::vector<Arrays> arrays((size_t)gpus);
+  for (int r = 0; r < gpus; r++) {
+    Arrays &a = arrays[(size_t)r];
+    MESH_OK(cudaSetDevice(r));
+    MESH_OK(cudaMalloc(&a.x, (size_t)kMaxRows * hidden * 4));
+    MESH_OK(cudaMalloc(&a.w, (size_t)hidden * 4));
+    MESH_OK(cudaMalloc(&a.part, (size_t)kMaxRows * hidden * 2));
+    MESH_OK(cudaMalloc(&a.records, (size_t)kMaxRows * width * 2));
+    MESH_OK(cudaMemset(a.x, 0, (size_t)kMaxRows * hidden * 4));
+    MESH_OK(cudaMemset(a.w, 0, (size_t)hidden * 4));
+    MESH_OK(cudaMemset(a.part, 0, (size_t)kMaxRows * hidden * 2));
+    MESH_OK(cudaDeviceSynchronize());
+  }
+  Nccl nccl;
+  const bool has_nccl = open_nccl(&nccl, gpus);
+  printf("%d GPUs, hidden %d, us a node of a chain of %d, median of %d%s\n", gpus, hidden, kChain, kRepeats,
+         has_nccl ? "" : "; no libnccl.so.2");
+  printf("%6s %8s %22s %16s %8s %8s %8s\n", "rows", "KB", "sum + norm + records", "sum, then norm", "sum", "norm", "NCCL");
+  static const int sizes[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024};
+  for (int rows : sizes) {
+    auto input = [&](int r, bool norm, bool add) {
+      mob::NormIn in = {};
+      in.x = arrays[(size_t)r].x;
+      in.add = add ? arrays[(size_t)r].part : nullptr;
+      in.w = norm ? arrays[(size_t)r].w : nullptr;
+      in.eps = 1e-6f;
+      in.hidden = hidden;
+      return in;
+    };
+    auto output = [&](int r) {
+      mob::NormOut out = {};
+      out.a = {arrays[(size_t)r].records, (rows + 7) / 8 * 8, 1};
+      out.a_k = width;
+      return out;
+    };
+    auto sum = [&](int r, int i, bool norm) {
+      const mesh::Rank &rank = m.ranks[(size_t)r];
+      int turn = i;
+      mob::norm_rows_ranks(input(r, norm, true), norm ? output(r) : mob::NormOut(), rank.peers, &turn, rows, rank.sms, rank.stream);
+    };
+    auto norm = [&](int r) { mob::norm_rows(input(r, true, false), output(r), rows, m.ranks[(size_t)r].stream); };
+    const double fused = time_chain(&m, [&](int r, int i) { sum(r, i, true); });
+    const double apart = time_chain(&m, [&](int r, int i) {
+      sum(r, i, false);
+      norm(r);
+    });
+    const double alone = time_chain(&m, [&](int r, int i) { sum(r, i, false); });
+    const double only_norm = time_chain(&m, [&](int r, int) { norm(r); });
+    printf("%6d %8.0f %22.2f %16.2f %8.2f %8.2f", rows, rows * hidden * 2 / 1024.0, fused, apart, alone, only_norm);
+    if (has_nccl) {
+      const double theirs = time_chain(&m, [&](int r, int) {
+        mob::bf16 *part = arrays[(size_t)r].part;
+        nccl.all_reduce(part, part, (size_t)rows * hidden, 9 /* ncclBfloat16 */, 0 /* ncclSum */, nccl.comms[(size_t)r],
+                        m.ranks[(size_t)r].stream);
+      });
+      printf(" %8.2f", theirs);
+    }
+    printf("\n");
+    fflush(stdout);
+    if (m.words[0]) {
+      fprintf(stderr, "comm_bench: a wait ran out\n");
+      return 1;
+    }
+  }
+  return 0;
+}
