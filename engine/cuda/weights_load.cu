@@ -22,7 +22,7 @@ namespace {
 
 constexpr size_t kRingBytes = (size_t)256 << 20, kLargestChunk = (size_t)8 << 20;
 constexpr int kStreams = 4; // per device: one slot's kernels run beside the next one's copies
-constexpr size_t kRowCost = 1024; // what a row of a copy with a pitch costs at least, as bytes of a plain copy
+constexpr long kRowCost = 1024; // what a row of a copy with a pitch costs at least, as bytes of a plain copy
 
 struct Item { // a tensor
   mob_slot_t slot;
@@ -61,7 +61,7 @@ struct Loading {
   std::string why;
   std::deque<Slot *> free; // the one whose work was queued first in front
   // the ring
-  size_t slot_bytes = 0;
+  size_t slot_bytes = 0, row_cost = kRowCost;
   std::vector<Slot> slots;
   std::vector<cudaStream_t> streams; // [rank][kStreams]
 
@@ -233,7 +233,7 @@ mob_status send_to_rank(const Loading *l, const Chunk &chunk, Slot *slot, const 
   const size_t size = mob_dtype_size(item.tensor->dtype), row = item.row_bytes(), width = (size_t)(c1 - c0) * size;
   const uint8_t *host = slot->host + (size_t)(r0 - chunk.row0) * row;
   int64_t ld = item.slot.cols;
-  if (std::max(width, kRowCost) < row) {
+  if (std::max(width, l->row_cost) < row) {
     const size_t pitch = (width + 15) / 16 * 16;
     CU_TRY(cudaMemcpy2DAsync(lane->device, pitch, host + (size_t)c0 * size, row, width, (size_t)(r1 - r0), cudaMemcpyHostToDevice, stream));
     ld = (int64_t)(pitch / size);
@@ -311,6 +311,7 @@ void reader_main(Loading *l) {
 
 mob_status load_files(Loading *l) {
   size_t readers = (size_t)reader_count();
+  l->row_cost = (size_t)setting("MOB_LOAD_ROW_COST", kRowCost);
   const auto slots_for = [](size_t n) { return n + std::max<size_t>(2, n / 2); };
   cut(l, (size_t)setting("MOB_LOAD_CHUNK_KIB", (long)(std::min(kLargestChunk, kRingBytes / slots_for(readers)) >> 10)) << 10);
   readers = std::min(readers, l->chunks.size());

@@ -144,7 +144,8 @@ struct Block {
   Launch *launch;
   size_t shared;
   // Kept from block to block.
-  uint8_t *window = nullptr;
+  void *mapping = nullptr;
+  uint8_t *window = nullptr; // in it
   std::vector<Stack *> stacks;
   fcontext_t outside; // of the OS thread
 #ifdef EMU_ASAN
@@ -158,6 +159,28 @@ struct Block {
 constexpr size_t kWindow = 512 << 10, kDynamic = 1024 + 128;
 
 EMU_LOCAL Block *block;
+
+// Goes with its OS thread: streams come and go, and every one of them has run blocks.
+struct BlockOwner {
+  bool set = false;
+  ~BlockOwner() {
+    if (!block) return;
+    for (Stack *s : block->stacks) {
+      release(s->low, kStackBytes);
+      delete s;
+    }
+    release(block->mapping, 2 * kWindow);
+    delete block;
+    block = nullptr;
+  }
+  static void release(void *p, size_t bytes) {
+#ifdef EMU_ASAN
+    __asan_unpoison_memory_region(p, bytes);
+#endif
+    munmap(p, bytes);
+  }
+};
+thread_local BlockOwner owner;
 
 inline Thread *self() { return (Thread *)const_cast<Place *>(here); }
 inline void become(Thread *t) {
@@ -331,9 +354,11 @@ __attribute__((no_sanitize("address"))) void fiber_main(transfer_t from) {
 void open_block(unsigned count, size_t shared) {
   if (!block) {
     block = new Block();
+    owner.set = true;
     block->threads.resize(kMaxThreads);
     void *p = mmap(nullptr, 2 * kWindow, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) broken("no memory for a block's shared memory");
+    block->mapping = p;
     block->window = (uint8_t *)(((uintptr_t)p + kWindow - 1) & ~(uintptr_t)(kWindow - 1));
   }
   Block &b = *block;
