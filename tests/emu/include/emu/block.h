@@ -17,7 +17,8 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-#define EMU_LOCAL thread_local __attribute__((tls_model("initial-exec")))
+// Of an OS thread; hidden, so that their address is found fast in a library with much thread-local data.
+#define EMU_LOCAL __thread __attribute__((visibility("hidden")))
 extern EMU_LOCAL uint3 threadIdx, blockIdx;
 extern EMU_LOCAL dim3 blockDim, gridDim;
 
