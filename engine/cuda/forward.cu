@@ -225,11 +225,13 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const bool few_router = p->rows <= kFewRouter, few = p->rows <= kFewTokens;
   const int shared = shared_slots(*p), experts = r->experts + shared, slots = expert_slots(*p);
   const Records hidden = records(r->hidden_records, up, p->rows);
-  const Records split = {few_router ? nullptr : r->split_records, padded_rows(p->rows), 0};
+  // A slice of shared experts may be bf16 where whole experts are FP8: it reads the first half of the router's two.
+  const bool shared_b16 = shared < d->n_shared && up.f8 && !layer.g[G_DENSE_UP].f8;
+  const Records split = {few_router && !shared_b16 ? nullptr : r->split_records, padded_rows(p->rows), 0};
   launch_label = "ffn";
   add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps,
                {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0});
-  if (shared < d->n_shared) dense_network(p, layer, hidden);
+  if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
   launch_label = "router";
   if (few_router) router_logits(r->norm_f32, layer.router, r->router_logits, d->n_experts, d->hidden, p->rows, p->stream);
   else linear(router.m, split, r->router_logits, d->n_experts, true, p->rows, 2, r->scratch, p->stream);
