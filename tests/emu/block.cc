@@ -307,7 +307,7 @@ template <int Lanes> void finish(Meeting<Lanes> *m) {
 }
 
 void check_what(const char *there, const char *what) {
-  if (there && strcmp(there, what) != 0)
+  if (there && there != what && strcmp(there, what) != 0)
     broken("%s, thread %d: comes to %s while threads it must meet are in %s", block->name, here->index, what, there);
 }
 
