@@ -214,6 +214,7 @@ mob_status head(Exec *exec, Rank *rank, const int *row_list, int first, int rows
 mob_status forward_graph(Exec *exec, Rank *rank, int rows, bool plain); // layers and head of a pure decode step
 // profile.cu
 bool profile_start();
+void profile_this_thread(); // the launches of others are not counted
 void profile_step(cudaStream_t stream);
 void profile_reset();
 void profile_print(int steps);

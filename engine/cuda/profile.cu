@@ -27,6 +27,7 @@ struct Times {
 std::vector<Span> spans;
 std::vector<cudaEvent_t> spare;
 std::map<std::string, Times> times;
+thread_local bool profiled; // only rank 0's steps: other ranks and loading launch from other threads
 
 cudaEvent_t take_event() {
   cudaEvent_t event;
@@ -52,6 +53,7 @@ std::string kernel_name(const void *kernel) {
 }
 
 void hook(const void *kernel, cudaStream_t stream, bool before) {
+  if (!profiled) return;
   if (before) {
     Span s = {kernel_name(kernel) + (launch_label ? std::string(" ") + launch_label : ""), take_event(), take_event()};
     cudaEventRecord(s.begin, stream);
@@ -68,6 +70,8 @@ bool profile_start() {
   if (wish && wish[0] == '1') launch_hook = hook;
   return launch_hook != nullptr;
 }
+
+void profile_this_thread() { profiled = true; }
 
 // Times of the step just queued; call when nothing else is under way.
 void profile_step(cudaStream_t stream) {

@@ -156,6 +156,7 @@ void end_failed(Exec *exec, Job *job) {
 
 void leader_main(Exec *exec) {
   cudaSetDevice(exec->ranks[0].device);
+  profile_this_thread();
   for (;;) {
     Job *job = nullptr;
     {
