@@ -1,11 +1,11 @@
 // How much memory there is, and the working memory of a rank.
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "engine/cpu/tiles.h"
+#include "runtime/base/cpus.h"
 #include "runtime/base/mem.h"
 
 // First number of a one-line file; -1 when there is none ("max", no such file).
@@ -20,20 +20,7 @@ static int64_t read_number(const char *path) {
 }
 
 int mob__cpu_count(void) {
-  cpu_set_t set;
-  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  long long quota = -1, period = 0;
-  FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-  if (file) {
-    if (fscanf(file, "%lld %lld", &quota, &period) != 2) quota = -1;
-    fclose(file);
-  } else {
-    quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  }
-  if (quota > 0 && period > 0 && (quota + period - 1) / period < count)
-    count = (int)((quota + period - 1) / period);
-  return count < 1 ? 1 : count;
+  return mob_cpu_count();
 }
 
 // A line "NAME value" of a statistics file; -1 when there is none.

@@ -15,6 +15,9 @@
 #include <system_error>
 #include <unordered_map>
 
+extern "C" {
+#include "runtime/base/cpus.h"
+}
 #include "engine/cuda/weights.h"
 
 namespace mob {
@@ -111,7 +114,7 @@ long setting(const char *name, long otherwise) { // for measurements
 }
 
 int reader_count() {
-  const long cpus = (long)std::thread::hardware_concurrency();
+  const long cpus = mob_cpu_count();
   return (int)setting("MOB_LOAD_THREADS", cpus < 4 ? 4 : cpus > 32 ? 32 : cpus);
 }
 

@@ -5,6 +5,7 @@
 //   the plain copy     pinned memory to all GPUs of the run at once; rows of a pitch too, which column shards are made of
 //   the load           the backend's, from an opened executor to the last weight in place, and what part of it is reading
 //   dummy              the same weights drawn on the devices, beside a plain memset
+//   the first token    from open() to a token after 64: the same token with the same probability must come from files and from dummy
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -24,6 +25,7 @@
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include "engine/backend.h"
+#include "runtime/base/cpus.h"
 #include "tools/gpu/checkpoint.h"
 #include "tools/gpu/r1_config.h"
 }
@@ -53,7 +55,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 int reader_count() { // as the backend's
   const char *wish = getenv("MOB_LOAD_THREADS");
   if (wish && atoi(wish) > 0) return atoi(wish);
-  return std::min(32, std::max(4, (int)std::thread::hardware_concurrency()));
+  return std::min(32, std::max(4, mob_cpu_count()));
 }
 
 struct File {
@@ -173,8 +175,55 @@ void on_progress(void *arg, const mob_load_progress_t *p) {
   if (p->bytes < p->total) w->last = now();
 }
 
-// Seconds of load(), and those between the first and the last chunk.
-void load(const char *dir, bool dummy, bool experts, int tp, double *whole, double *reading, double *gb) {
+struct Token {
+  std::atomic<bool> there{false};
+  int32_t id;
+  float logprob;
+};
+void on_step(void *arg, mob_status status, const char *why, const mob_step_result_t *result) {
+  Token *t = (Token *)arg;
+  if (status != MOB_OK) fprintf(stderr, "the step failed: %s\n", why), _exit(1);
+  t->id = result->sampled[0].token;
+  t->logprob = result->sampled[0].chosen.logprob;
+  t->there = true;
+}
+
+// What follows 64 tokens.
+void first_token(const mob_backend_t *backend, mob_exec_t *exec, Token *out) {
+  int32_t tokens[64];
+  for (int i = 0; i < 64; i++) tokens[i] = 17 + 101 * i;
+  const uint32_t page = 0;
+  mob_seq_open_t open = {};
+  open.sampling.top_p = open.sampling.repetition_penalty = 1;
+  open.sampling.top_k = open.sampling.prompt_logprobs = -1;
+  open.prompt = tokens;
+  open.prompt_count = 64;
+  mob_seq_step_t seq = {};
+  seq.count = 64;
+  seq.tokens = tokens;
+  seq.pages = &page;
+  seq.page_count = 1;
+  seq.sample = true;
+  mob_step_t step = {};
+  step.id = 1;
+  step.token_count = 64;
+  step.seq_count = step.open_count = 1;
+  step.open = &open;
+  step.seqs = &seq;
+  CHECK(backend->step(exec, &step, on_step, out));
+  while (!out->there) usleep(200);
+}
+
+struct Times {
+  double gb;      // of weights
+  double opened;  // seconds of open(): contexts
+  double whole;   // of load()
+  double reading; // between the first and the last chunk
+  double started; // from before open() to the first token
+  Token token;
+};
+
+void load(const char *dir, bool dummy, bool experts, int tp, Times *out) {
   mob_model_options_t options = {};
   options.dummy = dummy;
   mob_model_t *model;
@@ -193,15 +242,30 @@ void load(const char *dir, bool dummy, bool experts, int tp, double *whole, doub
   spec.max_len = 4096;
   spec.memory_share = 0.95;
   mob_exec_t *exec;
+  const double start = now();
   CHECK(backend->open(&spec, &exec));
   Watch watch;
   const double begin = now();
+  out->opened = begin - start;
   CHECK(backend->load(exec, on_progress, &watch));
-  *whole = now() - begin;
-  *reading = watch.last - watch.first;
-  *gb = (double)mob_model_bytes(model) / 1e9;
+  out->whole = now() - begin;
+  out->reading = watch.last - watch.first;
+  out->gb = (double)mob_model_bytes(model) / 1e9;
+  CHECK(backend->alloc_kv(exec, 64));
+  first_token(backend, exec, &out->token);
+  out->started = now() - start;
   backend->close(exec);
   mob_model_close(model);
+}
+
+// 0 when the token is the one of `want` (its id -1: not known yet).
+int hold(const Times &t, int32_t *id, float *logprob) {
+  printf("  open %.2f s, load %.2f s, first token after %.2f s: %d, log probability %.6f", t.opened, t.whole, t.started, t.token.id,
+         t.token.logprob);
+  const bool first = *id < 0, same = !first && *id == t.token.id && *logprob == t.token.logprob;
+  if (first) *id = t.token.id, *logprob = t.token.logprob;
+  printf("%s\n", first ? "" : same ? ", the same" : ", WRONG: another than before");
+  return !first && !same;
 }
 
 void write_checkpoint(const char *dir, int dense, int moe) {
@@ -216,7 +280,7 @@ void write_checkpoint(const char *dir, int dense, int moe) {
   mob_model_t *model;
   CHECK(mob_model_open(dir, &options, &model));
   const double begin = now();
-  CHECK(checkpoint_write(model, dir, (uint64_t)4 << 30, (int)std::thread::hardware_concurrency()));
+  CHECK(checkpoint_write(model, dir, (uint64_t)4 << 30, mob_cpu_count()));
   printf("wrote %.1f GB to %s in %.1f s\n", (double)mob_model_bytes(model) / 1e9, dir, now() - begin);
   mob_model_close(model);
 }
@@ -251,18 +315,27 @@ int main(int argc, char **argv) {
            (double)width * alone / rate);
   }
   const double bound = std::min(warm, copy);
-  double whole, reading, gb;
-  for (int experts = 0; experts < (tp > 1 ? 2 : 1); experts++)
-    for (int i = 0; i < 3; i++) {
-      load(dir, false, experts, tp, &whole, &reading, &gb);
-      printf("load %.1f GB/s, %.0f %% of the slower of both (TP %d%s: %.1f GB in %.2f s; %.2f s from the first to the last chunk: %.1f GB/s)\n",
-             gb / whole, 100 * gb / whole / bound, tp, experts ? ", whole experts" : "", gb, whole, reading, gb / reading);
-    }
+  int wrong = 0;
   const double fill = memset_rate();
-  for (int i = 0; i < 2; i++) {
-    load(dir, true, false, tp, &whole, &reading, &gb);
-    printf("dummy %.1f GB/s: %.1f GB in %.3f s; a memset of as much takes %.3f s\n", gb / whole, gb, whole, gb / tp / fill);
+  // Cut experts and whole ones add in another order: each is held against its own dummy weights.
+  for (int experts = 0; experts < (tp > 1 ? 2 : 1); experts++) {
+    int32_t id = -1;
+    float logprob = 0;
+    for (int i = 0; i < 3; i++) {
+      Times t = {};
+      load(dir, false, experts, tp, &t);
+      printf("load %.1f GB/s, %.0f %% of the slower of both (TP %d%s: %.1f GB in %.2f s; %.2f s from the first to the last chunk: %.1f GB/s)\n",
+             t.gb / t.whole, 100 * t.gb / t.whole / bound, tp, experts ? ", whole experts" : "", t.gb, t.whole, t.reading, t.gb / t.reading);
+      wrong += hold(t, &id, &logprob);
+    }
+    for (int i = 0; i < 2; i++) {
+      Times t = {};
+      load(dir, true, experts, tp, &t);
+      printf("dummy %.1f GB/s (TP %d%s: %.1f GB in %.3f s; a memset of as much takes %.3f s)\n", t.gb / t.whole, tp,
+             experts ? ", whole experts" : "", t.gb, t.whole, t.gb / tp / fill);
+      wrong += hold(t, &id, &logprob);
+    }
   }
   for (const File &f : files) close(f.fd);
-  return 0;
+  return wrong != 0;
 }
