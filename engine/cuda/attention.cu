@@ -1,6 +1,6 @@
 // Attention over the paged cache. Every row of a step is a query of its own at its position (a prompt's rows are many queries of
 // one sequence); keys [0, position] are visited page by page with an online softmax.
-//   attend_plain  any head sizes, CUDA cores
+//   attend_plain  any head sizes, CUDA cores (grouped queries of 64 and 128: attention_gqa.cu, attention_gqa_prefill.cu)
 //   attend_mla    512 + 64 of DeepSeek-V3 in absorbed form: 64 heads are the M side of wgmma, a page of 64 keys is read once
 //                 for scores and values; keys are split over CTAs, whose parts absorb_v_mla merges
 #include "kernels.h"
