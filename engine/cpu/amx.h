@@ -4,7 +4,8 @@
 // scale of an FP8 block is multiplied onto the block's fp32 sum.
 //
 // A result does not depend on how many rows are computed together. It differs from the other
-// instruction sets' by the order of additions.
+// instruction sets' by the order of additions, so a step of fewer than MOB_AMX_LEAST rows, which is
+// left to those, agrees with a longer one within fp32 rounding, not bit for bit.
 #ifndef MOB_CPU_AMX_H
 #define MOB_CPU_AMX_H
 
@@ -16,6 +17,7 @@
 
 enum {
   MOB_AMX_PARTS = 3,
+  MOB_AMX_LEAST = 4, // rows of a step that are worth it: fewer are bound by memory, not by products
   MOB_AMX_GROUP = 16, // rows of x in a tile
   MOB_AMX_ROWS = 512, // most rows of W in a call
   MOB_AMX_BATCH = 256 // most rows of x in a call

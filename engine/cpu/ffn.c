@@ -239,7 +239,7 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
   } else {
     tasks[f.count++] = (mob_task_t){&w->dense, NULL, NULL, m, act, 0};
   }
-  if (mob__ffn_tiles_take(rank, tasks, f.count)) {
+  if (m >= MOB_AMX_LEAST && mob__ffn_tiles_take(rank, tasks, f.count)) {
     memset(rank->part, 0, (size_t)m * (size_t)d->hidden * sizeof(float));
     mob__ffn_tiles(rank, tasks, f.count);
     return mob__add_parts(rank, m, NULL);

@@ -2,6 +2,7 @@
 #ifndef MOB_CPU_FFN_H
 #define MOB_CPU_FFN_H
 
+#include "engine/cpu/amx.h"
 #include "engine/cpu/exec.h"
 
 typedef struct task {

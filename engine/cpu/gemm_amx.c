@@ -207,28 +207,24 @@ typedef struct product {
   float *totals;                 // [row_tiles][groups][16][width]
   float scales[2][MOB_AMX_ROWS]; // of this segment and the one before
   sums_t sums[2];
-  int turn; // the sums to fill
+  int turn;                                            // the sums to fill
+  int32_t row_of[16][16] __attribute__((aligned(64))); // of the elements of a narrow tile
 } product_t;
 
-// totals += scale * sums, or = on the first segment.
-static inline __attribute__((always_inline)) void add_tile(const sums_t *s, int k, int width) {
-  const float *sums = s->at[k], *scales = s->scales[k];
-  float *to = s->to[k];
-  const __mmask16 mask = (__mmask16)((1 << width) - 1);
-  for (int i = 0; i < 16; i++, sums += width, to += width) {
-    __m512 old = s->first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, to);
-    __m512 sum = _mm512_maskz_loadu_ps(mask, sums);
-    _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(_mm512_set1_ps(scales[i]), sum, old));
-  }
-}
-
+// totals += scale * sums, or = on the first segment. A tile of few columns lies in memory without
+// gaps and is added as whole vectors.
 static inline void add_sums(product_t *p, int k) {
   const sums_t *s = &p->sums[p->turn ^ 1];
   if (!s->full) return;
-  if (p->width == 16)
-    add_tile(s, k, 16);
-  else
-    add_tile(s, k, p->width);
+  const float *sums = s->at[k], *scales = s->scales[k];
+  float *to = s->to[k];
+  const __m512 of_rows = _mm512_loadu_ps(scales);
+  for (int i = 0; i < p->width; i++) {
+    __m512 old = s->first ? _mm512_setzero_ps() : _mm512_loadu_ps(to + 16 * i);
+    __m512 scale = p->width == 16 ? _mm512_set1_ps(scales[i])
+                                  : _mm512_permutexvar_ps(_mm512_load_si512(p->row_of[i]), of_rows);
+    _mm512_storeu_ps(to + 16 * i, _mm512_fmadd_ps(scale, _mm512_load_ps(sums + 16 * i), old));
+  }
 }
 
 static float *totals_of(const product_t *p, int tile, int group) {
@@ -324,11 +320,15 @@ static void single(product_t *p, const turn_t *t, int tile, int group) {
 
 static void set_scales(product_t *p, int64_t c, float *scales) {
   const mob_mat_t *w = p->w;
-  for (int i = 0; i < p->row_tiles * 16; i++) {
-    int64_t r = p->r0 + i < p->r1 ? p->r0 + i : p->r1 - 1;
-    scales[i] = w->scales ? w->scales[(w->row0 + r) / w->block_rows * w->scale_stride +
-                                      (w->col0 + c) / w->block_cols]
-                          : 1.0f;
+  int64_t rows = p->row_tiles * 16, r = w->row0 + p->r0, last = w->row0 + p->r1 - 1;
+  for (int64_t i = 0, end; i < rows; i = end, r = (r / w->block_rows + 1) * w->block_rows) {
+    end = w->scales && r <= last ? i + (r / w->block_rows + 1) * w->block_rows - r : rows;
+    float scale =
+        !w->scales  ? 1.0f
+        : r <= last ? w->scales[r / w->block_rows * w->scale_stride + (w->col0 + c) / w->block_cols]
+                    : 0.0f;
+    for (int64_t k = i; k < end && k < rows; k++) scales[k] = scale;
+    if (end >= rows) break;
   }
 }
 
@@ -349,6 +349,97 @@ static void run_segment(product_t *p, const uint8_t *panel, const uint8_t *x, in
     }
   }
   for (int k = 0; odd && k < p->row_tiles; k += 4) single(p, &t, k, p->groups - 1);
+}
+
+// ------------------------------------------------------------------------------------------ narrow
+
+// At most 64 rows of W and one group, the shape of decoding, which memory decides: a tile is
+// widened two steps before it is multiplied, between the products, so that neither waits for the
+// other.
+enum { RING = 3, AHEAD = 512 }; // steps kept; bytes of a row asked for early
+
+typedef struct place {
+  int64_t c, end; // of a step; the end of its segment
+} place_t;
+
+static inline place_t next_place(const mob_mat_t *w, place_t at) {
+  at.c += STEP;
+  if (at.c < at.end) return at;
+  at.c = at.end;
+  at.end = at.c < w->cols ? next_end(w, at.c) : at.c;
+  return at;
+}
+
+static inline __attribute__((always_inline)) void widen_tile(mob_dtype_t dtype, const product_t *p,
+                                                             int tile, place_t at, uint8_t *out) {
+  const int64_t size = dtype == MOB_DT_BF16 ? 2 : 1, n = at.end - at.c;
+  const int rows = (int)(p->r1 - p->r0) - tile * 16;
+  const __mmask32 mask = n >= STEP ? 0xffffffffu : (1u << n) - 1;
+  const uint8_t *row = p->w->data + (size_t)(p->r0 + tile * 16) * p->w->stride + at.c * size;
+  for (int i = 0; i < 16; i++, row += p->w->stride) {
+    const __mmask32 m = i < rows ? mask : 0;
+    _mm_prefetch((const char *)row + AHEAD, _MM_HINT_T0);
+    _mm512_store_si512(out + 64 * i, dtype == MOB_DT_BF16
+                                         ? _mm512_maskz_loadu_epi16(m, row)
+                                         : widen_e4m3(_mm256_maskz_loadu_epi8(m, row)));
+  }
+}
+
+static inline __attribute__((always_inline)) void narrow(mob_dtype_t dtype, product_t *p,
+                                                         const uint8_t *x, uint8_t *ring) {
+  const mob_mat_t *w = p->w;
+  const size_t stride = 4 * (size_t)p->width, bytes = 16 * stride;
+  place_t at = {0, next_end(w, 0)}, ahead = at;
+  uint8_t *slot = ring, *fill = ring;
+  int segment = 0;
+  for (int s = 0; s < RING - 1; s++, fill += 4 * TILE, ahead = next_place(w, ahead))
+    for (int k = 0; k < 4 && ahead.c < w->cols; k++)
+      widen_tile(dtype, p, k, ahead, fill + k * TILE);
+  set_scales(p, 0, p->scales[0]);
+  zero_tiles();
+  while (at.c < w->cols) {
+    BARRIER();
+    _tile_loadd(5, x, stride);
+    _tile_loadd(6, x + bytes, stride);
+    _tile_loadd(7, x + 2 * bytes, stride);
+#define NARROW(k)                                                                                  \
+  _tile_loadd(4, slot + (k)*TILE, 64);                                                             \
+  _tile_dpbf16ps(k, 4, 5);                                                                         \
+  _tile_dpbf16ps(k, 4, 6);                                                                         \
+  _tile_dpbf16ps(k, 4, 7);                                                                         \
+  if (ahead.c < w->cols) widen_tile(dtype, p, k, ahead, fill + (k)*TILE)
+    NARROW(0);
+    NARROW(1);
+    NARROW(2);
+    NARROW(3);
+    x += PARTS * bytes;
+    slot = slot + 4 * TILE == ring + RING * 4 * TILE ? ring : slot + 4 * TILE;
+    fill = fill + 4 * TILE == ring + RING * 4 * TILE ? ring : fill + 4 * TILE;
+    ahead = next_place(w, ahead);
+    if (at.c + STEP >= at.end) {
+      for (int k = 0; k < 4; k++) add_sums(p, k);
+      keep_sums(p, (int[]){0, 1, 2, 3}, (int[]){0, 0, 0, 0}, segment++);
+      zero_tiles();
+      if (at.end < w->cols) set_scales(p, at.end, p->scales[segment & 1]);
+    }
+    at = next_place(w, at);
+  }
+}
+
+static void wide(product_t *p, const uint8_t *x, uint8_t *panel) {
+  const mob_mat_t *w = p->w;
+  int segment = 0;
+  for (int64_t c = 0, end; c < w->cols; c = end, segment++) {
+    end = next_end(w, c);
+    int steps = (int)((end - c + STEP - 1) / STEP);
+    if (w->dtype == MOB_DT_BF16)
+      widen(MOB_DT_BF16, w, p->r0, p->r1, p->row_tiles, c, end - c, panel);
+    else
+      widen(MOB_DT_F8E4M3, w, p->r0, p->r1, p->row_tiles, c, end - c, panel);
+    set_scales(p, c, p->scales[segment & 1]);
+    run_segment(p, panel, x, steps, segment);
+    x += (size_t)steps * PARTS * 64 * (size_t)p->width;
+  }
 }
 
 // y from the totals.
@@ -384,20 +475,14 @@ void mob_amx_gemm(const mob_mat_t *w, int64_t r0, int64_t r1, const void *packed
   p.sums[0].full = p.sums[1].full = false;
   float totals[p.row_tiles * 16 * p.groups * p.width] __attribute__((aligned(64)));
   p.totals = totals;
-  const uint8_t *x = packed;
+  for (int i = 0; i < 16 * p.width && p.width < 16; i++) p.row_of[i / 16][i % 16] = i / p.width;
   configure(p.width);
-  int segment = 0;
-  for (int64_t c = 0, end; c < w->cols; c = end, segment++) {
-    end = next_end(w, c);
-    int steps = (int)((end - c + STEP - 1) / STEP);
-    if (w->dtype == MOB_DT_BF16)
-      widen(MOB_DT_BF16, w, r0, r1, p.row_tiles, c, end - c, panel);
-    else
-      widen(MOB_DT_F8E4M3, w, r0, r1, p.row_tiles, c, end - c, panel);
-    set_scales(&p, c, p.scales[segment & 1]);
-    run_segment(&p, panel, x, steps, segment);
-    x += (size_t)steps * PARTS * 64 * (size_t)p.width;
-  }
+  if (p.groups > 1 || p.row_tiles > 4)
+    wide(&p, packed, panel);
+  else if (w->dtype == MOB_DT_BF16)
+    narrow(MOB_DT_BF16, &p, packed, panel);
+  else
+    narrow(MOB_DT_F8E4M3, &p, packed, panel);
   for (int k = 0; k < 4; k++) add_sums(&p, k);
   _tile_release();
   hand_out(&p, y, m);

@@ -37,7 +37,7 @@ void mob__linear(mob_rank_t *rank, const mob_mat_t *w, const float *bias, const 
     mob__contract_linear(rank, w, bias, x, ldx, y, ldy, m);
     return;
   }
-  if (rank->exec->tiles && mob_amx_takes(w)) {
+  if (rank->exec->tiles && m >= MOB_AMX_LEAST && mob_amx_takes(w)) {
     mob__tiles_linear(rank, w, bias, x, ldx, y, ldy, m);
     return;
   }

@@ -140,8 +140,13 @@ static void test_chunks_and_forms_of_attention_agree(void **state) {
           compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "expanded"}, SHORT);
       float *two =
           compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "absorbed"}, SHORT);
-      assert_memory_equal(one, expanded, n * sizeof *one);
-      assert_memory_equal(two, absorbed, n * sizeof *two);
+      if (fast) { // steps of few rows are computed by other instructions: engine/cpu/amx.h
+        assert_true(max_error(one, expanded, n) < 1e-4f);
+        assert_true(max_error(two, absorbed, n) < 1e-4f);
+      } else {
+        assert_memory_equal(one, expanded, n * sizeof *one);
+        assert_memory_equal(two, absorbed, n * sizeof *two);
+      }
       free(one);
       free(two);
     }
