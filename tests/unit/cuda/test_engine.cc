@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
 
