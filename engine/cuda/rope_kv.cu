@@ -171,12 +171,12 @@ __global__ void __launch_bounds__(256) gqa_prepare_fast_kernel(const GqaPrepare 
     else
       to = tiles + (((size_t)(tile / 64) * p.heads + head) * (Dim / 64) + chunk / 8) * 8192 + tile % 64 * 128 +
            ((chunk % 8 ^ (tile & 7)) << 4) + within;
+    __syncwarp(); // its chunks change places
   } else {
     uint8_t *page = cache_page(p.cache, p.step, row, p.width);
     if (!page) return;
     to = page + page_offset(position % 64, (2 * head + (kind == 2)) * Dim + col);
   }
-  __syncwarp(); // q's chunks change places
   if constexpr (kColumns == 4) *(uint2 *)to = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
   else *(uint32_t *)to = pack_bf16(x[0], x[1]);
 }

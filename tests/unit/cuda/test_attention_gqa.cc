@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/waits.cuh"
 extern "C" {
 #include <cmocka.h>
 }
@@ -107,6 +108,32 @@ static void test_prepare(void **) {
   check_gqa_prepare({"half", 4, 4, 64}, 3, false, true);
 }
 
+// In a step that has failed nothing is written to the cache, which outlives it.
+static void test_halted(void **) {
+  const int heads = 4, kv_heads = 1, dim = 128, ld = (heads + 2 * kv_heads) * dim;
+  bf16 *raw = normal_bf16((size_t)2 * ld);
+  int *dp = upload(std::vector<int>{70, 5}), *dt = upload(std::vector<int>{0, 2}), *dg = upload(std::vector<int>{0, 1, 2});
+  float *df = upload(std::vector<float>((size_t)dim / 2, 0.5f));
+  const size_t bytes = 3 * page_bytes(2 * kv_heads * dim);
+  uint8_t *cache = device<uint8_t>(bytes);
+  for (int halt = 1; halt >= 0; halt--) {
+    std::vector<Waits> words(1);
+    words[0].halt = halt;
+    Waits *waits = upload(words);
+    const GqaPrepare p = {raw, raw + heads * dim, raw + (heads + kv_heads) * dim, ld, ld, ld, heads, kv_heads, dim, nullptr, nullptr, nullptr,
+                          nullptr, nullptr, 1e-6f, cache, 2 * kv_heads * dim, {nullptr, nullptr, dp, dt, dg, nullptr, waits},
+                          {df, dim, 0, 1.0f}};
+    gqa_prepare_fast(p, nullptr, nullptr, HeadsOut(), 2, stream);
+    CUDA(cudaStreamSynchronize(stream));
+    const std::vector<uint8_t> all = fetch(cache, bytes);
+    const long written = (long)bytes - std::count(all.begin(), all.end(), 0xff);
+    if (halt) assert_int_equal(written, 0);
+    else assert_true(written > 2 * 2 * dim); // two tokens of 512 bytes
+    cudaFree(waits);
+  }
+  for (void *v : {(void *)raw, (void *)dp, (void *)dt, (void *)dg, (void *)df, (void *)cache}) cudaFree(v);
+}
+
 // Rows of very different lengths, padding, and rows that the prefill kernel has: each result equals the row's own, alone.
 static void test_ragged(void **) {
   const int heads = 8, kv_heads = 2, dim = 128, rows = 12, unit = heads * dim;
@@ -163,6 +190,6 @@ static int set_up(void **) {
 
 int main() {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_long), cmocka_unit_test(test_prefill),
-                                     cmocka_unit_test(test_prepare), cmocka_unit_test(test_ragged)};
+                                     cmocka_unit_test(test_prepare), cmocka_unit_test(test_halted), cmocka_unit_test(test_ragged)};
   return cmocka_run_group_tests(tests, set_up, nullptr);
 }
