@@ -142,8 +142,20 @@ static mob_status to_bf16(mob_exec_t *exec, mob_mat_t *m) {
   return MOB_OK;
 }
 
-static mob_status settle(mob_exec_t *exec, mob_mat_t *const *m, int count, bool f8) {
+// The forms of a layer's groups, in the order in which they are settled: FP8 only where every
+// rank's part can be. The first pass over the ranks only asks.
+typedef struct forms {
+  bool ask, f8[16];
+  int at;
+} forms_t;
+
+static mob_status settle(mob_exec_t *exec, forms_t *forms, mob_mat_t *const *m, int count,
+                         bool f8) {
+  bool *form = &forms->f8[forms->at++];
   for (int i = 0; i < count; i++) f8 = f8 && (m[i]->rows == 0 || keeps_f8(exec->desc, m[i]));
+  *form = *form && f8;
+  if (forms->ask) return MOB_OK;
+  f8 = *form;
   for (int i = 0; i < count && !f8; i++) MOB_TRY(to_bf16(exec, m[i]));
   return MOB_OK;
 }
@@ -169,15 +181,15 @@ static mob_ffn_t *part_shared(const mob_ffn_t *shared, int count) {
 
 // Shared experts stand behind the routed ones there, each as wide as a routed one.
 // With whole experts on ranks they are one network for all rows instead.
-static mob_status settle_experts(mob_exec_t *exec, mob_layer_t *layer) {
+static mob_status settle_experts(mob_exec_t *exec, forms_t *forms, mob_layer_t *layer) {
   const mob_model_desc_t *d = exec->desc;
   int shared = exec->spec.expert_parallel ? 0 : d->n_shared, count = d->n_experts + (shared > 0);
   int64_t pieces = shared > 1 ? shared : 1;
   if (!shared && d->n_shared) {
     mob_mat_t *const both[] = {&layer->shared.gate, &layer->shared.up}, *const one[] = {
                                                                             &layer->shared.down};
-    MOB_TRY(settle(exec, both, 2, true));
-    MOB_TRY(settle(exec, one, 1, true));
+    MOB_TRY(settle(exec, forms, both, 2, true));
+    MOB_TRY(settle(exec, forms, one, 1, true));
   }
   bool whole = pieces == 1 || (layer->shared.gate.rows / pieces % 64 == 0 &&
                                layer->shared.down.cols / pieces % 128 == 0);
@@ -189,16 +201,16 @@ static mob_status settle_experts(mob_exec_t *exec, mob_layer_t *layer) {
     up[2 * e + 1] = &f->up;
     down[e] = &f->down;
   }
-  mob_status status = settle(exec, up, 2 * count, whole);
-  if (status == MOB_OK) status = settle(exec, down, count, whole);
+  mob_status status = settle(exec, forms, up, 2 * count, whole);
+  if (status == MOB_OK) status = settle(exec, forms, down, count, whole);
   free(up);
   free(down);
-  if (status == MOB_OK && pieces > 1 && layer->shared.gate.rows)
+  if (status == MOB_OK && !forms->ask && pieces > 1 && layer->shared.gate.rows)
     layer->shared_parts = part_shared(&layer->shared, (int)pieces);
   return status;
 }
 
-static mob_status settle_layer(mob_exec_t *exec, mob_layer_t *layer, bool moe) {
+static mob_status settle_layer(mob_exec_t *exec, forms_t *forms, mob_layer_t *layer, bool moe) {
   mob_mat_t *m = layer->m;
   bool mla = exec->desc->attn == MOB_ATTN_MLA;
   mob_mat_t *const groups[][3] = {
@@ -210,9 +222,9 @@ static mob_status settle_layer(mob_exec_t *exec, mob_layer_t *layer, bool moe) {
       {&layer->dense.gate, &layer->dense.up, &layer->dense.up},
       {&layer->dense.down, &layer->dense.down, &layer->dense.down},
   };
-  for (size_t i = 0; i < MOB_LEN(groups); i++) MOB_TRY(settle(exec, groups[i], 3, true));
-  MOB_TRY(to_bf16(exec, &m[MOB_W_ROUTER]));
-  return moe ? settle_experts(exec, layer) : MOB_OK;
+  for (size_t i = 0; i < MOB_LEN(groups); i++) MOB_TRY(settle(exec, forms, groups[i], 3, true));
+  if (!forms->ask) MOB_TRY(to_bf16(exec, &m[MOB_W_ROUTER]));
+  return moe ? settle_experts(exec, forms, layer) : MOB_OK;
 }
 
 // Heads that the tile kernels of grouped queries take.
@@ -237,11 +249,18 @@ mob_status mob__contract_weights(mob_exec_t *exec) {
       MOB_TRY(to_bf16(exec, &w->outer.m[MOB_W_EMBED]));
     else
       w->outer.m[MOB_W_EMBED] = exec->ranks[0].weights.outer.m[MOB_W_EMBED];
-    for (int l = 0; l < s->last_layer - s->first_layer; l++) {
-      MOB_TRY(settle_layer(exec, &w->layers[l], d->is_moe[s->first_layer + l]));
-      exec->contract_tiles =
-          exec->contract_tiles && w->layers[l].m[MOB_W_KV_B].dtype == MOB_DT_F8E4M3;
-    }
+  }
+  for (int l = 0; l < s->last_layer - s->first_layer; l++) {
+    forms_t forms = {.ask = true};
+    memset(forms.f8, true, sizeof forms.f8);
+    for (int pass = 0; pass < 2; pass++, forms.ask = false)
+      for (int r = 0; r < s->tp; r++) {
+        mob_layer_t *layer = &exec->ranks[r].weights.layers[l];
+        forms.at = 0;
+        MOB_TRY(settle_layer(exec, &forms, layer, d->is_moe[s->first_layer + l]));
+      }
+    exec->contract_tiles = exec->contract_tiles &&
+                           exec->ranks[0].weights.layers[l].m[MOB_W_KV_B].dtype == MOB_DT_F8E4M3;
   }
   // Without tiles the small products per head read kv_b as BF16.
   for (int r = 0; r < s->tp && d->attn == MOB_ATTN_MLA && !exec->contract_tiles; r++)
