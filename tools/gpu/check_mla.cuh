@@ -3,21 +3,29 @@
 // pack(), pack_into(), time_us(), report(), relative_l2() and `stream`, `scratch`, `rng`.
 #pragma once
 
-constexpr size_t kSamples = 48; // rows and heads that are compared
+constexpr size_t kSamples = 96; // rows and heads that are compared
 
-// What a kernel did before its result was rounded to e4m3, 1 x 128: the reference is rounded the same way, and the error of that
-// rounding is taken off. (A value's place between two codes is as good as random, so the two errors add as squares.)
-static void quantise_rows(std::vector<float> *v) {
+// 1 x 128, `scales` of the blocks given or, when empty, made.
+static void quantise_rows(std::vector<float> *v, std::vector<float> scales = {}) {
   for (size_t from = 0; from + 128 <= v->size(); from += 128) {
     float amax = 0;
     for (size_t i = from; i < from + 128; i++) amax = std::fmax(amax, std::fabs((*v)[i]));
-    const float scale = std::fmax(amax, 1e-10f) / 448.0f, inverse = 1.0f / scale;
+    const float scale = scales.empty() ? std::fmax(amax, 1e-10f) / 448.0f : scales[from / 128], inverse = 1.0f / scale;
     for (size_t i = from; i < from + 128; i++) (*v)[i] = (float)__nv_fp8_e4m3((*v)[i] * inverse) * scale;
   }
 }
-static double error_before_e4m3(const std::vector<float> &y, const std::vector<float> &ref) {
+
+// The error of a kernel before its result was rounded to e4m3: the reference is rounded with the kernel's scales, and the error of
+// that rounding is taken off. (Where a value lies between two codes is as good as random: the two errors add as squares.) The scales
+// themselves must be the reference's within a hundredth.
+static double error_before_e4m3(const std::vector<float> &y, const std::vector<float> &scales, const std::vector<float> &ref) {
+  for (size_t i = 0; i < scales.size(); i++) {
+    float amax = 1e-10f;
+    for (size_t k = 0; k < 128; k++) amax = std::fmax(amax, std::fabs(ref[i * 128 + k]));
+    if (!(std::fabs(scales[i] * 448.0f / amax - 1) < 1e-2f)) return INFINITY;
+  }
   std::vector<float> rounded = ref;
-  quantise_rows(&rounded);
+  quantise_rows(&rounded, scales);
   const double all = relative_l2(y, ref), own = relative_l2(rounded, ref);
   return all > own ? std::sqrt(all * all - own * own) : 0;
 }
@@ -94,8 +102,8 @@ static void reference_mla(const HostKvB &kv_b, const bf16 *q, const std::vector<
   }
 }
 
-// A row's 128 columns of a head out of records.
-static void unpack_record(const std::vector<uint8_t> &data, int mp, int row, int head, float *out) {
+// A row's 128 columns of a head out of records; their scale.
+static float unpack_record(const std::vector<uint8_t> &data, int mp, int row, int head, float *out) {
   const uint8_t *record = data.data() + (size_t)(head / 2) * mp * 264;
   float scale;
   memcpy(&scale, record + (size_t)mp * 256 + ((size_t)(head % 2) * mp + row) * 4, 4);
@@ -104,6 +112,7 @@ static void unpack_record(const std::vector<uint8_t> &data, int mp, int row, int
     v.__x = record[((size_t)(head % 2) * mp + row) * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)];
     out[c] = (float)v * scale;
   }
+  return scale;
 }
 
 static void unpack_bf16_record(const std::vector<uint8_t> &data, int mp, int row, int head, float *out) {
@@ -178,9 +187,9 @@ static void check_mla(int heads, int rows, int context, bool prefill) {
   std::vector<int> row, head;
   for (size_t i = 0; i < kSamples; i++) row.push_back((int)(rng() % (uint64_t)rows)), head.push_back((int)(rng() % (uint64_t)heads));
   const std::vector<uint8_t> data = fetch(out.data, records_bytes(prefill, mp, padded_heads * 128));
-  std::vector<float> got(kSamples * 128), expected(kSamples * 128);
+  std::vector<float> got(kSamples * 128), expected(kSamples * 128), scales;
   for (size_t i = 0; i < kSamples; i++) {
-    if (prefill) unpack_record(data, mp, row[i], head[i], &got[i * 128]);
+    if (prefill) scales.push_back(unpack_record(data, mp, row[i], head[i], &got[i * 128]));
     else unpack_bf16_record(data, mp, row[i], head[i], &got[i * 128]);
   }
   const HostKvB host = {fetch(kv_b.codes, (size_t)heads * 256 * 512), fetch(kv_b.scales, (size_t)heads * 2 * 4)};
@@ -194,7 +203,7 @@ static void check_mla(int heads, int rows, int context, bool prefill) {
   char shape[64];
   snprintf(shape, sizeof shape, "%3d heads, %4d rows, context %d", heads, rows, context);
   report(prefill ? "attention, prefill" : "attention, decode", shape,
-         prefill ? error_before_e4m3(got, expected) : relative_l2(got, expected), 3e-3, us, 0,
+         prefill ? error_before_e4m3(got, scales, expected) : relative_l2(got, expected), 3e-3, us, 0,
          prefill ? keys * heads * 640 : keys * heads * 2176);
   free_source(kv_b);
   for (void *p : {(void *)w.data, (void *)uk, (void *)cache, (void *)q, (void *)inv_freq, (void *)dp, (void *)dt, (void *)dg,
