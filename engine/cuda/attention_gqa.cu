@@ -255,6 +255,141 @@ __device__ __forceinline__ void merge_pieces(const AttendGqa &p, const Run &run,
   put_result<Dim, Wide>(p, run.row, run.kv, v, 1.0f / sum);
 }
 
+// What a warp has of a pair: of its own keys, for heads 2 (lane % 4) and the next of each tile of eight.
+template <int Dim, bool Wide> struct Sums {
+  static constexpr int kTiles = Wide ? 2 : 1;
+  float o[kTiles][Dim / 16][4]; // columns lane / 4 and that + 8 of each 16, two heads each
+  float top[kTiles][2], sum[kTiles][2];
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) {
+      top[t][0] = top[t][1] = -INFINITY;
+      sum[t][0] = sum[t][1] = 0;
+#pragma unroll
+      for (int j = 0; j < Dim / 16; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) o[t][j][k] = 0;
+    }
+  }
+};
+
+template <int Dim, bool Wide> __device__ __forceinline__ void load_queries(const uint8_t *q, uint32_t (&query)[Wide ? 2 : 1][Dim / 16][2]) {
+  const int lane = threadIdx.x % 32, r8 = lane % 8, quad = lane / 8;
+#pragma unroll
+  for (int t = 0; t < (Wide ? 2 : 1); t++)
+#pragma unroll
+    for (int j = 0; j < Dim / 32; j++) {
+      uint32_t part[4];
+      load_matrices(part, q + (t * 8 + r8) * (Dim * 2) + (((4 * j + quad) ^ r8) << 4));
+#pragma unroll
+      for (int k = 0; k < 4; k++) query[t][2 * j + k / 2][k % 2] = part[k];
+    }
+}
+
+// Sixteen keys, the first `left` of them, and their values; k_at, v_at: of this lane's row of ldmatrix.
+template <int Dim, bool Wide>
+__device__ __forceinline__ void attend_page(const uint8_t *k_at, const uint8_t *v_at, int left, float scale,
+                                            const uint32_t (&query)[Wide ? 2 : 1][Dim / 16][2], Sums<Dim, Wide> *to) {
+  using Page = GqaPage<Dim>;
+  constexpr int kTiles = Wide ? 2 : 1;
+  const int lane = threadIdx.x % 32, r8 = lane % 8, quad = lane / 8, r = lane / 4;
+  float score[kTiles][4] = {}, odd[kTiles][4] = {}; // keys r and r + 8; one tile alone has two chains of sums
+#pragma unroll
+  for (int j = 0; j < Dim / 16; j++) {
+    const int chunk = 2 * j + quad / 2;
+    uint32_t a[4];
+    load_matrices(a, k_at + chunk / 8 * Page::kBox + ((chunk % 8 ^ r8) << 4));
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) mma_16816_bf16(!Wide && j % 2 ? odd[t] : score[t], a, query[t][j]);
+  }
+  uint32_t prob[kTiles][2];
+#pragma unroll
+  for (int t = 0; t < kTiles; t++) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) score[t][k] = r + k / 2 * 8 < left ? (Wide ? score[t][k] : score[t][k] + odd[t][k]) : -INFINITY;
+    float shrink[2], weight[4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float m = fmaxf(score[t][h], score[t][2 + h]);
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 4));
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 8));
+      m = fmaxf(fmaxf(m, __shfl_xor_sync(~0u, m, 16)), to->top[t][h]);
+      shrink[h] = exp2f((to->top[t][h] - m) * scale);
+      to->top[t][h] = m;
+      weight[h] = exp2f((score[t][h] - m) * scale);
+      weight[2 + h] = exp2f((score[t][2 + h] - m) * scale);
+    }
+    const uint32_t low = pack_bf16(weight[0], weight[1]), high = pack_bf16(weight[2], weight[3]);
+    to->sum[t][0] = to->sum[t][0] * shrink[0] + (__uint_as_float(low << 16) + __uint_as_float(high << 16));
+    to->sum[t][1] = to->sum[t][1] * shrink[1] + (__uint_as_float(low & 0xffff0000u) + __uint_as_float(high & 0xffff0000u));
+    prob[t][0] = turn_matrix(low);
+    prob[t][1] = turn_matrix(high);
+#pragma unroll
+    for (int j = 0; j < Dim / 16; j++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) to->o[t][j][k] *= shrink[k % 2];
+  }
+#pragma unroll
+  for (int j = 0; j < Dim / 16; j++) {
+    const int chunk = 2 * j + quad % 2;
+    uint32_t a[4];
+    load_matrices_turned(a, v_at + chunk / 8 * Page::kBox + ((chunk % 8 ^ r8) << 4));
+#pragma unroll
+    for (int t = 0; t < kTiles; t++) mma_16816_bf16(to->o[t][j], a, prob[t]);
+  }
+}
+
+// The warps' sums become one: this thread's columns of its row (Place), the row's largest score and sum of weights.
+template <int Dim, bool Wide>
+__device__ __forceinline__ void meet_warps(const Sums<Dim, Wide> &of, float scale, float *merge, float (&tops)[kWarps][16],
+                                           float (&sums)[kWarps][16], float (&v)[Dim / Shared<Dim, Wide>::kColumns][4], float *high,
+                                           float *all) {
+  using S = Shared<Dim, Wide>;
+  using At = Place<Dim, Wide>;
+  constexpr int kTiles = Wide ? 2 : 1;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane / 4, t4 = lane % 4;
+#pragma unroll
+  for (int t = 0; t < kTiles; t++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = of.sum[t][h];
+#pragma unroll
+      for (int k = 4; k < 32; k *= 2) sum += __shfl_xor_sync(~0u, sum, k);
+      if (r == 0) tops[warp][t * 8 + 2 * t4 + h] = of.top[t][h], sums[warp][t * 8 + 2 * t4 + h] = sum;
+    }
+  group_sync<kWarps * 32>(1);
+  auto most = [&](int head) { return fmaxf(fmaxf(tops[0][head], tops[1][head]), fmaxf(tops[2][head], tops[3][head])); };
+  float factor[kTiles][2];
+#pragma unroll
+  for (int t = 0; t < kTiles; t++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) factor[t][h] = exp2f((of.top[t][h] - most(t * 8 + 2 * t4 + h)) * scale);
+  *high = most(At::row());
+  *all = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; w++) *all += sums[w][At::row()] * exp2f((tops[w][At::row()] - *high) * scale);
+#pragma unroll
+  for (int i = 0; i < At::kPasses; i++) {
+    if (i) group_sync<kWarps * 32>(1); // the columns before are read
+#pragma unroll
+    for (int t = 0; t < kTiles; t++)
+#pragma unroll
+      for (int j = 0; j < S::kColumns / 16; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+          merge[(warp * S::kRows + t * 8 + 2 * t4 + k % 2) * S::kPitch + 16 * j + r + k / 2 * 8] =
+              of.o[t][i * (S::kColumns / 16) + j][k] * factor[t][k % 2];
+    group_sync<kWarps * 32>(1);
+#pragma unroll
+    for (int k = 0; k < 4; k++) v[i][k] = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) {
+      const float4 part = *(const float4 *)(merge + (w * S::kRows + At::row()) * S::kPitch + At::col(i) - i * S::kColumns);
+      v[i][0] += part.x, v[i][1] += part.y, v[i][2] += part.z, v[i][3] += part.w;
+    }
+  }
+}
+
 template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) attend_gqa_kernel(const AttendGqa p, int rows) {
   using S = Shared<Dim, Wide>;
   using Page = GqaPage<Dim>;
@@ -290,7 +425,7 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
   }
 
   depend_wait();
-  const int r8 = lane % 8, quad = lane / 8, r = lane / 4, t4 = lane % 4; // this lane's heads: 2 t4 and the next of each tile
+  const int r8 = lane % 8, quad = lane / 8;
   const float scale = p.scale * 1.4426950408889634f;
   int s = 0, phase = 0, q_phase = 0;
   Run *mine = &shared_run[warp]; // registers are short
@@ -303,125 +438,25 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
     uint32_t query[kTiles][Dim / 16][2];
     mbar_wait(&q_full, q_phase);
     q_phase ^= 1;
-#pragma unroll
-    for (int t = 0; t < kTiles; t++)
-#pragma unroll
-      for (int j = 0; j < Dim / 32; j++) {
-        uint32_t part[4];
-        load_matrices(part, q + (t * 8 + r8) * (Dim * 2) + (((4 * j + quad) ^ r8) << 4));
-#pragma unroll
-        for (int k = 0; k < 4; k++) query[t][2 * j + k / 2][k % 2] = part[k];
-      }
+    load_queries<Dim, Wide>(q, query);
     __syncwarp();
     if (lane == 0) mbar_arrive(&q_empty);
-    float o[kTiles][Dim / 16][4], top[kTiles][2], sum[kTiles][2];
-#pragma unroll
-    for (int t = 0; t < kTiles; t++) {
-      top[t][0] = top[t][1] = -INFINITY;
-      sum[t][0] = sum[t][1] = 0;
-#pragma unroll
-      for (int j = 0; j < Dim / 16; j++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) o[t][j][k] = 0;
-    }
+    Sums<Dim, Wide> state;
+    state.clear();
     const int keys = p.step.position[mine->row] + 1, end = mine->last;
     for (int page = mine->first; page < end; page++) {
       const uint8_t *k_at = ring + s * Page::kBytes + (warp * 16 + quad % 2 * 8 + r8) * 128;
       const uint8_t *v_at = ring + s * Page::kBytes + Page::kHalf + (warp * 16 + quad / 2 * 8 + r8) * 128;
       mbar_wait(&full[s], phase);
       const int left = keys - page * 64 - warp * 16; // of this warp's keys
-      if (left > 0) {
-        float score[kTiles][4] = {}, odd[kTiles][4] = {}; // keys r and r + 8; one tile alone has two chains of sums
-#pragma unroll
-        for (int j = 0; j < Dim / 16; j++) {
-          const int chunk = 2 * j + quad / 2;
-          uint32_t a[4];
-          load_matrices(a, k_at + chunk / 8 * Page::kBox + ((chunk % 8 ^ r8) << 4));
-#pragma unroll
-          for (int t = 0; t < kTiles; t++) mma_16816_bf16(!Wide && j % 2 ? odd[t] : score[t], a, query[t][j]);
-        }
-        uint32_t prob[kTiles][2];
-#pragma unroll
-        for (int t = 0; t < kTiles; t++) {
-#pragma unroll
-          for (int k = 0; k < 4; k++) score[t][k] = r + k / 2 * 8 < left ? (Wide ? score[t][k] : score[t][k] + odd[t][k]) : -INFINITY;
-          float shrink[2], weight[4];
-#pragma unroll
-          for (int h = 0; h < 2; h++) {
-            float m = fmaxf(score[t][h], score[t][2 + h]);
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 4));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 8));
-            m = fmaxf(fmaxf(m, __shfl_xor_sync(~0u, m, 16)), top[t][h]);
-            shrink[h] = exp2f((top[t][h] - m) * scale);
-            top[t][h] = m;
-            weight[h] = exp2f((score[t][h] - m) * scale);
-            weight[2 + h] = exp2f((score[t][2 + h] - m) * scale);
-          }
-          const uint32_t low = pack_bf16(weight[0], weight[1]), high = pack_bf16(weight[2], weight[3]);
-          sum[t][0] = sum[t][0] * shrink[0] + (__uint_as_float(low << 16) + __uint_as_float(high << 16));
-          sum[t][1] = sum[t][1] * shrink[1] + (__uint_as_float(low & 0xffff0000u) + __uint_as_float(high & 0xffff0000u));
-          prob[t][0] = turn_matrix(low);
-          prob[t][1] = turn_matrix(high);
-#pragma unroll
-          for (int j = 0; j < Dim / 16; j++)
-#pragma unroll
-            for (int k = 0; k < 4; k++) o[t][j][k] *= shrink[k % 2];
-        }
-#pragma unroll
-        for (int j = 0; j < Dim / 16; j++) {
-          const int chunk = 2 * j + quad % 2;
-          uint32_t a[4];
-          load_matrices_turned(a, v_at + chunk / 8 * Page::kBox + ((chunk % 8 ^ r8) << 4));
-#pragma unroll
-          for (int t = 0; t < kTiles; t++) mma_16816_bf16(o[t][j], a, prob[t]);
-        }
-      }
+      if (left > 0) attend_page<Dim, Wide>(k_at, v_at, left, scale, query, &state);
       __syncwarp();
       if (lane == 0) mbar_arrive(&empty[s]);
       if (++s == S::kStages) s = 0, phase ^= 1;
     }
 
-    // The warps' sums, each of its own keys, become one.
-#pragma unroll
-    for (int t = 0; t < kTiles; t++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-#pragma unroll
-        for (int k = 4; k < 32; k *= 2) sum[t][h] += __shfl_xor_sync(~0u, sum[t][h], k);
-        if (r == 0) tops[warp][t * 8 + 2 * t4 + h] = top[t][h], sums[warp][t * 8 + 2 * t4 + h] = sum[t][h];
-      }
-    group_sync<kWarps * 32>(1);
-    auto most = [&](int head) { return fmaxf(fmaxf(tops[0][head], tops[1][head]), fmaxf(tops[2][head], tops[3][head])); };
-    float factor[kTiles][2];
-#pragma unroll
-    for (int t = 0; t < kTiles; t++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) factor[t][h] = exp2f((top[t][h] - most(t * 8 + 2 * t4 + h)) * scale);
-    const float high = most(At::row());
-    float all = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; w++) all += sums[w][At::row()] * exp2f((tops[w][At::row()] - high) * scale);
-    float v[At::kPasses][4];
-#pragma unroll
-    for (int i = 0; i < At::kPasses; i++) {
-      if (i) group_sync<kWarps * 32>(1); // the columns before are read
-#pragma unroll
-      for (int t = 0; t < kTiles; t++)
-#pragma unroll
-        for (int j = 0; j < S::kColumns / 16; j++)
-#pragma unroll
-          for (int k = 0; k < 4; k++)
-            merge[(warp * S::kRows + t * 8 + 2 * t4 + k % 2) * S::kPitch + 16 * j + r + k / 2 * 8] =
-                o[t][i * (S::kColumns / 16) + j][k] * factor[t][k % 2];
-      group_sync<kWarps * 32>(1);
-#pragma unroll
-      for (int k = 0; k < 4; k++) v[i][k] = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; w++) {
-        const float4 part = *(const float4 *)(merge + (w * S::kRows + At::row()) * S::kPitch + At::col(i) - i * S::kColumns);
-        v[i][0] += part.x, v[i][1] += part.y, v[i][2] += part.z, v[i][3] += part.w;
-      }
-    }
+    float v[At::kPasses][4], high, all;
+    meet_warps<Dim, Wide>(state, scale, merge, tops, sums, v, &high, &all);
     if (mine->first == 0 && mine->last == mine->pages) put_result<Dim, Wide>(p, mine->row, mine->kv, v, 1.0f / all);
     else merge_pieces<Dim, Wide>(p, *mine, v, high, all, scale);
   }
