@@ -669,3 +669,44 @@ mob_status check_abort(check_t *c, const check_model_t *m, check_shape_t s) {
   free_texts(&t);
   return MOB_OK;
 }
+
+mob_status check_giving_up(check_t *c, const check_model_t *m, check_shape_t s) {
+  const double limit_ms = 20000;
+  const char *const what = "a rank that does not arrive, ms";
+  texts_t t = make_texts(c, m);
+  drive_config_t config = {.backend = c->backend, .model = m->model, .tp = s.tp, .pp = s.pp, .expert_parallel = s.expert_parallel,
+                           .max_tokens = (int)t.n, .max_len = (int)t.n, .pages = TOTAL_PAGES, .timeout_s = 30};
+  char *before = getenv("MOB_CUDA_WAIT_MS") ? mob_strdup(getenv("MOB_CUDA_WAIT_MS")) : NULL;
+  drive_t *d = NULL;
+  setenv("MOB_CUDA_WAIT_MS", "1", 1);
+  mob_status status = drive_open(&config, &d);
+  if (before) setenv("MOB_CUDA_WAIT_MS", before, 1);
+  else unsetenv("MOB_CUDA_WAIT_MS");
+  free(before);
+  if (status != MOB_OK) {
+    say(c, what, m, s, INFINITY, limit_ms, mob_errmsg());
+    free_texts(&t);
+    return MOB_OK;
+  }
+  uint32_t pages[MAX_PAGES];
+  for (uint32_t i = 0; i < MAX_PAGES; i++) pages[i] = i;
+  mob_seq_open_t open = {.prompt = t.tokens[0], .prompt_count = t.n,
+                         .sampling = {.top_p = 1, .top_k = -1, .repetition_penalty = 1, .logprobs = -1, .prompt_logprobs = -1}};
+  const uint64_t begin = mob_now_ms();
+  char note[256] = "no step failed";
+  bool named = false;
+  for (uint32_t i = 0; i < 2; i++) {
+    open.slot = i;
+    mob_seq_step_t seq = {.slot = i, .count = t.n, .tokens = t.tokens[0], .pages = pages, .page_count = (t.n + PAGE - 1) / PAGE,
+                          .sample = true};
+    mob_step_t step = {.token_count = t.n, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
+    status = drive_step(d, &step);
+    if (i == 0 && status != MOB_OK) snprintf(note, sizeof note, "%s", mob_errmsg());
+    named = i == 0 ? status != MOB_OK && status != MOB_E_TIMEOUT && strstr(note, "rank") : named && status != MOB_OK;
+  }
+  const double took = (double)(mob_now_ms() - begin);
+  drive_close(d);
+  say(c, what, m, s, named ? took : INFINITY, limit_ms, note);
+  free_texts(&t);
+  return MOB_OK;
+}
