@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <sched.h>
 #include <sys/mman.h>
 #include <vector>
@@ -160,24 +161,34 @@ constexpr size_t kWindow = 512 << 10, kDynamic = 1024 + 128;
 
 EMU_LOCAL Block *block;
 
+// Stacks that no OS thread holds: there are no more than were in use at one time. (Two mappings each, of 65,530 that a process may
+// have: a cache of 1,024 in every thread of many streams would be too much.)
+struct Spare {
+  std::mutex lock;
+  std::vector<Stack *> stacks;
+};
+Spare *const spare = new Spare(); // for ever
+constexpr size_t kKept = 32;      // by an OS thread, between blocks
+
+void give_stacks(size_t keep) {
+  if (block->stacks.size() <= keep) return;
+  std::lock_guard<std::mutex> hold(spare->lock);
+  spare->stacks.insert(spare->stacks.end(), block->stacks.begin() + (long)keep, block->stacks.end());
+  block->stacks.resize(keep);
+}
+
 // Goes with its OS thread: streams come and go, and every one of them has run blocks.
 struct BlockOwner {
   bool set = false;
   ~BlockOwner() {
     if (!block) return;
-    for (Stack *s : block->stacks) {
-      release(s->low, kStackBytes);
-      delete s;
-    }
-    release(block->mapping, 2 * kWindow);
+    give_stacks(0);
+#ifdef EMU_ASAN
+    __asan_unpoison_memory_region(block->mapping, 2 * kWindow);
+#endif
+    munmap(block->mapping, 2 * kWindow);
     delete block;
     block = nullptr;
-  }
-  static void release(void *p, size_t bytes) {
-#ifdef EMU_ASAN
-    __asan_unpoison_memory_region(p, bytes);
-#endif
-    munmap(p, bytes);
   }
 };
 thread_local BlockOwner owner;
@@ -205,6 +216,14 @@ Stack *take_stack() {
     Stack *s = block->stacks.back();
     block->stacks.pop_back();
     return s;
+  }
+  {
+    std::lock_guard<std::mutex> hold(spare->lock);
+    if (!spare->stacks.empty()) {
+      Stack *s = spare->stacks.back();
+      spare->stacks.pop_back();
+      return s;
+    }
   }
   void *p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) broken("no memory for a thread's stack");
@@ -405,6 +424,7 @@ void run_block(const std::function<void()> &kernel, size_t shared, const char *n
   block->launch = launch;
   switch_to(next_thread(), nullptr, false);
   if (!block->copies.empty()) broken("%s ends with %zu bulk copies on their way", name, block->copies.size());
+  give_stacks(kKept);
 }
 
 // ------------------------------------------------------------------------------------------ meetings
