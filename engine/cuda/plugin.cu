@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "engine/cuda/exec.h"
+#include "engine/cuda/weights.h"
 
 namespace mob {
 namespace {
@@ -88,12 +88,10 @@ void close_exec(Exec *exec);
 mob_status open_rank(const Exec *exec, Rank *r) {
   const mob_exec_spec_t &s = exec->spec;
   const mob_model_desc_t *d = exec->desc;
-  r->device = s.devices ? s.devices[r->index] : r->index;
   r->heads = d->n_heads / s.tp;
   r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
   r->first_expert = s.expert_parallel ? d->n_experts * r->index / s.tp : 0;
   r->experts = s.expert_parallel ? d->n_experts / s.tp : d->n_experts;
-  CU_TRY(cudaSetDevice(r->device));
   CU_TRY(cudaDeviceGetAttribute(&r->sms, cudaDevAttrMultiProcessorCount, r->device));
   CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
   linear_prepare();
@@ -116,8 +114,9 @@ mob_status open_exec(Exec *exec) {
   exec->ranks.resize((size_t)s.tp);
   for (int i = 0; i < s.tp; i++) {
     exec->ranks[(size_t)i].index = i;
-    MOB_TRY(open_rank(exec, &exec->ranks[(size_t)i]));
+    exec->ranks[(size_t)i].device = s.devices ? s.devices[i] : i;
   }
+  MOB_TRY(on_ranks(exec, [&](Rank *r) { return open_rank(exec, r); })); // side by side: a device's context takes its time
   MOB_TRY(comm_open(exec));
   exec->mla = d->attn == MOB_ATTN_MLA;
   exec->fast_gqa = !exec->mla && gqa_is_fast(exec->ranks[0].heads, exec->ranks[0].kv_heads, d->head_dim, d->v_head_dim, d->rope.dim);
@@ -144,7 +143,6 @@ mob_status cuda_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
 }
 
 mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
-  CU_TRY(cudaSetDevice(r->device));
   r->layer_cache = (size_t)pages * page_bytes(exec->kv_width);
   const size_t bytes = r->layer_cache * r->layers.size();
   CU_TRY(cudaMalloc(&r->cache, bytes));
@@ -156,7 +154,7 @@ mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
 
 mob_status alloc_pages(Exec *exec, int64_t pages) {
   const mob_exec_spec_t &s = exec->spec;
-  for (Rank &rank : exec->ranks) MOB_TRY(alloc_rank(exec, &rank, pages));
+  MOB_TRY(on_ranks(exec, [&](Rank *r) { return alloc_rank(exec, r, pages); }));
   comm_connect(exec);
   CU_TRY(cudaSetDevice(exec->ranks[0].device));
   for (RingSlot &ring : exec->ring) {
