@@ -680,14 +680,6 @@ mob_status check_giving_up(check_t *c, const check_model_t *m, check_shape_t s) 
   drive_t *d = NULL;
   setenv("MOB_CUDA_WAIT_MS", "1", 1);
   mob_status status = drive_open(&config, &d);
-  if (before) setenv("MOB_CUDA_WAIT_MS", before, 1);
-  else unsetenv("MOB_CUDA_WAIT_MS");
-  free(before);
-  if (status != MOB_OK) {
-    say(c, what, m, s, INFINITY, limit_ms, mob_errmsg());
-    free_texts(&t);
-    return MOB_OK;
-  }
   uint32_t pages[MAX_PAGES];
   for (uint32_t i = 0; i < MAX_PAGES; i++) pages[i] = i;
   mob_seq_open_t open = {.prompt = t.tokens[0], .prompt_count = t.n,
@@ -695,17 +687,21 @@ mob_status check_giving_up(check_t *c, const check_model_t *m, check_shape_t s) 
   const uint64_t begin = mob_now_ms();
   char note[256] = "no step failed";
   bool named = false;
-  for (uint32_t i = 0; i < 2; i++) {
+  if (status != MOB_OK) snprintf(note, sizeof note, "%s", mob_errmsg());
+  for (uint32_t i = 0; d && i < 2; i++) {
     open.slot = i;
     mob_seq_step_t seq = {.slot = i, .count = t.n, .tokens = t.tokens[0], .pages = pages, .page_count = (t.n + PAGE - 1) / PAGE,
                           .sample = true};
     mob_step_t step = {.token_count = t.n, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
     status = drive_step(d, &step);
     if (i == 0 && status != MOB_OK) snprintf(note, sizeof note, "%s", mob_errmsg());
-    named = i == 0 ? status != MOB_OK && status != MOB_E_TIMEOUT && strstr(note, "rank") : named && status != MOB_OK;
+    named = i == 0 ? status != MOB_OK && strstr(note, "rank") : named && status != MOB_OK;
   }
   const double took = (double)(mob_now_ms() - begin);
   drive_close(d);
+  if (before) setenv("MOB_CUDA_WAIT_MS", before, 1);
+  else unsetenv("MOB_CUDA_WAIT_MS");
+  free(before);
   say(c, what, m, s, named ? took : INFINITY, limit_ms, note);
   free_texts(&t);
   return MOB_OK;
