@@ -3,6 +3,7 @@
 // where a thread owns a range of hidden columns and adds the tasks in order: no two threads write
 // the same place and the order of adding is fixed.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/cpu/contract.h"
@@ -16,6 +17,7 @@ typedef struct ffn {
   mob_task_t *tasks;
   int count;
   uint32_t rows; // of the step
+  float *other;  // by the contract: inputs of networks in another form than the first one's
   int64_t units;
 } ffn_t;
 
@@ -32,6 +34,8 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
       high = mid - 1;
   }
   const mob_task_t *t = &f->tasks[low];
+  bool other = f->other && t->net->gate.dtype != f->tasks[0].net->gate.dtype;
+  const float *inputs = other ? f->other : rank->norm;
   int64_t inter = t->net->gate.rows, r0 = (unit - t->first_unit) * TILE_ROWS;
   int64_t r1 = r0 + TILE_ROWS < inter ? r0 + TILE_ROWS : inter;
   const float *x[BATCH];
@@ -40,7 +44,7 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
     int n = t->m - from < BATCH ? t->m - from : BATCH;
     for (int i = 0; i < n; i++) {
       int64_t row = t->rows ? t->rows[from + i] : from + i;
-      x[i] = rank->norm + row * rank->exec->desc->hidden;
+      x[i] = inputs + row * rank->exec->desc->hidden;
       gate[i] = t->act + (from + i) * inter + r0;
       up[i] = scratch + i * TILE_ROWS;
     }
@@ -204,11 +208,16 @@ static int share(mob_rank_t *rank, const mob_layer_t *w, int m, mob_task_t *task
 }
 
 // The contract's rounding of what the first linears read, and of what the second ones read.
-static void round_inputs(const ffn_t *f) {
+static void round_inputs(ffn_t *f) {
   const mob_exec_t *exec = f->rank->exec;
   int64_t hidden = exec->desc->hidden;
+  const mob_mat_t *other = NULL; // a slice of shared experts may be BF16 beside whole FP8 ones
+  for (int k = 1; k < f->count; k++)
+    if (f->tasks[k].net->gate.dtype != f->tasks[0].net->gate.dtype) other = &f->tasks[k].net->gate;
+  if (other) f->other = mob_malloc(f->rows * (size_t)hidden * sizeof *f->other);
   for (uint32_t i = 0; f->count && i < f->rows; i++) {
     float *x = f->rank->norm + i * hidden;
+    if (other) mob__contract_input(exec, other, x, hidden, f->other + i * hidden);
     mob__contract_input(exec, &f->tasks[0].net->gate, x, hidden, x);
   }
 }
@@ -255,5 +264,6 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
   if (exec->spec.contract) round_activations(&f);
   memset(rank->part, 0, (size_t)m * (size_t)d->hidden * sizeof(float));
   mob_team_run(rank->team, (d->hidden + TILE_ROWS - 1) / TILE_ROWS, cost, down_tile, &f);
+  free(f.other);
   return mob__add_parts(rank, m, NULL);
 }
