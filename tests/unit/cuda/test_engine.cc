@@ -35,10 +35,7 @@ struct Model {
   }
 };
 
-static void layers_of_latent_attention(void **) {
-  Model("deepseek_v3/base_fp8").run(check_layers, {1, 1, false});
-  Model("mla_tiles").run(check_layers, {1, 1, false});
-}
+static void layers_of_latent_attention(void **) { Model("mla_tiles").run(check_layers, {1, 1, false}); }
 static void layers_of_grouped_queries(void **) {
   Model("gqa_128").run(check_layers, {1, 1, false});
   Model("moe_fp8").run(check_layers, {1, 1, false});
@@ -46,7 +43,6 @@ static void layers_of_grouped_queries(void **) {
 static void layers_of_several_ranks(void **) {
   Model("mla_tiles").run(check_layers, {2, 1, false});
   Model("moe_fp8").run(check_layers, {4, 1, true});
-  Model("gqa_128").run(check_layers, {4, 1, false});
 }
 static void layers_of_one_and_several_ranks(void **) { Model("gqa_128").run(check_layers_tp, {2, 1, false}); }
 static void ways_of_cutting(void **) { Model("gqa_128").run(check_layers_cuts, {1, 1, false}); }
