@@ -100,6 +100,9 @@ static void blocks_and_devices_meet(void **state) {
   for (int d = 0; d < DEVICES; d++) {
     cuda(cudaSetDevice(d));
     cuda(cudaStreamSynchronize(streams[d]));
+  }
+  for (int d = 0; d < DEVICES; d++) { // each is read by all
+    cuda(cudaSetDevice(d));
     cuda(cudaFree(counters[d]));
     cuda(cudaFree(all[d]));
     cuda(cudaStreamDestroy(streams[d]));
