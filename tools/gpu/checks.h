@@ -50,8 +50,5 @@ mob_status check_graph(check_t *c, const check_model_t *m, check_shape_t s);
 mob_status check_queue(check_t *c, const check_model_t *m, check_shape_t s);
 // abort() while steps are under way: every one is reported, later ones end at once, close() returns.
 mob_status check_abort(check_t *c, const check_model_t *m, check_shape_t s);
-// Ranks that give each other a millisecond (MOB_CUDA_WAIT_MS), which an emulated device always outlasts: the wait on the device gives
-// up, the step ends with an error that names a rank, and so does the next one.
-mob_status check_giving_up(check_t *c, const check_model_t *m, check_shape_t s);
 
 #endif
