@@ -35,9 +35,7 @@ struct Model {
   }
 };
 
-static void layers_of_latent_attention(void **) { Model("mla_tiles").run(check_layers, {1, 1, false}); }
 static void layers_of_grouped_queries(void **) {
-  Model("gqa_128").run(check_layers, {1, 1, false});
   Model("moe_fp8").run(check_layers, {1, 1, false});
 }
 static void layers_of_several_ranks(void **) {
@@ -75,7 +73,6 @@ int main() {
       cmocka_unit_test(stages),
       cmocka_unit_test(ends),
 #ifndef MOB_ASAN // ten times slower
-      cmocka_unit_test(layers_of_latent_attention),
       cmocka_unit_test(layers_of_several_ranks),
       cmocka_unit_test(layers_of_one_and_several_ranks),
       cmocka_unit_test(ways_of_cutting),
