@@ -1,6 +1,6 @@
 // What stands between two linears: the residual stream takes the results of the last one (a projection, or the weighted
 // results of the experts), is normalised (x w / sqrt(mean(x^2) + eps), fp32) and leaves as records for the next one.
-// One CTA a row, eight columns a thread and turn.
+// One CTA a row.
 #include "norm.cuh"
 
 namespace mob {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void gather8(const NormIn &in, int row, int token, in
   }
 }
 
-__global__ void __launch_bounds__(1024) norm_kernel(const NormIn in, const NormOut out, int width) {
+template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) norm_kernel(const NormIn in, const NormOut out, int width) {
   __shared__ float scratch[33];
   depend_launch();
   depend_wait();
@@ -49,24 +49,21 @@ __global__ void __launch_bounds__(1024) norm_kernel(const NormIn in, const NormO
     if (token < 0) token = in.step.last_token[-1 - token];
     token = min(max(token, 0), in.vocab - 1);
   }
-  const int turns = (width / 8 + blockDim.x - 1) / blockDim.x;
   const bool changed = in.embed || in.add || in.bias || in.expert_y;
-  float v[kNormTurns][8], square = 0;
+  float *x = in.x + (size_t)row * in.hidden, v[8] = {}, square = 0;
+  auto take = [&](int col) {
+    gather8(in, row, token, col, v);
+    if (changed) store8(x + col, v);
 #pragma unroll
-  for (int i = 0; i < kNormTurns; i++) {
-    const int col = (i * blockDim.x + threadIdx.x) * 8;
-    if (i >= turns || col >= in.hidden) {
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[i][k] = 0;
-      continue;
-    }
-    gather8(in, row, token, col, v[i]);
-    if (changed) store8(in.x + (size_t)row * in.hidden + col, v[i]);
-#pragma unroll
-    for (int k = 0; k < 8; k++) square += v[i][k] * v[i][k];
-  }
+    for (int k = 0; k < 8; k++) square += v[k] * v[k];
+  };
+  if (!Long && threadIdx.x * 8 < in.hidden) take(threadIdx.x * 8);
+#pragma unroll 1
+  for (int col = threadIdx.x * 8; Long && col < in.hidden; col += blockDim.x * 8) take(col);
   if (!in.w) return;
-  put_normed<kNormTurns>(in, out, r, turns, square, v, scratch);
+  const float factor = norm_factor(in, square, scratch);
+  if (Long) put_long(in, out, r, x, width, factor);
+  else put_normed(in, out, r, threadIdx.x * 8, factor, v);
 }
 
 __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, int cols, const Records out, int k, bool ue8m0) {
@@ -89,8 +86,10 @@ __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, i
 } // namespace
 
 void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream) {
-  const int width = norm_width(in, out);
-  launch(norm_kernel, rows, norm_threads(width), 0, stream, in, out, width);
+  const int width = norm_width(in, out), threads = norm_threads(width);
+  if (width > kShortRow) launch(norm_kernel<true, 1024>, rows, threads, 0, stream, in, out, width);
+  else if (threads <= 896) launch(norm_kernel<false, 896>, rows, threads, 0, stream, in, out, width);
+  else launch(norm_kernel<false, 1024>, rows, threads, 0, stream, in, out, width);
 }
 
 void pack_rows(const bf16 *x, int ld, int cols, const Records &out, int k, int m, bool ue8m0, cudaStream_t stream) {

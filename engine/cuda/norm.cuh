@@ -1,10 +1,11 @@
-// Parts of what stands between two linears that one rank and several share: eight columns of a row a thread and turn.
+// Parts of what stands between two linears that one rank and several share: eight columns of a row a thread, rows longer
+// than that in turns.
 #pragma once
 #include "kernels.h"
 
 namespace mob {
 
-constexpr int kNormTurns = 4; // 1,024 threads x 8 columns x 4 turns = 32,768 columns
+constexpr int kShortRow = 8192; // columns that one turn of 1,024 threads takes
 
 __device__ __forceinline__ void load8(const float *p, float v[8]) {
   const float4 a = *(const float4 *)p, b = *(const float4 *)(p + 4);
@@ -15,32 +16,40 @@ __device__ __forceinline__ void store8(float *p, const float v[8]) {
   *(float4 *)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// A row whose squares sum to `square` over the whole block: normalised, then to its records. Every thread of the block calls this.
-template <int Turns>
-__device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out, int r, int turns, float square, float v[Turns][8],
-                                           float *scratch) {
-  const float factor = rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);
+// rsqrt(mean(x^2) + eps) of a row from every thread's sum of squares. Every thread of the block calls this.
+__device__ __forceinline__ float norm_factor(const NormIn &in, float square, float *scratch) {
+  return rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);
+}
+
+// Eight columns of a row (zeros behind the last), normalised, then to the row's records. Every thread of a warp calls this.
+__device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out, int r, int col, float factor, float v[8]) {
+  if (col < in.hidden) {
+    float w[8];
+    load8(in.w + col, w);
 #pragma unroll
-  for (int i = 0; i < Turns; i++) {
-    if (i >= turns) break;
-    const int col = (i * blockDim.x + threadIdx.x) * 8;
-    if (col < in.hidden) {
-      float w[8];
-      load8(in.w + col, w);
+    for (int k = 0; k < 8; k++) v[k] = w[k] * (v[k] * factor);
+  }
+  if (out.a.data) put_record(out.a, r, col, v, out.ue8m0, col < out.a_k);
+  if (out.b.data) {
+    put_record(out.b, r, col, v, out.ue8m0, col < out.b_k);
+    if (out.b_split) { // what bf16 leaves, as a second set of columns
+      float low[8];
 #pragma unroll
-      for (int k = 0; k < 8; k++) v[i][k] = w[k] * (v[i][k] * factor);
+      for (int k = 0; k < 8; k++) low[k] = v[k] - __bfloat162float(__float2bfloat16(v[k]));
+      put_record(out.b, r, out.b_k + col, low, out.ue8m0, col < out.b_k);
     }
-    if (out.a.data) put_record(out.a, r, col, v[i], out.ue8m0, col < out.a_k);
-    if (out.b.data) {
-      put_record(out.b, r, col, v[i], out.ue8m0, col < out.b_k);
-      if (out.b_split) { // what bf16 leaves, as a second set of columns
-        float low[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++) low[k] = v[i][k] - __bfloat162float(__float2bfloat16(v[i][k]));
-        put_record(out.b, r, out.b_k + col, low, out.ue8m0, col < out.b_k);
-      }
-    }
-    if (out.f32 && col < in.hidden) store8(out.f32 + (size_t)r * in.hidden + col, v[i]);
+  }
+  if (out.f32 && col < in.hidden) store8(out.f32 + (size_t)r * in.hidden + col, v);
+}
+
+// The same for a row longer than the block's turn, whose columns are read again from x.
+__device__ __forceinline__ void put_long(const NormIn &in, const NormOut &out, int r, const float *x, int width, float factor) {
+#pragma unroll 1
+  for (int first = 0; first < width; first += blockDim.x * 8) {
+    const int col = first + threadIdx.x * 8;
+    float v[8] = {};
+    if (col < in.hidden) load8(x + col, v);
+    put_normed(in, out, r, col, factor, v);
   }
 }
 

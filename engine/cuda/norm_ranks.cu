@@ -66,8 +66,29 @@ template <int Max> __device__ __forceinline__ void send_all(const Peers &p, size
     if (i < p.ranks) store_relaxed_sys(p.inbox[i] + at, word);
 }
 
-template <int Max, int Turns, int Threads, bool ByOwner>
-__global__ void __launch_bounds__(Threads) norm_ranks_kernel(const NormIn in, const Reduce c, const NormOut out) {
+// Eight columns of x with all ranks' parts; x has them, too.
+template <int Max, bool ByOwner> __device__ __forceinline__ void add_columns(const NormIn &in, const Reduce &c, int row, int col, float v[8]) {
+  float *x = in.x + (size_t)(c.row0 + row) * in.hidden + col, u[8];
+  if (ByOwner) {
+    uint4 word;
+    take_all<1>(c.peers, c.peers.inbox[0] + sum_at(in, c, row, col), 0, 1, &word, owner_of(c, row));
+    unpack_bf16(word, v);
+  } else {
+    add_parts<Max, ByOwner>(in, c, row, col, v);
+  }
+  load8(x, u);
+#pragma unroll
+  for (int k = 0; k < 8; k++) v[k] += u[k];
+  if (in.bias) {
+    load8(in.bias + col, u);
+#pragma unroll
+    for (int k = 0; k < 8; k++) v[k] += u[k];
+  }
+  store8(x, v);
+}
+
+template <int Max, bool Long, int Threads, bool ByOwner>
+__global__ void __launch_bounds__(Threads) norm_ranks_kernel(const NormIn in, const Reduce c, const NormOut out, int width) {
   __shared__ float scratch[33];
   depend_launch();
   depend_wait();
@@ -87,35 +108,20 @@ __global__ void __launch_bounds__(Threads) norm_ranks_kernel(const NormIn in, co
     }
   }
   for (int row = blockIdx.x; row < c.rows; row += gridDim.x) {
+    float v[8] = {}, square = 0;
+    auto take = [&](int col) {
+      add_columns<Max, ByOwner>(in, c, row, col, v);
+#pragma unroll
+      for (int k = 0; k < 8; k++) square += v[k] * v[k];
+    };
+    if (!Long && threadIdx.x * 8 < in.hidden) take(threadIdx.x * 8);
+#pragma unroll 1
+    for (int col = threadIdx.x * 8; Long && col < in.hidden; col += columns) take(col);
+    if (!in.w) continue;
     const int r = c.row0 + row;
-    float v[Turns][8], square = 0;
-#pragma unroll
-    for (int i = 0; i < Turns; i++) {
-      const int col = i * columns + threadIdx.x * 8;
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[i][k] = 0;
-      if (col >= in.hidden) continue;
-      float sum[8], x[8];
-      load8(in.x + (size_t)r * in.hidden + col, x);
-      if (ByOwner) {
-        uint4 word;
-        take_all<1>(c.peers, c.peers.inbox[0] + sum_at(in, c, row, col), 0, 1, &word, owner_of(c, row));
-        unpack_bf16(word, sum);
-      } else {
-        add_parts<Max, ByOwner>(in, c, row, col, sum);
-      }
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[i][k] = x[k] + sum[k];
-      if (in.bias) {
-        load8(in.bias + col, x);
-#pragma unroll
-        for (int k = 0; k < 8; k++) v[i][k] += x[k];
-      }
-      store8(in.x + (size_t)r * in.hidden + col, v[i]);
-#pragma unroll
-      for (int k = 0; k < 8; k++) square += v[i][k] * v[i][k];
-    }
-    if (in.w) put_normed<Turns>(in, out, r, Turns, square, v, scratch);
+    const float factor = norm_factor(in, square, scratch);
+    if (Long) put_long(in, out, r, in.x + (size_t)r * in.hidden, width, factor);
+    else put_normed(in, out, r, threadIdx.x * 8, factor, v);
   }
 }
 
@@ -135,9 +141,9 @@ template <int Max, bool ByOwner> void launch_ranks(const NormIn &in, const Reduc
   const int width = norm_width(in, out), threads = norm_threads(width), ranks = c.peers.ranks;
   // A multiple of the ranks, so that a CTA's rows have all owners in turn.
   const int wanted = (c.rows + ranks - 1) / ranks, most = sms < ranks ? 1 : sms / ranks, grid = (wanted < most ? wanted : most) * ranks;
-  if (threads <= 896) launch(norm_ranks_kernel<Max, 1, 896, ByOwner>, grid, threads, 0, stream, in, c, out);
-  else if (width <= 8192) launch(norm_ranks_kernel<Max, 1, 1024, ByOwner>, grid, threads, 0, stream, in, c, out);
-  else launch(norm_ranks_kernel<Max, kNormTurns, 1024, ByOwner>, grid, threads, 0, stream, in, c, out);
+  if (width > kShortRow) launch(norm_ranks_kernel<Max, true, 1024, ByOwner>, grid, threads, 0, stream, in, c, out, width);
+  else if (threads <= 896) launch(norm_ranks_kernel<Max, false, 896, ByOwner>, grid, threads, 0, stream, in, c, out, width);
+  else launch(norm_ranks_kernel<Max, false, 1024, ByOwner>, grid, threads, 0, stream, in, c, out, width);
 }
 template <int Max> void launch_way(bool owner, const NormIn &in, const Reduce &c, const NormOut &out, int sms, cudaStream_t stream) {
   if (owner) launch_ranks<Max, true>(in, c, out, sms, stream);
