@@ -347,9 +347,14 @@ int main(void) {
   setenv("MOB_EMU_DEVICES", "2", 1);
   setenv("MOB_CUDA_WAIT_MS", "60000", 1); // of a busy machine's few cores
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(queued_steps_and_graphs_change_nothing), cmocka_unit_test(a_slot_opened_again_begins_afresh),
-      cmocka_unit_test(the_cpu_draws_the_same),                 cmocka_unit_test(two_ranks_draw_as_one),
-      cmocka_unit_test(a_sequence_that_comes_back_goes_on),     cmocka_unit_test(log_probabilities_of_a_prompt),
+      cmocka_unit_test(a_slot_opened_again_begins_afresh),
+      cmocka_unit_test(a_sequence_that_comes_back_goes_on),
+      cmocka_unit_test(log_probabilities_of_a_prompt),
+#ifndef MOB_ASAN // ten times slower
+      cmocka_unit_test(queued_steps_and_graphs_change_nothing),
+      cmocka_unit_test(the_cpu_draws_the_same),
+      cmocka_unit_test(two_ranks_draw_as_one),
+#endif
   };
   return cmocka_run_group_tests(tests, open_model, close_model);
 }
