@@ -210,7 +210,7 @@ mob_status mob_detect_gpus(int wanted, mob_node_gpus_t *out) {
     if (visible && present)
       list_visible(visible, &out->names);
     else
-      count_up(&out->names, present > (int)out->names.len ? present : (int)out->names.len);
+      count_up(&out->names, present);
     real = real || present > 0;
     out->source = MOB_GPUS_REAL;
   }
