@@ -2,7 +2,7 @@
 //   check_driver check [PART] [ROOT]  the checks of checks.h at every TP x PP that the host's GPUs allow, one table; PART: layers, cuts,
 //                                     engines, graphs, failure, demo (default: all). ROOT: where tests/ and deploy/ lie (default .)
 //   check_driver compare DIR [TOKENS [dummy]]  layers and engines of a model directory
-//   check_driver bench DENSE MOE      DeepSeek-R1's shapes with dummy weights: decode and prefill steps on one GPU
+//   check_driver bench DENSE MOE [MAX_TOKENS [BATCH [TP]]]  DeepSeek-R1's shapes with dummy weights: decode and prefill steps on TP GPUs
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,13 +65,13 @@ static void wait_for(runner_t *r, uint64_t step) {
   pthread_mutex_unlock(&r->lock);
 }
 
-static runner_t *open_runner(const char *name, const mob_model_t *model, int max_tokens, int max_seqs, int max_len, bool eager,
-                             int64_t pages) {
+static runner_t *open_runner(const char *name, const mob_model_t *model, int tp, int max_tokens, int max_seqs, int max_len,
+                             bool eager, int64_t pages) {
   runner_t *r = MOB_NEW(runner_t);
   pthread_mutex_init(&r->lock, NULL);
   pthread_cond_init(&r->wake, NULL);
   CHECK(mob_backend_find(name, &r->backend));
-  mob_exec_spec_t spec = {.model = model, .last_layer = mob_model_desc(model)->n_layers, .tp = 1, .dtype = MOB_DT_BF16,
+  mob_exec_spec_t spec = {.model = model, .last_layer = mob_model_desc(model)->n_layers, .tp = tp, .dtype = MOB_DT_BF16,
                           .kv_dtype = MOB_DT_BF16, .max_tokens = max_tokens, .max_seqs = max_seqs, .max_len = max_len,
                           .eager = eager, .memory_share = 0.95};
   CHECK(r->backend->open(&spec, &r->exec));
@@ -183,7 +183,7 @@ static double decode(runner_t *r, int batch, int steps) {
   return w;
 }
 
-static int bench_main(int dense, int moe, int max_tokens, int batch_only) {
+static int bench_main(int dense, int moe, int max_tokens, int batch_only, int tp) {
   char dir[] = "/tmp/r1-shapes-XXXXXX", path[64];
   if (!mkdtemp(dir)) return 1;
   snprintf(path, sizeof path, "%s/config.json", dir);
@@ -193,8 +193,8 @@ static int bench_main(int dense, int moe, int max_tokens, int batch_only) {
   mob_model_t *model;
   mob_model_options_t options = {.dummy = true};
   CHECK(mob_model_open(dir, &options, &model));
-  printf("DeepSeek-R1 shapes, %d dense + %d MoE layers, dummy weights\n", dense, moe);
-  runner_t *r = open_runner("cuda", model, max_tokens, MAX_BATCH, SEQ_PAGES * 64, false, MAX_BATCH * SEQ_PAGES);
+  printf("DeepSeek-R1 shapes, %d dense + %d MoE layers, TP %d, dummy weights\n", dense, moe, tp);
+  runner_t *r = open_runner("cuda", model, tp, max_tokens, MAX_BATCH, SEQ_PAGES * 64, false, MAX_BATCH * SEQ_PAGES);
   fill_contexts(r, batch_only ? (batch_only + 1) / 2 * 2 : MAX_BATCH, max_tokens, 129280);
   static const int batches[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
   for (size_t i = 0; i < MOB_LEN(batches); i++)
@@ -316,7 +316,8 @@ int main(int argc, char **argv) {
   if (argc >= 3 && strcmp(argv[1], "compare") == 0)
     return compare_main(argv[2], argc > 3 ? (uint32_t)atoi(argv[3]) : 250, argc > 4 && strcmp(argv[4], "dummy") == 0);
   if (argc >= 4 && strcmp(argv[1], "bench") == 0)
-    return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048, argc > 5 ? atoi(argv[5]) : 0);
-  fprintf(stderr, "usage: check_driver check [PART [ROOT]] | compare DIR [TOKENS [dummy]] | bench DENSE MOE [max_tokens [batch]]\n");
+    return bench_main(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : 2048, argc > 5 ? atoi(argv[5]) : 0,
+                      argc > 6 ? atoi(argv[6]) : 1);
+  fprintf(stderr, "usage: check_driver check [PART [ROOT]] | compare DIR [TOKENS [dummy]] | bench DENSE MOE [max_tokens [batch [tp]]]\n");
   return 2;
 }
