@@ -119,17 +119,18 @@ template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const Line
 // ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
 // flag: no fence, one trip through the L2. The taker puts the mark back for the next launch. The giver is resident; still the
 // wait ends as all do (waits.cuh), so that a broken device ends the kernel.
-template <int Words> __device__ __forceinline__ void give_partial(float *to, const float *sum) {
+// Threads' four words beside each other, the next four `Stride` floats further.
+template <int Words, int Stride = 1024> __device__ __forceinline__ void give_partial(float *to, const float *sum) {
 #pragma unroll
   for (int j = 0; j < Words / 4; j++) {
     float v[4];
 #pragma unroll
     for (int q = 0; q < 4; q++) v[q] = sum[4 * j + q] == sum[4 * j + q] ? sum[4 * j + q] : __int_as_float(0x7fc00000);
-    store_relaxed_gpu(to + j * 1024, make_float4(v[0], v[1], v[2], v[3]));
+    store_relaxed_gpu(to + j * Stride, make_float4(v[0], v[1], v[2], v[3]));
   }
 }
 
-template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
+template <int Words, int Stride = 1024> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
   constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
   uint32_t start = 0;
 #pragma unroll
@@ -140,7 +141,7 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
 #pragma unroll
       for (int j = 0; j < kBatch; j++) {
         if (first + j >= Words / 4) break;
-        const uint4 word = load_relaxed_gpu(from + (first + j) * 1024);
+        const uint4 word = load_relaxed_gpu(from + (first + j) * Stride);
         v[j][0] = word.x, v[j][1] = word.y, v[j][2] = word.z, v[j][3] = word.w;
       }
 #pragma unroll
@@ -159,7 +160,7 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
 #pragma unroll
     for (int j = 0; j < kBatch; j++) {
       if (first + j >= Words / 4) break;
-      store_relaxed_gpu(from + (first + j) * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
+      store_relaxed_gpu(from + (first + j) * Stride, make_uint4(~0u, ~0u, ~0u, ~0u));
 #pragma unroll
       for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
     }
