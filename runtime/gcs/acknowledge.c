@@ -22,6 +22,7 @@ typedef struct ack {
   mob_rpc_call_t *call;
   ProtobufCMessage *reply; // a copy, when the store did not answer at once
   mob_status status;
+  char *why; // of a failure
   bool done;
 } ack_t;
 
@@ -29,8 +30,12 @@ static void answer(ack_t *ack, const void *reply) {
   if (ack->status == MOB_OK) {
     mob_rpc_reply(ack->call, reply);
   } else {
-    mob_rpc_reply_status(ack->call, GRPC_STATUS_ABORTED, "the store refused the change");
+    // UNAVAILABLE: clients try again. Whether the change will hold is not known.
+    char *text = mob_sprintf("the GCS could not store the change: %s", ack->why);
+    mob_rpc_reply_status(ack->call, GRPC_STATUS_UNAVAILABLE, text);
+    free(text);
   }
+  free(ack->why);
   mob_pb_free(ack->reply);
   free(ack);
 }
@@ -38,6 +43,7 @@ static void answer(ack_t *ack, const void *reply) {
 static void on_stored(void *arg, mob_status status) {
   ack_t *ack = arg;
   ack->status = status;
+  if (status != MOB_OK) ack->why = mob_strdup(mob_errmsg());
   ack->done = true;
   if (ack->reply) answer(ack, ack->reply);
 }
@@ -81,7 +87,7 @@ void mob__gcs_del_reply(mob_gcs_t *gcs, mob_table_t table, const void *key, size
 
 static void on_background(void *arg, mob_status status) {
   (void)arg;
-  if (status != MOB_OK) MOB_ERROR("the store refused a change: %s", mob_errmsg());
+  if (status != MOB_OK) MOB_WARN("a change is not stored yet: %s", mob_errmsg());
 }
 
 void mob__gcs_store_put(mob_gcs_t *gcs, mob_table_t table, const void *key, size_t key_len,

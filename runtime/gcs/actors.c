@@ -8,6 +8,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/hex.h"
 #include "runtime/base/log.h"
+#include "runtime/gcs/restore.h"
 
 enum { DEAD_KEPT = 10000 };
 
@@ -47,6 +48,14 @@ static char *name_key(const char *space, const char *name, size_t *len) {
   memcpy(key + a, name, b + 1);
   *len = a + b;
   return key;
+}
+
+static void add_name(mob__actor_t *actor) {
+  if (!actor->data->name[0]) return;
+  size_t len;
+  char *key = name_key(actor->data->ray_namespace, actor->data->name, &len);
+  mob_map_put(&actor->gcs->actors->named, key, len, actor);
+  free(key);
 }
 
 static mob__actor_t *find_named(mob_gcs_t *gcs, const char *space, const char *name) {
@@ -184,12 +193,7 @@ static void on_register(void *owner, mob_rpc_call_t *call, const void *request) 
   actor->data = table_row(spec);
   set_spec(actor, spec);
   mob_map_put(&actors->all, actor->id, sizeof actor->id, actor);
-  if (creation->name[0]) {
-    size_t len;
-    char *key = name_key(creation->ray_namespace, creation->name, &len);
-    mob_map_put(&actors->named, key, len, actor);
-    free(key);
-  }
+  add_name(actor);
   mob__gcs_store_put(gcs, MOB_TABLE_ACTOR_TASK_SPEC, actor->id, sizeof actor->id, actor->spec);
   reply.status = MOB__OK(gcs);
   mob__gcs_put_reply(gcs, MOB_TABLE_ACTOR, actor->id, sizeof actor->id, actor->data, call, &reply);
@@ -421,6 +425,88 @@ void mob__actor_retire(mob__actor_t *actor) {
     free_actor(old);
     actors->dead--;
     return;
+  }
+}
+
+// --------------------------------------------------------------------------------- after a restart
+
+void mob__actors_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                         size_t value_len) {
+  mob__actors_t *actors = gcs->actors;
+  if (key_len != MOB_ACTOR_ID_SIZE || mob__actor_find(gcs, key, key_len)) return;
+  Ray__Rpc__ActorTableData *data = mob__restore_row(
+      "actor", &ray__rpc__actor_table_data__descriptor, key, key_len, value, value_len);
+  if (!data) return;
+  mob__actor_t *actor = MOB_NEW(mob__actor_t);
+  actor->gcs = gcs;
+  actor->data = data;
+  memcpy(actor->id, key, key_len);
+  mob_pb_set_bytes(&data->actor_id, key, key_len);
+  mob_hex(actor->id, sizeof actor->id, actor->hex);
+  mob_map_put(&actors->all, actor->id, sizeof actor->id, actor);
+  if (data->state == STATE(DEAD)) {
+    actor->phase = MOB__ACTOR_DEAD;
+    actors->dead++;
+    return;
+  }
+  add_name(actor);
+  const Ray__Rpc__Address *address = data->address;
+  bool runs = data->state == STATE(ALIVE) && address &&
+              address->worker_id.len == MOB_WORKER_ID_SIZE &&
+              address->node_id.len == MOB_NODE_ID_SIZE;
+  if (!runs) return; // REGISTERED, or taken up by mob__actors_resume()
+  actor->phase = MOB__ACTOR_RUNNING;
+  memcpy(actor->node_id, address->node_id.data, sizeof actor->node_id);
+  actor->worker_address = mob_pb_clone(address);
+  mob_map_put(&actors->workers, address->worker_id.data, address->worker_id.len, actor);
+}
+
+void mob__actors_restore_spec(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                              size_t value_len) {
+  mob__actor_t *actor = mob__actor_find(gcs, key, key_len);
+  if (!actor || actor->spec) return;
+  Ray__Rpc__TaskSpec *spec = mob__restore_row(
+      "specification of actor", &ray__rpc__task_spec__descriptor, key, key_len, value, value_len);
+  if (spec && !check_spec(spec)) set_spec(actor, spec);
+  mob_pb_free(spec);
+}
+
+// What became of an actor while no GCS was there to note it; NULL when it goes on.
+static const char *lost_meanwhile(mob__actor_t *actor) {
+  if (!actor->spec || !actor->data->owner_address) return "The GCS's store lost its specification.";
+  if (actor->phase != MOB__ACTOR_RUNNING) return NULL;
+  const mob__node_t *node = mob__node_find(actor->gcs, actor->node_id, sizeof actor->node_id);
+  bool may_live = node && (node->alive || node->expected_until);
+  return may_live ? NULL : "The actor died with its node, while the GCS was restarted.";
+}
+
+void mob__actors_resume(mob_gcs_t *gcs) {
+  // Ends and losses only turn actors into dead or queued ones, which may free dead ones' entries.
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->actors->all, e));) {
+    mob__actor_t *actor = e->value;
+    if (actor->phase == MOB__ACTOR_DEAD) continue;
+    const char *why = lost_meanwhile(actor);
+    if (why) {
+      Ray__Rpc__ActorDeathCause cause;
+      Ray__Rpc__ActorDiedErrorContext context;
+      mob__actor_died(actor, &cause, &context,
+                      RAY__RPC__ACTOR_DIED_ERROR_CONTEXT__REASON__NODE_DIED, why);
+      mob__actor_lost(actor, &cause, actor->spec != NULL);
+    } else {
+      if (!actor->data->is_detached) mob__actor_watch_owner(actor);
+      if (actor->phase == MOB__ACTOR_RUNNING || actor->data->state == STATE(DEPENDENCIES_UNREADY))
+        continue;
+      mob__actor_queue(actor, 0); // its creation was under way: begun anew
+    }
+  }
+}
+
+void mob__actors_used_workers(mob_gcs_t *gcs, const mob__node_t *node, mob__used_workers_t *out) {
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->actors->all, e));) {
+    const mob__actor_t *actor = e->value;
+    if (actor->phase != MOB__ACTOR_RUNNING || !actor->worker_address) continue;
+    if (memcmp(actor->node_id, node->id, sizeof node->id) != 0) continue;
+    *mob_vec_push(out) = actor->worker_address->worker_id;
   }
 }
 

@@ -37,6 +37,7 @@ static Ray__Rpc__Autoscaler__NodeStatus status_of(const mob__node_t *node) {
 
 static void add_node(void *arg, mob__node_t *node) {
   state_t *state = arg;
+  if (node->expected_until) return;
   Ray__Rpc__Autoscaler__NodeState *row = MOB_NEW(Ray__Rpc__Autoscaler__NodeState);
   ray__rpc__autoscaler__node_state__init(row);
   row->node_id = mob_pb_bytes_dup(node->id, sizeof node->id);

@@ -9,6 +9,7 @@
 #include "runtime/base/hex.h"
 #include "runtime/base/log.h"
 #include "runtime/gcs/internal.h"
+#include "runtime/gcs/restore.h"
 #include "runtime/rpc/ray_version.h"
 
 enum { TICK_MS = 250 };
@@ -39,6 +40,7 @@ void mob__gcs_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *worke
 
 static void on_pass(uv_timer_t *timer) {
   mob_gcs_t *gcs = timer->data;
+  if (mob__nodes_expected(gcs)) return; // the last of them to come or to die starts another pass
   mob__pgs_schedule(gcs);
   mob__actors_schedule(gcs);
 }
@@ -50,6 +52,7 @@ void mob__gcs_schedule_soon(mob_gcs_t *gcs) {
 
 static void on_tick(uv_timer_t *timer) {
   mob_gcs_t *gcs = timer->data;
+  mob__nodes_tick(gcs);
   mob__syncer_tick(gcs);
   mob__health_tick(gcs);
   mob__load_tick(gcs);
@@ -128,17 +131,21 @@ void mob__gcs_hold(mob_gcs_t *gcs) {
   gcs->holds++;
 }
 
+static void on_store_closed(void *arg) {
+  mob_gcs_t *gcs = arg;
+  free(gcs->session_name);
+  free(gcs->system_config);
+  void (*closed)(void *) = gcs->closed;
+  void *closed_arg = gcs->closed_arg;
+  free(gcs);
+  if (closed) closed(closed_arg);
+}
+
 void mob__gcs_release(mob_gcs_t *gcs) {
   MOB_ASSERT(gcs->holds > 0);
   if (--gcs->holds > 0) return;
   free_services(gcs);
-  gcs->store->close(gcs->store);
-  free(gcs->session_name);
-  free(gcs->system_config);
-  void (*closed)(void *) = gcs->closed;
-  void *arg = gcs->closed_arg;
-  free(gcs);
-  if (closed) closed(arg);
+  gcs->store->close(gcs->store, on_store_closed, gcs);
 }
 
 static void on_timer_closed(uv_handle_t *handle) {
@@ -180,15 +187,20 @@ mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs
   mob__resources_service(gcs);
   mob_rpc_server_add_health(gcs->server, serving, gcs);
   if (cluster_auth_on()) mob_rpc_server_set_gate(gcs->server, gate, gcs);
-  new_cluster_id(gcs);
-  if (gcs->own_head) put_head_keys(gcs, config);
-  status = mob_rpc_server_listen(gcs->server, config->listen_ip ? config->listen_ip : "0.0.0.0",
-                                 config->port, bound);
+  status = mob__gcs_restore(gcs);
+  if (status == MOB_OK) {
+    status = mob_rpc_server_listen(gcs->server, config->listen_ip ? config->listen_ip : "0.0.0.0",
+                                   config->port, bound);
+  }
   if (status != MOB_OK) {
     gcs->closing = true;
     mob_rpc_server_close(gcs->server, 0, close_timers, gcs);
     return status;
   }
+  // Only who has the port may change the state that is kept.
+  new_cluster_id(gcs);
+  if (gcs->own_head) put_head_keys(gcs, config);
+  mob__gcs_resume(gcs);
   uv_timer_start(&gcs->tick, on_tick, TICK_MS, TICK_MS);
   MOB_INFO("listening on port %d, cluster %.8s, store: %s", *bound, gcs->cluster_id_hex,
            gcs->store->name);

@@ -25,7 +25,8 @@ typedef struct mob_gcs_config {
   mob_store_t *store;         // taken over; NULL: memory
 } mob_gcs_config_t;
 
-// `*bound` is the port. MOB_E_NO_RESOURCES when it is taken.
+// `*bound` is the port. MOB_E_NO_RESOURCES when it is taken. State that the store holds is read
+// back before; a failure of that is the store's.
 mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs_t **out,
                          int *bound);
 // Answers what waits with UNAVAILABLE, closes the server and frees everything; `done` may be NULL.

@@ -50,6 +50,7 @@ struct mob_gcs {
   uv_timer_t pass; // the next scheduling pass
   uv_timer_t tick; // every 250 ms: silence, back-offs, time-outs
   size_t holds;    // the two timers, and calls to nodes and workers that come back here
+  bool restored;   // it took over the state of a former GCS
   bool closing;
   void (*closed)(void *arg);
   void *closed_arg;
@@ -107,6 +108,7 @@ struct mob__node {
   char hex[2 * MOB_NODE_ID_SIZE + 1];
   Ray__Rpc__GcsNodeInfo *info;
   bool alive, draining;
+  uint64_t expected_until; // of a former GCS's time: its stream is to come (restore.h); 0: no
   int64_t drain_deadline_ms;
   // The newest view, less what was promised since.
   mob_resources_t total, available;
@@ -140,6 +142,10 @@ int64_t mob__node_promise(mob__node_t *node,
                           const mob_resources_t *what); // for mob__node_take_back()
 void mob__node_take_back(mob__node_t *node, const mob_resources_t *what, int64_t promise);
 mob_rpc_client_t *mob__node_client(mob_gcs_t *gcs, mob__node_t *node);
+// A node that is expected is there again; NULL when none of this id is.
+mob__node_t *mob__node_return(mob_gcs_t *gcs, const void *id, size_t len);
+bool mob__nodes_expected(const mob_gcs_t *gcs); // any
+void mob__nodes_tick(mob_gcs_t *gcs);
 typedef void (*mob__node_fn)(void *arg, mob__node_t *node);
 void mob__nodes_each(mob_gcs_t *gcs, mob__node_fn fn, void *arg); // dead ones too
 

@@ -8,6 +8,7 @@
 #include "runtime/base/log.h"
 #include "runtime/gcs/acknowledge.h"
 #include "runtime/gcs/ids.h"
+#include "runtime/gcs/restore.h"
 
 enum { SILENCE_MS = 4500, BEAT_MS = 500, FINISHED_KEPT = 1000 };
 
@@ -15,6 +16,7 @@ typedef struct job {
   Ray__Rpc__JobTableData *data;
   mob_rpc_stream_t *stream; // its driver's; NULL when it never opened one
   uint64_t heard_at;
+  uint64_t return_by; // of a former GCS's time: its driver's stream is to come; 0: no
 } job_t;
 
 struct mob__jobs {
@@ -180,8 +182,10 @@ static void on_next_id(void *owner, mob_rpc_call_t *call, const void *request) {
   Ray__Rpc__GetNextJobIDReply reply = RAY__RPC__GET_NEXT_JOB_IDREPLY__INIT;
   reply.status = MOB__OK(jobs->gcs);
   reply.job_id = (int32_t)++jobs->counter;
-  mob__gcs_put_bytes_reply(jobs->gcs, MOB_TABLE_META, "job_counter", 11, &jobs->counter,
-                           sizeof jobs->counter, call, &reply);
+  char text[16];
+  int len = snprintf(text, sizeof text, "%u", jobs->counter);
+  mob__gcs_put_bytes_reply(jobs->gcs, MOB_TABLE_META, MOB_STORE_JOB_COUNTER,
+                           strlen(MOB_STORE_JOB_COUNTER), text, (size_t)len, call, &reply);
 }
 
 #define JOBS "/ray.rpc.JobInfoGcsService/"
@@ -241,6 +245,7 @@ static void on_hold(void *owner, mob_rpc_stream_t *stream) {
   }
   mob_rpc_stream_t *former = job->stream;
   job->stream = stream;
+  job->return_by = 0;
   job->heard_at = mob_now_ms();
   if (former) mob_rpc_stream_close(former, GRPC_STATUS_ABORTED, "the driver opened another stream");
 }
@@ -250,18 +255,56 @@ void mob__jobs_tick(mob_gcs_t *gcs) {
   uint64_t now = mob_now_ms();
   bool beat = now >= jobs->beat_at;
   if (beat) jobs->beat_at = now + BEAT_MS;
-  job_t *silent = NULL;
+  job_t *silent = NULL, *missing = NULL;
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&jobs->all, e));) {
     job_t *job = e->value;
-    if (!job->stream) continue;
+    if (!job->stream) {
+      if (job->return_by && now > job->return_by && !job->data->is_dead) missing = job;
+      continue;
+    }
     if (now - job->heard_at > SILENCE_MS && !job->data->is_dead) silent = job;
     if (beat && mob_rpc_stream_queued(job->stream) == 0) mob_rpc_stream_send(job->stream, "", 0);
   }
-  if (!silent) return; // another one is found by the next tick
+  if (missing) finish(gcs, missing, "its driver did not come back after the GCS's restart");
+  if (!silent || missing) return; // another one is found by the next tick
   mob_rpc_stream_close(silent->stream, GRPC_STATUS_DEADLINE_EXCEEDED,
                        "nothing was heard of the driver");
   silent->stream = NULL;
   finish(gcs, silent, "its driver hangs or its network is down");
+}
+
+// --------------------------------------------------------------------------------- after a restart
+
+void mob__jobs_restore_counter(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                               size_t value_len) {
+  (void)key, (void)key_len;
+  char text[16] = "";
+  memcpy(text, value, value_len < sizeof text ? value_len : sizeof text - 1);
+  gcs->jobs->counter = (uint32_t)strtoul(text, NULL, 10);
+}
+
+void mob__jobs_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                       size_t value_len) {
+  if (key_len != MOB_JOB_ID_SIZE || find(gcs->jobs, key, key_len)) return;
+  Ray__Rpc__JobTableData *data = mob__restore_row("job", &ray__rpc__job_table_data__descriptor, key,
+                                                  key_len, value, value_len);
+  if (!data) return;
+  mob_pb_set_bytes(&data->job_id, key, key_len);
+  job_t *job = MOB_NEW(job_t);
+  job->data = data;
+  mob_map_put(&gcs->jobs->all, key, key_len, job);
+}
+
+void mob__jobs_resume(mob_gcs_t *gcs) {
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->jobs->all, e));) {
+    job_t *job = e->value;
+    const Ray__Rpc__Address *driver = job->data->driver_address;
+    if (job->data->is_dead) { // its end may have been cut short
+      mob__gcs_job_finished(gcs, job->data->job_id.data);
+    } else if (driver && driver->port == 0) { // a driver that serves nothing holds a stream
+      job->return_by = mob_now_ms() + MOB__RETURN_MS;
+    }
+  }
 }
 
 mob__jobs_t *mob__jobs_new(mob_gcs_t *gcs) {

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/gcs/acknowledge.h"
+#include "runtime/gcs/restore.h"
 
 #define NAMESPACE_MARK "@namespace_"
 
@@ -224,6 +225,22 @@ mob__kv_t *mob__kv_new(mob_gcs_t *gcs) {
   kv->gcs = gcs;
   mob_rpc_server_add(gcs->server, methods, MOB_LEN(methods), kv);
   return kv;
+}
+
+// store_key() backwards. A namespace ends at the first ':', as with Ray.
+void mob__kv_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                     size_t value_len) {
+  ProtobufCBinaryData ns = {0}, name = mob_pb_bytes(key, key_len);
+  size_t mark = strlen(NAMESPACE_MARK);
+  if (key_len >= mark && memcmp(key, NAMESPACE_MARK, mark) == 0) {
+    const char *start = (const char *)key + mark;
+    const char *colon = memchr(start, ':', key_len - mark);
+    if (colon) {
+      ns = mob_pb_bytes(start, (size_t)(colon - start));
+      name = mob_pb_bytes(colon + 1, key_len - mark - ns.len - 1);
+    }
+  }
+  remember(gcs->kv, ns, name, mob_pb_bytes(value, value_len));
 }
 
 void mob__kv_free(mob__kv_t *kv) {

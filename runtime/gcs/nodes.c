@@ -9,6 +9,7 @@
 #include "runtime/base/log.h"
 #include "runtime/gcs/internal.h"
 #include "runtime/gcs/node_calls.h"
+#include "runtime/gcs/restore.h"
 #include "runtime/rpc/ray_version.h"
 
 enum { DEAD_KEPT = 1000 };
@@ -16,7 +17,7 @@ enum { DEAD_KEPT = 1000 };
 struct mob__nodes {
   mob_gcs_t *gcs;
   mob_map_t all; // id -> mob__node_t, in the order of joining
-  size_t alive;
+  size_t alive, expected;
 };
 
 mob__node_t *mob__node_find(mob_gcs_t *gcs, const void *id, size_t len) {
@@ -99,10 +100,10 @@ static void publish(mob_gcs_t *gcs, mob__node_t *node) {
 // The oldest dead rows make room.
 static void forget_dead(mob_gcs_t *gcs) {
   mob__nodes_t *nodes = gcs->nodes;
-  if (nodes->all.count - nodes->alive <= DEAD_KEPT) return;
+  if (nodes->all.count - nodes->alive - nodes->expected <= DEAD_KEPT) return;
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&nodes->all, e));) {
     mob__node_t *node = e->value;
-    if (node->alive) continue;
+    if (node->alive || node->expected_until) continue;
     mob__gcs_store_del(gcs, MOB_TABLE_NODE, node->id, sizeof node->id);
     mob_map_remove(&nodes->all, node->id, sizeof node->id);
     free_node(node);
@@ -143,6 +144,102 @@ void mob__node_die(mob_gcs_t *gcs, mob__node_t *node, Ray__Rpc__NodeDeathInfo__R
   forget_dead(gcs);
 }
 
+static const char *bad_registration(const Ray__Rpc__GcsNodeInfo *info) {
+  if (!info) return "The request carries no node_info.";
+  if (info->node_id.len != MOB_NODE_ID_SIZE) return "The node id is not 28 bytes long.";
+  if (!info->node_manager_address[0]) return "The node has no address.";
+  if (info->node_manager_port < 0 || info->node_manager_port > 65535)
+    return "The port is out of range.";
+  return NULL;
+}
+
+// --------------------------------------------------------------------------------- after a restart
+
+void mob__nodes_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                        size_t value_len) {
+  mob__nodes_t *nodes = gcs->nodes;
+  if (key_len != MOB_NODE_ID_SIZE || mob__node_find(gcs, key, key_len)) return;
+  Ray__Rpc__GcsNodeInfo *info = mob__restore_row("node", &ray__rpc__gcs_node_info__descriptor, key,
+                                                 key_len, value, value_len);
+  if (!info) return;
+  mob__node_t *node = MOB_NEW(mob__node_t);
+  node->info = info;
+  memcpy(node->id, key, key_len);
+  mob_pb_set_bytes(&info->node_id, key, key_len);
+  mob_hex(node->id, sizeof node->id, node->hex);
+  mob_resources_read(&node->total, info->resources_total, info->n_resources_total);
+  mob_map_put(&nodes->all, node->id, sizeof node->id, node);
+  if (info->state == RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__DEAD) return;
+  if (bad_registration(info)) { // nobody could call it
+    info->state = RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__DEAD;
+  } else if (info->raylet_socket_name[0]) {
+    // What it has free is known when it says so: until then nothing is placed there.
+    node->alive = true;
+    nodes->alive++;
+  } else {
+    node->expected_until = mob_now_ms() + MOB__RETURN_MS;
+    nodes->expected++;
+  }
+}
+
+// An expected node becomes one of the living.
+static void revive(mob_gcs_t *gcs, mob__node_t *node) {
+  if (!node->expected_until) return;
+  node->expected_until = 0;
+  node->alive = true;
+  gcs->nodes->expected--;
+  gcs->nodes->alive++;
+}
+
+mob__node_t *mob__node_return(mob_gcs_t *gcs, const void *id, size_t len) {
+  mob__node_t *node = mob__node_find(gcs, id, len);
+  if (!node || !node->expected_until) return NULL;
+  revive(gcs, node);
+  MOB_INFO("node %.8s (%s) is back", node->hex, node->info->node_manager_address);
+  publish(gcs, node);
+  mob__gcs_tell_restart(gcs, node);
+  mob__gcs_node_added(gcs, node);
+  return node;
+}
+
+bool mob__nodes_expected(const mob_gcs_t *gcs) {
+  return gcs->nodes->expected > 0;
+}
+
+static mob__node_t *overdue(mob_gcs_t *gcs, bool heads) {
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->nodes->all, e));) {
+    mob__node_t *node = e->value;
+    if (!node->expected_until) continue;
+    if (node->expected_until <= mob_now_ms() || (heads && node->info->is_head_node)) return node;
+  }
+  return NULL;
+}
+
+void mob__nodes_tick(mob_gcs_t *gcs) {
+  if (!gcs->nodes->expected) return;
+  mob__node_t *node;
+  while ((node = overdue(gcs, false))) {
+    revive(gcs, node);
+    mob__node_die(gcs, node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION,
+                  "it did not come back after the GCS's restart");
+  }
+}
+
+void mob__nodes_resume(mob_gcs_t *gcs) {
+  mob__node_t *node;
+  while (gcs->own_head && (node = overdue(gcs, true))) { // the GCS lived inside the former head
+    revive(gcs, node);
+    mob__node_die(gcs, node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION,
+                  "the head was started again");
+  }
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->nodes->all, e));) {
+    node = e->value;
+    if (!node->alive) continue;
+    mob__health_watch(gcs, node);
+    mob__gcs_tell_restart(gcs, node);
+  }
+}
+
 // ---------------------------------------------------------------------------------------- services
 
 static void on_cluster_id(void *owner, mob_rpc_call_t *call, const void *request) {
@@ -154,19 +251,12 @@ static void on_cluster_id(void *owner, mob_rpc_call_t *call, const void *request
   mob_rpc_reply(call, &reply);
 }
 
-static const char *bad_registration(const Ray__Rpc__GcsNodeInfo *info) {
-  if (!info) return "The request carries no node_info.";
-  if (info->node_id.len != MOB_NODE_ID_SIZE) return "The node id is not 28 bytes long.";
-  if (!info->node_manager_address[0]) return "The node has no address.";
-  if (info->node_manager_port < 0 || info->node_manager_port > 65535)
-    return "The port is out of range.";
-  return NULL;
-}
-
 static void replace_head(mob_gcs_t *gcs, const mob__node_t *head) {
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->nodes->all, e));) {
     mob__node_t *node = e->value;
-    if (node != head && node->alive && node->info->is_head_node) {
+    bool there = node->alive || node->expected_until;
+    if (node != head && there && node->info->is_head_node) {
+      revive(gcs, node);
       mob__node_die(gcs, node, RAY__RPC__NODE_DEATH_INFO__REASON__UNEXPECTED_TERMINATION,
                     "a new head node registered");
       return;
@@ -181,6 +271,9 @@ static void on_register(void *owner, mob_rpc_call_t *call, const void *request) 
   const char *bad = bad_registration(req->node_info);
   mob__node_t *known =
       bad ? NULL : mob__node_find(gcs, req->node_info->node_id.data, MOB_NODE_ID_SIZE);
+  if (known && known->expected_until) {
+    mob__node_return(gcs, known->id, sizeof known->id);
+  }
   if (known && !known->alive) bad = "This node id is dead: register under a new one.";
   if (bad || known) { // a repeated registration is as good as the first
     reply.status = bad ? mob__gcs_status(gcs, MOB__GCS_INVALID, "%s", bad) : MOB__OK(gcs);
@@ -217,6 +310,7 @@ static void on_unregister(void *owner, mob_rpc_call_t *call, const void *request
   mob__node_t *node = mob__node_find(gcs, req->node_id.data, req->node_id.len);
   if (node) {
     const Ray__Rpc__NodeDeathInfo *info = req->node_death_info;
+    revive(gcs, node);
     mob__node_die(gcs, node,
                   info ? info->reason : RAY__RPC__NODE_DEATH_INFO__REASON__EXPECTED_TERMINATION,
                   info && info->reason_message[0] ? info->reason_message : "it left");
@@ -226,6 +320,7 @@ static void on_unregister(void *owner, mob_rpc_call_t *call, const void *request
 }
 
 static bool selected(const mob__node_t *node, const Ray__Rpc__GetAllNodeInfoRequest *req) {
+  if (node->expected_until) return false;
   if (req->opt_state_filter_case ==
           RAY__RPC__GET_ALL_NODE_INFO_REQUEST__OPT_STATE_FILTER_STATE_FILTER &&
       req->state_filter != node->info->state) {
@@ -298,6 +393,7 @@ static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {
 }
 
 static bool listed(const ProtobufCBinaryData *ids, size_t n, const mob__node_t *node) {
+  if (node->expected_until) return false;
   for (size_t i = 0; i < n; i++) {
     if (mob_pb_bytes_equal(ids[i], node->id, sizeof node->id)) return true;
   }

@@ -8,6 +8,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/hex.h"
 #include "runtime/base/log.h"
+#include "runtime/gcs/restore.h"
 
 enum { REMOVED_KEPT = 1000, BACKOFF_FIRST_MS = 100 };
 
@@ -215,6 +216,73 @@ void mob__pgs_each_waiting(mob_gcs_t *gcs, mob__pg_fn fn, void *arg) {
     mob__pg_t *pg = e->value;
     if (pg->data->state == STATE(PENDING) || pg->data->state == STATE(RESCHEDULING))
       fn(arg, pg->data);
+  }
+}
+
+// --------------------------------------------------------------------------------- after a restart
+
+// A reservation that was under way is begun anew: nodes give up the bundles that are not named to
+// them as used.
+void mob__pgs_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                      size_t value_len) {
+  mob__pgs_t *pgs = gcs->pgs;
+  if (key_len != MOB_PG_ID_SIZE || mob__pg_find(gcs, key, key_len)) return;
+  Ray__Rpc__PlacementGroupTableData *data =
+      mob__restore_row("placement group", &ray__rpc__placement_group_table_data__descriptor, key,
+                       key_len, value, value_len);
+  if (!data) return;
+  mob__pg_t *pg = MOB_NEW(mob__pg_t);
+  pg->gcs = gcs;
+  pg->data = data;
+  memcpy(pg->id, key, key_len);
+  mob_pb_set_bytes(&data->placement_group_id, key, key_len);
+  mob_hex(pg->id, sizeof pg->id, pg->hex);
+  pg->backoff_ms = BACKOFF_FIRST_MS;
+  if (!data->stats) {
+    data->stats = MOB_NEW(Ray__Rpc__PlacementGroupStats);
+    ray__rpc__placement_group_stats__init(data->stats);
+  }
+  bool held = data->state == STATE(CREATED) || data->state == STATE(RESCHEDULING);
+  if (data->state == STATE(PREPARED)) data->state = STATE(PENDING);
+  pg->bundles = MOB_NEW_ARRAY(mob__bundle_t, data->n_bundles);
+  for (size_t i = 0; i < data->n_bundles; i++) {
+    Ray__Rpc__Bundle *bundle = data->bundles[i];
+    mob_resources_read(&pg->bundles[i].need, bundle->unit_resources, bundle->n_unit_resources);
+    if (held && bundle->node_id.len == MOB_NODE_ID_SIZE) {
+      pg->bundles[i].state = MOB__BUNDLE_COMMITTED;
+    } else {
+      mob_pb_set_bytes(&bundle->node_id, NULL, 0);
+    }
+  }
+  if (data->state == STATE(REMOVED)) pgs->removed++;
+  mob_map_put(&pgs->all, pg->id, sizeof pg->id, pg);
+}
+
+void mob__pgs_resume(mob_gcs_t *gcs) {
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->pgs->all, e));) {
+    mob__pg_t *pg = e->value;
+    for (size_t i = 0; i < pg->data->n_bundles; i++) {
+      if (pg->bundles[i].state != MOB__BUNDLE_COMMITTED) continue;
+      ProtobufCBinaryData id = pg->data->bundles[i]->node_id;
+      mob__node_t *node = mob__node_find(gcs, id.data, id.len);
+      if (node && (node->alive || node->expected_until)) continue;
+      pg->bundles[i].state = MOB__BUNDLE_NONE; // the node died, and this was not stored any more
+      mob_pb_set_bytes(&pg->data->bundles[i]->node_id, NULL, 0);
+      pg->data->state = STATE(RESCHEDULING);
+    }
+  }
+}
+
+void mob__pgs_used_bundles(mob_gcs_t *gcs, const mob__node_t *node, mob__used_bundles_t *out) {
+  for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->pgs->all, e));) {
+    const mob__pg_t *pg = e->value;
+    if (pg->data->state == STATE(REMOVED)) continue;
+    for (size_t i = 0; i < pg->data->n_bundles; i++) {
+      Ray__Rpc__Bundle *bundle = pg->data->bundles[i];
+      if (pg->bundles[i].state == MOB__BUNDLE_NONE) continue;
+      if (mob_pb_bytes_equal(bundle->node_id, node->id, sizeof node->id))
+        *mob_vec_push(out) = bundle;
+    }
   }
 }
 

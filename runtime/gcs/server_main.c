@@ -45,11 +45,11 @@ static const flag_t table[] = {
     FLAG(stderr_filepath, TEXT, "file that takes standard error"),
     FLAG(metrics_agent_port, NUMBER, "accepted; nothing is sent there"),
     FLAG(ray_commit, TEXT, "accepted"),
-    FLAG(redis_address, TEXT, "not supported: state is kept in memory"),
-    FLAG(redis_port, NUMBER, "accepted"),
-    FLAG(redis_enable_ssl, TRUTH, "accepted"),
-    FLAG(redis_username, TEXT, "accepted"),
-    FLAG(redis_password, TEXT, "accepted"),
+    FLAG(redis_address, TEXT, "host of the Redis that keeps the state, or HOST:PORT"),
+    FLAG(redis_port, NUMBER, "and its port"),
+    FLAG(redis_enable_ssl, TRUTH, "refused: TLS is not spoken"),
+    FLAG(redis_username, TEXT, "its user"),
+    FLAG(redis_password, TEXT, "its password"),
     FLAG(retry_redis, TRUTH, "accepted"),
     FLAG(head, TRUTH, "be a whole head: write the keys that Ray's own scripts write"),
     FLAG(python_version, TEXT, "with --head: the Python version that clients compare with theirs"),
@@ -61,6 +61,11 @@ static void print_help(void) {
       "usage: mobula gcs-server [--FLAG=VALUE]...\n\nThe cluster's state server, alone. Flags:\n");
   for (size_t i = 0; i < MOB_LEN(table); i++)
     printf("  --%-22s %s\n", table[i].name, table[i].help);
+  puts("\nThe state ends with the process unless --redis_address or the environment says where to "
+       "keep it:\n"
+       "  RAY_REDIS_ADDRESS=HOST:PORT  in Redis, under RAY_external_storage_namespace (default)\n"
+       "  RAY_gcs_storage=file         in a log in the folder RAY_gcs_storage_path "
+       "(<temp_dir>/gcs)");
 }
 
 // gflags takes '-' and '_' in names alike.
@@ -112,14 +117,30 @@ static mob_status parse(int argc, char **argv, flags_t *flags, bool *help) {
     if (!value) return mob_fail(MOB_E_INVALID, "%s needs a value", arg);
     MOB_TRY(set_flag(flags, flag, value));
   }
-  if (flags->redis_address && flags->redis_address[0]) {
-    return mob_fail(MOB_E_UNSUPPORTED,
-                    "--redis_address: Redis is not supported, state is kept in memory");
+  if (flags->redis_address && flags->redis_address[0] && flags->redis_enable_ssl) {
+    return mob_fail(MOB_E_UNSUPPORTED, "--redis_enable_ssl: this build speaks no TLS to Redis");
   }
   if (flags->gcs_server_port < 0 || flags->gcs_server_port > 65535) {
     return mob_fail(MOB_E_INVALID, "--gcs_server_port=%ld is no port", flags->gcs_server_port);
   }
   return MOB_OK;
+}
+
+static mob_status open_store(uv_loop_t *loop, const flags_t *flags, mob_store_t **out) {
+  const char *host = flags->redis_address;
+  char *address = NULL, *dir = NULL;
+  if (host && host[0]) {
+    address = flags->redis_port > 0
+                  ? mob_sprintf(strchr(host, ':') && host[0] != '[' ? "[%s]:%ld" : "%s:%ld", host,
+                                flags->redis_port)
+                  : mob_strdup(host);
+  }
+  const mob_store_redis_t redis = {address, flags->redis_username, flags->redis_password, NULL};
+  dir = mob_path_join(flags->temp_dir ? flags->temp_dir : "/tmp/ray", "gcs");
+  mob_status status = mob_store_open(loop, &redis, dir, out);
+  free(dir);
+  free(address);
+  return status;
 }
 
 typedef struct program {
@@ -179,10 +200,12 @@ static mob_status run(const flags_t *flags) {
       .python_version = flags->python_version,
       .system_config = config.len ? mob_buf_cstr(&config) : NULL,
   };
-  uv_loop_init(&p.loop);
-  mob_status status = mob_rpc_new(&p.loop, &p.rpc);
-  if (status != MOB_OK) return status;
   int port;
+  uv_loop_init(&p.loop);
+  signal(SIGPIPE, SIG_IGN); // a Redis that goes away is told by errno
+  mob_status status = open_store(&p.loop, flags, &gcs.store);
+  if (status == MOB_OK) status = mob_rpc_new(&p.loop, &p.rpc);
+  if (status != MOB_OK) return status;
   status = mob_gcs_start(p.rpc, &gcs, &p.gcs, &port);
   mob_buf_free(&config);
   if (status == MOB_OK) status = write_port(flags, port);

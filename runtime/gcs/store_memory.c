@@ -15,18 +15,18 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   if (done) done(arg, MOB_OK);
 }
 
-static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each,
-                 mob_store_done_fn done, void *arg) {
-  (void)store, (void)table, (void)each;
-  if (done) done(arg, MOB_OK);
+static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
+  (void)store, (void)table, (void)each, (void)arg;
+  return MOB_OK;
 }
 
-static void close_store(mob_store_t *store) {
+static void close_store(mob_store_t *store, void (*done)(void *arg), void *arg) {
   free(store);
+  if (done) done(arg);
 }
 
 mob_store_t *mob_store_memory(void) {
   mob_store_t *store = MOB_NEW(mob_store_t);
-  *store = (mob_store_t){"memory", put, del, load, close_store};
+  *store = (mob_store_t){"memory", false, put, del, load, close_store};
   return store;
 }

@@ -157,6 +157,7 @@ static void on_open(void *owner, mob_rpc_stream_t *stream) {
     return;
   }
   mob__node_t *node = mob__node_alive(gcs, link->node_id, sizeof link->node_id);
+  if (!node) node = mob__node_return(gcs, link->node_id, sizeof link->node_id);
   if (!node) {
     mob_rpc_stream_close(stream, GRPC_STATUS_NOT_FOUND,
                          "no living node is registered under this id");

@@ -6,6 +6,7 @@
 #include "runtime/base/log.h"
 #include "runtime/gcs/ids.h"
 #include "runtime/gcs/internal.h"
+#include "runtime/gcs/restore.h"
 
 enum { DEAD_KEPT = 1000 };
 
@@ -202,6 +203,21 @@ mob__workers_t *mob__workers_new(mob_gcs_t *gcs) {
   workers->gcs = gcs;
   mob_rpc_server_add(gcs->server, methods, MOB_LEN(methods), workers);
   return workers;
+}
+
+void mob__workers_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
+                          size_t value_len) {
+  mob__workers_t *workers = gcs->workers;
+  if (mob_map_get(&workers->all, key, key_len)) return;
+  Ray__Rpc__WorkerTableData *data = mob__restore_row(
+      "worker", &ray__rpc__worker_table_data__descriptor, key, key_len, value, value_len);
+  if (!data) return;
+  if (!has_id(data)) {
+    mob_pb_free(data);
+    return;
+  }
+  mob_map_put(&workers->all, key, key_len, data);
+  if (!data->is_alive) workers->dead++;
 }
 
 void mob__workers_free(mob__workers_t *workers) {

@@ -398,6 +398,15 @@ static char *join_address(const char *host, int port) {
   return strchr(host, ':') ? mob_sprintf("[%s]:%d", host, port) : mob_sprintf("%s:%d", host, port);
 }
 
+static mob_status open_store(mob_node_t *node, mob_store_t **out) {
+  const mob_store_redis_t redis = {.username = node->options->redis_username,
+                                   .password = node->options->redis_password};
+  char *dir = mob_path_join(node->temp_dir, "gcs");
+  mob_status status = mob_store_open(node->loop, &redis, dir, out);
+  free(dir);
+  return status;
+}
+
 static mob_status start_head(mob_node_t *node) {
   const mob_start_options_t *options = node->options;
   MOB_TRY(mob_node_ip(options->node_ip_address, NULL, &node->ip));
@@ -416,12 +425,13 @@ static mob_status start_head(mob_node_t *node) {
         .temp_dir = node->temp_dir,
     };
     int bound = 0;
-    status = mob_gcs_start(node->rpc, &config, &node->gcs, &bound);
+    status = open_store(node, &config.store);
+    if (status == MOB_OK) status = mob_gcs_start(node->rpc, &config, &node->gcs, &bound);
     if (status == MOB_OK) {
       node->gcs_address = join_address(node->ip, bound);
       node->gcs_host = mob_strdup(node->ip);
       status = mob_session_set_latest(node->temp_dir, node->session_dir);
-    } else if (status == MOB_E_NO_RESOURCES) {
+    } else if (status == MOB_E_NO_RESOURCES && config.store) {
       char *address = join_address(node->ip, port);
       status =
           mob_fail(MOB_E_EXISTS,

@@ -35,6 +35,8 @@ enum {
   OPT_MAX_WORKER_PORT,
   OPT_WORKER_PORT_LIST,
   OPT_TEMP_DIR,
+  OPT_REDIS_USERNAME,
+  OPT_REDIS_PASSWORD,
   OPT_LOG_STYLE,
   OPT_LOG_COLOR,
   OPT_VERBOSE,
@@ -70,6 +72,8 @@ static const flag_t flags[] = {
     {"worker-port-list", TEXT, OPT_WORKER_PORT_LIST, "ports of actor processes, with commas"},
     {"block", FLAG, OPT_BLOCK, "stay in the foreground; exit when the node ends"},
     {"temp-dir", TEXT, OPT_TEMP_DIR, "folder of sessions and logs ($RAY_TMPDIR/ray or /tmp/ray)"},
+    {"redis-username", TEXT, OPT_REDIS_USERNAME, "with $RAY_REDIS_ADDRESS: the user"},
+    {"redis-password", TEXT, OPT_REDIS_PASSWORD, "with $RAY_REDIS_ADDRESS: the password"},
     {"no-redirect-output", FLAG, OPT_NO_REDIRECT, "log to this stderr too"},
     {"log-style", TEXT, OPT_LOG_STYLE, "auto, record or pretty"},
     {"log-color", TEXT, OPT_LOG_COLOR, "auto, false or true"},
@@ -103,8 +107,6 @@ static const flag_t flags[] = {
     {"system-reserved-cpu", TEXT, OPT_IGNORED, NULL},
     {"system-reserved-memory", TEXT, OPT_IGNORED, NULL},
     {"cgroup-path", TEXT, OPT_IGNORED, NULL},
-    {"redis-username", TEXT, OPT_IGNORED, NULL},
-    {"redis-password", TEXT, OPT_IGNORED, NULL},
     {"redis-shard-ports", TEXT, OPT_IGNORED, NULL},
     {"system-config", TEXT, OPT_IGNORED, NULL},
     {"enable-object-reconstruction", FLAG, OPT_IGNORED, NULL},
@@ -127,6 +129,8 @@ void mob_start_options_free(mob_start_options_t *options) {
   free(options->address);
   free(options->node_ip_address);
   free(options->node_name);
+  free(options->redis_username);
+  free(options->redis_password);
   free(options->temp_dir);
   for (size_t i = 0; i < options->resources.len; i++) free(options->resources.at[i].name);
   for (size_t i = 0; i < options->labels.len; i++) {
@@ -409,6 +413,12 @@ static mob_status apply_text(mob_start_options_t *options, const flag_t *flag, c
   case OPT_NODE_IP:
     set_text(&options->node_ip_address, text);
     break;
+  case OPT_REDIS_USERNAME:
+    set_text(&options->redis_username, text);
+    break;
+  case OPT_REDIS_PASSWORD:
+    set_text(&options->redis_password, text);
+    break;
   case OPT_NODE_NAME:
     set_text(&options->node_name, text);
     break;
@@ -522,8 +532,8 @@ mob_status mob_start_options_check(const mob_start_options_t *options) {
   if (options->head && options->address) {
     return mob_fail(
         MOB_E_INVALID,
-        "--address (%s) names an external Redis when it stands beside --head, which this build "
-        "does not use: leave it out.",
+        "--address (%s) must not stand beside --head. An external Redis for the head's state is "
+        "named by the environment: RAY_REDIS_ADDRESS=HOST:PORT.",
         options->address);
   }
   if (!options->head && !options->address) {
@@ -552,6 +562,15 @@ void mob_start_options_help(mob_buf_t *out, const char *command) {
              flags[i].name, metavars[flags[i].kind]);
     mob_buf_printf(out, "  %-32s %s\n", left, flags[i].help);
   }
+  mob_buf_puts(
+      out,
+      "\nThe head's state (cluster id, key-value pairs, jobs, actors, placement groups) ends with\n"
+      "it, unless the environment of the head says where to keep it:\n"
+      "  RAY_REDIS_ADDRESS=HOST:PORT      in Redis, under RAY_external_storage_namespace "
+      "(default)\n"
+      "  RAY_gcs_storage=file             in a log in RAY_gcs_storage_path (TEMP_DIR/gcs)\n"
+      "Daemons whose head keeps its state wait RAY_gcs_rpc_server_reconnect_timeout_s (60) for it\n"
+      "to come back.\n");
   mob_buf_puts(out, "\nAccepted for the sake of existing commands, without a meaning here:\n ");
   size_t column = 1;
   for (size_t i = 0; i < MOB_LEN(flags); i++) {

@@ -28,12 +28,13 @@ typedef struct mob_label {
 
 typedef struct mob_start_options {
   bool head, block, no_redirect_output, help;
-  char *address;                       // of the GCS, "host:port"; NULL for a head
-  int port;                            // -1: not given
-  char *node_ip_address;               // NULL: chosen
-  char *node_name;                     // NULL: the node's address
-  int num_cpus, num_gpus;              // -1: detected
-  int64_t memory, object_store_memory; // bytes; -1: detected
+  char *address;                         // of the GCS, "host:port"; NULL for a head
+  int port;                              // -1: not given
+  char *node_ip_address;                 // NULL: chosen
+  char *redis_username, *redis_password; // NULL: none
+  char *node_name;                       // NULL: the node's address
+  int num_cpus, num_gpus;                // -1: detected
+  int64_t memory, object_store_memory;   // bytes; -1: detected
   MOB_VEC(mob_named_amount_t) resources;
   MOB_VEC(mob_label_t) labels;
   int node_manager_port;                // 0: any free one

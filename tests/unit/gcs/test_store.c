@@ -54,18 +54,18 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   finish((slow_store_t *)store, done, arg);
 }
 
-static void load(mob_store_t *store, mob_table_t table, mob_store_each_fn each,
-                 mob_store_done_fn done, void *arg) {
-  (void)store, (void)table, (void)each;
-  if (done) done(arg, MOB_OK);
+static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
+  (void)store, (void)table, (void)each, (void)arg;
+  return MOB_OK;
 }
 
-static void close_store(mob_store_t *store) {
+static void close_store(mob_store_t *store, void (*done)(void *arg), void *arg) {
   ((slow_store_t *)store)->closed = true;
+  if (done) done(arg);
 }
 
 static slow_store_t new_store(void) {
-  return (slow_store_t){.base = {"slow", put, del, load, close_store}};
+  return (slow_store_t){.base = {"slow", false, put, del, load, close_store}};
 }
 
 static void put_later(cluster_t *c, const char *key, answer_t *out) {
@@ -136,13 +136,13 @@ static void test_a_store_that_fails(void **state) {
   store.fail = true;
   put_later(&c, "a", &out); // at once
   WAIT_FOR(&c, out.done);
-  assert_int_equal(out.code, GRPC_STATUS_ABORTED);
+  assert_int_equal(out.code, GRPC_STATUS_UNAVAILABLE);
   store.hold = true;
   put_later(&c, "b", &out); // later
   WAIT_FOR(&c, store.count == 1);
   let_go(&store, mob_fail(MOB_E_IO, "disk full"));
   WAIT_FOR(&c, out.done);
-  assert_int_equal(out.code, GRPC_STATUS_ABORTED);
+  assert_int_equal(out.code, GRPC_STATUS_UNAVAILABLE);
   store.hold = store.fail = false;
   cluster_close(&c);
 }
