@@ -13,6 +13,12 @@ __device__ __forceinline__ uint32_t smem_address(const void *p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// The compiler does not compute what follows from `v` before this point: not once for several branches, which then hold it for long.
+__device__ __forceinline__ int compute_here(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // ---- mbarrier: counts arrivals and bytes of bulk copies; a phase completes when both are there.
 __device__ __forceinline__ void mbar_init(uint64_t *bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(bar)), "r"(arrivals) : "memory");
@@ -42,36 +48,11 @@ __device__ __forceinline__ void mbar_wait(uint64_t *bar, uint32_t parity) {
       : "memory");
 }
 
-// ---- clusters: blocks launched together that reach one another's shared memory [barrier.cluster, mapa].
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// All threads of all blocks of the cluster, those that wait too.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// Arrives at the barrier that lies there in block `rank` of the cluster.
-__device__ __forceinline__ void mbar_arrive_cluster(uint64_t *bar, uint32_t rank) {
-  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(smem_address(bar)),
-               "r"(rank)
-               : "memory");
-}
-
 // ---- bulk copy, global to shared: 16-byte aligned, a multiple of 16 bytes [cp.async.bulk].
 __device__ __forceinline__ void bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar, uint64_t policy) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
                    "r"(smem_address(dst)),
                "l"(src), "r"(bytes), "r"(smem_address(bar)), "l"(policy)
-               : "memory");
-}
-// The same to each block of the cluster in `mask`: the bytes, and their count at its barrier, at the places that they have in this one.
-__device__ __forceinline__ void bulk_load_cluster(void *dst, const void *src, uint32_t bytes, uint64_t *bar, uint16_t mask, uint64_t policy) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
-               "[%0], [%1], %2, [%3], %4, %5;" ::"r"(smem_address(dst)),
-               "l"(src), "r"(bytes), "r"(smem_address(bar)), "h"(mask), "l"(policy)
                : "memory");
 }
 // Brings it as far as the L2; 16-byte aligned, a multiple of 16 bytes [cp.async.bulk.prefetch.L2].
@@ -185,9 +166,9 @@ __device__ __forceinline__ void load_matrices_turned(uint32_t d[4], const void *
                : "memory");
 }
 
-// The way back, rows and columns exchanged [stmatrix].
-__device__ __forceinline__ void store_matrices_turned(void *row, const uint32_t d[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(smem_address(row)), "r"(d[0]), "r"(d[1]),
+// The way back [stmatrix].
+__device__ __forceinline__ void store_matrices(void *row, const uint32_t d[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(smem_address(row)), "r"(d[0]), "r"(d[1]),
                "r"(d[2]), "r"(d[3])
                : "memory");
 }

@@ -126,6 +126,17 @@ template <bool Turned> void load_four(void *const *args) {
   }
 }
 
+void store_four(void *const *args) {
+  for (int lane = 0; lane < 32; lane++) {
+    const Matrices *own = (const Matrices *)args[lane];
+    if (!own) broken("stmatrix without all lanes of its warp");
+    for (int i = 0; i < 4; i++) {
+      uint8_t *row = (uint8_t *)const_cast<void *>(((const Matrices *)args[8 * i + lane / 4])->row);
+      memcpy(row + lane % 4 * 4, &own->d[i], 4);
+    }
+  }
+}
+
 void turn(void *const *args) {
   uint16_t m[8][8];
   for (int lane = 0; lane < 32; lane++) {
@@ -179,6 +190,12 @@ void load_matrices(uint32_t *d, const void *row, bool turned) {
   if ((uintptr_t)row % 16 != 0) broken("ldmatrix of a row that is not aligned to 16 bytes");
   Matrices m = {d, row};
   meet_warp(~0u, "ldmatrix", &m, turned ? load_four<true> : load_four<false>);
+}
+
+void store_matrices(void *row, const uint32_t *d) {
+  if ((uintptr_t)row % 16 != 0) broken("stmatrix of a row that is not aligned to 16 bytes");
+  Matrices m = {const_cast<uint32_t *>(d), row};
+  meet_warp(~0u, "stmatrix", &m, store_four);
 }
 
 uint32_t turn_matrix(uint32_t v) {

@@ -220,6 +220,37 @@ static void mistakes_end_the_process(void **state) {
   says(bare_kernel, "not initialised");
 }
 
+// ------------------------------------------------------------------------------------------ matrices
+
+// What stmatrix stores ldmatrix brings back, here with rows and columns exchanged.
+__global__ void matrices_kernel(uint32_t *out) {
+  DYNAMIC_SHARED(uint16_t, shared); // 4 matrices of 8 rows of 8
+  const int lane = threadIdx.x;
+  uint32_t d[4], back[4];
+  for (int i = 0; i < 4; i++) d[i] = (uint32_t)(i * 64 + lane / 4 * 8 + lane % 4 * 2) * 0x10001u + 0x10000u; // each word is its place
+  store_matrices(shared + lane * 8, d);
+  __syncwarp();
+  load_matrices_turned(back, shared + lane * 8);
+  for (int i = 0; i < 4; i++) out[i * 32 + lane] = back[i];
+}
+
+static void matrices_are_stored(void **state) {
+  (void)state;
+  cudaStream_t s = stream_on(0);
+  uint32_t *out = device<uint32_t>(128), got[128];
+  cuda(launch(matrices_kernel, 1, 32, 512, s, out));
+  cuda(cudaStreamSynchronize(s));
+  cuda(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
+  for (int i = 0; i < 4; i++)
+    for (int lane = 0; lane < 32; lane++)
+      for (int half = 0; half < 2; half++) {
+        const int row = lane / 4, col = lane % 4 * 2 + half;
+        assert_int_equal(got[i * 32 + lane] >> 16 * half & 0xffff, i * 64 + col * 8 + row);
+      }
+  cuda(cudaFree(out));
+  cuda(cudaStreamDestroy(s));
+}
+
 // ------------------------------------------------------------------------------------------ numbers
 
 // Rounding of each point between neighbours: the nearer one, the even one at the middle.
@@ -251,7 +282,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(mistakes_end_the_process), // forks: before there are threads
       cmocka_unit_test(lanes_meet),           cmocka_unit_test(blocks_and_devices_meet), cmocka_unit_test(early_reads_are_seen),
-      cmocka_unit_test(graphs_record),        cmocka_unit_test(conversions_round),
+      cmocka_unit_test(graphs_record),        cmocka_unit_test(conversions_round), cmocka_unit_test(matrices_are_stored),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -69,6 +69,7 @@ void wgmma_wait_groups(uint32_t left);
 void wgmma_compute(const WgmmaOp *const *lanes); // of 128 threads
 void mma_16816(float *d, const uint32_t *a, const uint32_t *b, bool bf16);
 void load_matrices(uint32_t *d, const void *row, bool turned);
+void store_matrices(void *row, const uint32_t *d);
 uint32_t turn_matrix(uint32_t v);
 
 } // namespace emu

@@ -11,6 +11,8 @@ namespace mob {
 
 inline uint32_t smem_address(const void *p) { return emu::shared_address(p); }
 
+inline int compute_here(int v) { return v; }
+
 inline void mbar_init(uint64_t *bar, uint32_t arrivals) { emu::mbarrier_init(bar, arrivals); }
 inline void mbar_init_fence() {}
 inline void mbar_arrive_expect(uint64_t *bar, uint32_t bytes) { emu::mbarrier_arrive(bar, bytes); }
@@ -18,6 +20,7 @@ inline void mbar_arrive(uint64_t *bar) { emu::mbarrier_arrive(bar, 0); }
 inline void mbar_wait(uint64_t *bar, uint32_t parity) { emu::mbarrier_wait(bar, parity); }
 
 inline void bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar, uint64_t) { emu::copy_to_shared(dst, src, bytes, bar); }
+inline void bulk_prefetch(const void *, uint32_t) {}
 inline uint64_t policy_evict_first() { return 0; }
 inline uint64_t policy_evict_last() { return 0; }
 
@@ -62,6 +65,7 @@ template <int Registers> inline void registers_shrink() {}
 
 inline void load_matrices(uint32_t d[4], const void *row) { emu::load_matrices(d, row, false); }
 inline void load_matrices_turned(uint32_t d[4], const void *row) { emu::load_matrices(d, row, true); }
+inline void store_matrices(void *row, const uint32_t d[4]) { emu::store_matrices(row, d); }
 inline uint32_t turn_matrix(uint32_t v) { return emu::turn_matrix(v); }
 inline void mma_16816(float d[4], const uint32_t a[4], const uint32_t b[2]) { emu::mma_16816(d, a, b, false); }
 inline void mma_16816_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) { emu::mma_16816(d, a, b, true); }
