@@ -14,6 +14,7 @@
 // that nobody listens there any more.
 #define LOST_TRIES 2
 #define LOST_PAUSE_MS 60
+#define PATIENT_PAUSE_MS 250 // between tries while a GCS is waited for
 // A GCS that keeps silent is given up after this: keepalive ping + its time-out, 4.5 s in all.
 #define KEEPALIVE_MS 1500
 #define KEEPALIVE_TIMEOUT_MS 3000
@@ -33,6 +34,7 @@ struct mob_gcs_client {
   uv_timer_t timer; // the deadline of the connect, afterwards the pause between tries
   bool connected, lost, closed, probing, polling;
   int failures;
+  uint64_t patience_ms, away_since; // away_since 0: it is there
   char *last_error;
   uint8_t cluster_id[MOB_CLUSTER_ID_LEN];
   uint8_t subscriber_id[28], publisher_id[28];
@@ -195,6 +197,7 @@ static void on_cluster_id(void *arg, mob_status status, const char *why, const v
   }
   if (status == MOB_OK) {
     client->failures = 0;
+    client->away_since = 0;
     if (memcmp(client->cluster_id, reply->cluster_id.data, MOB_CLUSTER_ID_LEN) != 0) {
       lose(client, "another GCS answers at its address");
       return;
@@ -203,7 +206,12 @@ static void on_cluster_id(void *arg, mob_status status, const char *why, const v
     if (!client->closed && !client->lost) resubscribe(client);
     return;
   }
-  if (status == MOB_E_TIMEOUT || ++client->failures >= LOST_TRIES) {
+  uint64_t now = mob_now_ms();
+  if (!client->away_since) client->away_since = now;
+  if ((status == MOB_E_UNAVAILABLE || status == MOB_E_TIMEOUT) &&
+      now - client->away_since < client->patience_ms) {
+    uv_timer_start(&client->timer, on_deadline, PATIENT_PAUSE_MS, 0);
+  } else if (status == MOB_E_TIMEOUT || ++client->failures >= LOST_TRIES) {
     lose(client, why);
   } else {
     uv_timer_start(&client->timer, on_deadline, LOST_PAUSE_MS, 0);
@@ -262,6 +270,10 @@ void mob_gcs_client_close(mob_gcs_client_t *client) {
   uv_timer_stop(&client->timer);
   mob_rpc_client_close(client->rpc);
   uv_close((uv_handle_t *)&client->timer, on_timer_closed);
+}
+
+void mob_gcs_client_set_patience(mob_gcs_client_t *client, uint64_t ms) {
+  client->patience_ms = ms;
 }
 
 const uint8_t *mob_gcs_client_cluster_id(const mob_gcs_client_t *client) {

@@ -38,6 +38,10 @@ mob_status mob_gcs_client_new(mob_rpc_t *rpc, const char *address, uint64_t time
 // No callback runs after this, but those of calls under way (with MOB_E_ABORTED).
 void mob_gcs_client_close(mob_gcs_client_t *client);
 
+// A GCS that keeps its state may come back: from now on one that cannot be reached is lost only
+// when it stays away for this long.
+void mob_gcs_client_set_patience(mob_gcs_client_t *client, uint64_t ms);
+
 const uint8_t *mob_gcs_client_cluster_id(const mob_gcs_client_t *client); // once connected
 const char *mob_gcs_client_address(const mob_gcs_client_t *client);
 mob_rpc_client_t *mob_gcs_client_rpc(mob_gcs_client_t *client);

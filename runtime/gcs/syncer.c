@@ -146,6 +146,9 @@ static void on_open(void *owner, mob_rpc_stream_t *stream) {
   memset(nil_hex, '0', sizeof nil_hex - 1); // the GCS's own id in this protocol
   nil_hex[sizeof nil_hex - 1] = 0;
   mob_rpc_stream_set_metadata(stream, "node_id", nil_hex);
+  // A node that knows that the state is kept waits for a GCS that is away.
+  if (gcs->store->persistent)
+    mob_rpc_stream_set_metadata(stream, "mob_gcs_store", gcs->store->name);
   const char *hex = mob_rpc_stream_metadata(stream, "node_id");
   const char *beat = mob_rpc_stream_metadata(stream, "mob_heartbeat_ms");
   link_t *link = MOB_NEW(link_t);
@@ -170,6 +173,8 @@ static void on_open(void *owner, mob_rpc_stream_t *stream) {
   node->heard_at = mob_now_ms();
   if (node->heartbeat_ms) {
     mob__health_forget(gcs, node);
+    Ray__Rpc__Syncer__RaySyncMessageBatch empty = RAY__RPC__SYNCER__RAY_SYNC_MESSAGE_BATCH__INIT;
+    mob_rpc_stream_send_message(stream, &empty.base); // it hears at once that it is heard
   } else {
     mob__nodes_each(gcs, send_known, stream);
   }

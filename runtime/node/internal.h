@@ -54,7 +54,11 @@ struct mob_node {
   int64_t view_version;
   uint64_t heard_ms, ticked_ms, sent_ms;
   uint64_t idle_since_ms;
+  bool heard; // the head, on this stream
   bool view_queued;
+  // How long a head that keeps its state may be away; 0: it keeps none, and is lost at once.
+  uint64_t patience_ms, away_since;                       // away_since 0: it is there
+  MOB_VEC(Ray__Rpc__ReportWorkerFailureRequest *) unsent; // ends that it was not told of
   bool draining;
   int64_t drain_deadline_ms;
   uv_prepare_t flush; // sends a changed view before the loop sleeps
@@ -75,8 +79,9 @@ void mob__node_workers_gone(mob_node_t *node);          // the last worker has e
 // sync.c
 void mob__sync_open(mob_node_t *node);
 void mob__sync_close(mob_node_t *node);
-void mob__sync_flush(mob_node_t *node); // sends the view if it changed
-void mob__sync_tick(mob_node_t *node);  // every heartbeat
+void mob__sync_flush(mob_node_t *node);                    // sends the view if it changed
+void mob__sync_tick(mob_node_t *node);                     // every heartbeat
+void mob__sync_missing(mob_node_t *node, const char *why); // the head cannot be reached
 
 // agent.c
 mob_status mob__agent_listen(mob_node_t *node);
@@ -91,6 +96,7 @@ pid_t mob__node_worker_pid(const mob_worker_t *worker);
 // Without `force` SIGTERM first, and SIGKILL after some seconds.
 void mob__node_worker_end(mob_worker_t *worker, bool force, const char *why);
 void mob__node_workers_end_all(mob_node_t *node, bool force, const char *why);
-void mob__node_workers_free(mob_node_t *node); // kills and forgets what is left
+void mob__node_workers_report_unsent(mob_node_t *node); // the head is there again
+void mob__node_workers_free(mob_node_t *node);          // kills and forgets what is left
 
 #endif

@@ -32,6 +32,8 @@ static void on_all_closed(void *arg) {
   mob_ledger_free(&node->ledger);
   mob_node_gpus_free(&node->gpus);
   mob_vec_free(&node->workers);
+  for (size_t i = 0; i < node->unsent.len; i++) mob_pb_free(node->unsent.at[i]);
+  mob_vec_free(&node->unsent);
   free(node->ip);
   free(node->node_name);
   free(node->temp_dir);
@@ -202,6 +204,7 @@ static void on_registered(void *arg, mob_status status, const char *why, const v
     free(text);
     return;
   }
+  node->idle_since_ms = uv_now(node->loop);
   mob__sync_open(node);
   uv_timer_start(&node->timer, on_tick, MOB_NODE_HEARTBEAT_MS / 2, MOB_NODE_HEARTBEAT_MS / 2);
   uv_prepare_start(&node->flush, on_prepare);

@@ -2,6 +2,7 @@
 #define MOB_LOG_COMPONENT "node"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "ray/ray_syncer.pb-c.h"
 #include "runtime/base/log.h"
@@ -63,24 +64,75 @@ static void send_view(mob_node_t *node) {
   mob_vec_free(&view.busy);
 }
 
+static uint64_t patience_ms(void) {
+  const char *text = getenv("RAY_gcs_rpc_server_reconnect_timeout_s");
+  char *end;
+  if (!text || !*text) return 60000;
+  unsigned long seconds = strtoul(text, &end, 10);
+  if (!*end && *text != '-' && seconds <= 86400) return seconds * 1000;
+  MOB_WARN("RAY_gcs_rpc_server_reconnect_timeout_s=%s is no number of seconds: 60 is used", text);
+  return 60000;
+}
+
+// The head was heard on this stream, for the first time.
+static void on_there(mob_node_t *node, mob_rpc_stream_t *stream) {
+  if (node->away_since) {
+    MOB_INFO("the head at %s is back after %.1f s", node->gcs_address,
+             (double)(uv_now(node->loop) - node->away_since) / 1e3);
+    node->away_since = 0;
+    mob__node_workers_report_unsent(node);
+  }
+  // The head's own daemon holds the GCS: they go together.
+  const char *store = mob_rpc_stream_metadata(stream, "mob_gcs_store");
+  if (!store || node->options->head || node->patience_ms) return;
+  node->patience_ms = patience_ms();
+  MOB_INFO("the head keeps its state (%s): this node waits for it up to %llu s when it is away",
+           store, (unsigned long long)node->patience_ms / 1000);
+  mob_gcs_client_set_patience(node->client, node->patience_ms);
+}
+
 static void on_message(void *owner, mob_rpc_stream_t *stream, const uint8_t *data, size_t len) {
   mob_node_t *node = owner;
-  (void)stream;
+  if (!node->heard) on_there(node, stream);
+  node->heard = true;
   (void)data; // other nodes' views, for schedulers that spill; the GCS alone places here
   (void)len;
   node->heard_ms = uv_now(node->loop);
 }
 
+static void fail_lost(mob_node_t *node, const char *why) {
+  char *text = mob_sprintf("the head at %s is gone: %s", node->gcs_address, why);
+  mob__node_fail(node, text);
+  free(text);
+}
+
+void mob__sync_missing(mob_node_t *node, const char *why) {
+  uint64_t now = uv_now(node->loop);
+  mob__sync_close(node);
+  if (!node->patience_ms) { // or 0 was asked for
+    fail_lost(node, why);
+  } else if (!node->away_since) {
+    node->away_since = now ? now : 1;
+    MOB_WARN("the head at %s cannot be reached (%s): as it keeps its state, this node waits up to "
+             "%llu s for it to come back",
+             node->gcs_address, why, (unsigned long long)node->patience_ms / 1000);
+  } else if (now - node->away_since >= node->patience_ms) {
+    fail_lost(node, why);
+  }
+}
+
 static void on_close(void *owner, mob_rpc_stream_t *stream, grpc_status_code code,
                      const char *why) {
   mob_node_t *node = owner;
-  (void)code;
   if (node->sync != stream) return; // closed from here
   node->sync = NULL;
-  char *text = mob_sprintf("the head at %s is gone: %s", node->gcs_address,
-                           why && *why ? why : "it ended this node's stream");
-  mob__node_fail(node, text);
-  free(text);
+  if (!why || !*why) why = "it ended this node's stream";
+  // UNAVAILABLE: it is not there. Anything else is what it says, e.g. that this node is dead.
+  if (code == GRPC_STATUS_UNAVAILABLE && node->phase == MOB_NODE_READY) {
+    mob__sync_missing(node, why);
+  } else {
+    fail_lost(node, why);
+  }
 }
 
 static const mob_rpc_stream_events_t events = {on_message, on_close, NULL};
@@ -94,7 +146,8 @@ void mob__sync_open(mob_node_t *node) {
   node->sync = mob_rpc_stream_open(rpc, SYNC_PATH, &events, node);
   mob_rpc_client_set_metadata(rpc, "node_id", NULL);
   mob_rpc_client_set_metadata(rpc, "mob_heartbeat_ms", NULL);
-  node->heard_ms = node->ticked_ms = node->idle_since_ms = uv_now(node->loop);
+  node->heard = false;
+  node->heard_ms = node->ticked_ms = uv_now(node->loop);
   send_view(node);
 }
 
@@ -110,14 +163,21 @@ void mob__sync_flush(mob_node_t *node) {
 
 void mob__sync_tick(mob_node_t *node) {
   uint64_t now = uv_now(node->loop);
+  if (node->away_since && now - node->away_since >= node->patience_ms) {
+    char *text = mob_sprintf("it stayed away for %.0f s", (double)(now - node->away_since) / 1e3);
+    fail_lost(node, text);
+    free(text);
+    return;
+  }
+  if (node->away_since && !node->sync && mob_rpc_client_up(mob_gcs_client_rpc(node->client)))
+    mob__sync_open(node);
   if (!node->sync) return;
   // After a pause of this process the GCS's messages wait in the socket: they are heard first.
   if (now - node->ticked_ms > MOB_NODE_SILENCE_MS / 2) node->heard_ms = now;
   node->ticked_ms = now;
   if (now - node->heard_ms > MOB_NODE_SILENCE_MS) {
-    char *text = mob_sprintf("the head at %s is gone: it kept silent for %.1f s", node->gcs_address,
-                             (double)(now - node->heard_ms) / 1e3);
-    mob__node_fail(node, text);
+    char *text = mob_sprintf("it kept silent for %.1f s", (double)(now - node->heard_ms) / 1e3);
+    mob__sync_missing(node, text);
     free(text);
     return;
   }

@@ -168,6 +168,39 @@ static Ray__Rpc__WorkerExitType exit_type(const mob_worker_t *worker, int status
   return RAY__RPC__WORKER_EXIT_TYPE__SYSTEM_ERROR;
 }
 
+// A report on its way; kept for later when the head is away.
+typedef struct report {
+  mob_node_t *node;
+  Ray__Rpc__ReportWorkerFailureRequest *request;
+} report_t;
+
+static void on_reported(void *arg, mob_status status, const char *why, const void *reply) {
+  report_t *report = arg;
+  mob_node_t *node = report->node;
+  (void)why, (void)reply;
+  bool again = status == MOB_E_UNAVAILABLE || status == MOB_E_TIMEOUT;
+  if (again && node->patience_ms && node->phase == MOB_NODE_READY) {
+    *mob_vec_push(&node->unsent) = report->request;
+    if (!node->away_since && node->heard) mob__node_workers_report_unsent(node);
+  } else {
+    mob_pb_free(report->request);
+  }
+  free(report);
+}
+
+static void send_report(mob_node_t *node, Ray__Rpc__ReportWorkerFailureRequest *request) {
+  report_t *report = MOB_NEW(report_t);
+  *report = (report_t){node, request};
+  mob_gcs_call(node->client, "/ray.rpc.WorkerInfoGcsService/ReportWorkerFailure", request,
+               &ray__rpc__report_worker_failure_reply__descriptor, 10000, on_reported, report);
+}
+
+void mob__node_workers_report_unsent(mob_node_t *node) {
+  size_t n = node->unsent.len;
+  for (size_t i = 0; i < n; i++) send_report(node, node->unsent.at[i]);
+  node->unsent.len = 0;
+}
+
 static void report_end(mob_worker_t *worker, int status, const char *detail) {
   mob_node_t *node = worker->node;
   Ray__Rpc__ReportWorkerFailureRequest request = RAY__RPC__REPORT_WORKER_FAILURE_REQUEST__INIT;
@@ -187,8 +220,7 @@ static void report_end(mob_worker_t *worker, int status, const char *detail) {
   data.pid = (uint32_t)worker->pid;
   data.end_time_ms = (uint64_t)mob_wall_ms();
   request.worker_failure = &data;
-  mob_gcs_call(node->client, "/ray.rpc.WorkerInfoGcsService/ReportWorkerFailure", &request,
-               &ray__rpc__report_worker_failure_reply__descriptor, 10000, NULL, NULL);
+  send_report(node, mob_pb_clone(&request));
 }
 
 static void drain_pipe(line_reader_t *reader);
