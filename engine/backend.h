@@ -26,6 +26,7 @@ typedef struct mob_exec_spec {
   mob_dtype_t dtype;        // activations outside matrix products and KV of `auto`: BF16, F16 or F32
   bool exact;               // --dtype float32: fp32 activations and KV, FP8 weights dequantised, activations not quantised
   bool contract;            // CPU: rounds where the CUDA backend does, to check that (engine/cpu/contract.h)
+  bool tensor_sums;         // with contract: adds e4m3 products as a tensor core does (engine/cpu/tensor_sums.h)
   mob_dtype_t kv_dtype;     // F32, BF16, F16 (F8E4M3 where the backend can); MOB_DT_COUNT: auto, the backend's choice
   int max_tokens;           // rows of a step
   int max_seqs;             // slots

@@ -216,8 +216,8 @@ static void expand_page(const attention_t *a, int head, const uint8_t *page, int
     memcpy(to_k[j] + d->qk_nope, x[j] + d->kv_lora, (size_t)d->qk_rope * sizeof *k);
     if (a->splits) mob__contract_input(exec, kv_b, x[j], d->kv_lora, latent + j * width);
   }
-  exec->ops->gemm(kv_b, first, first + d->qk_nope, x, to_k, n);
-  exec->ops->gemm(kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, to_v, n);
+  mob__contract_gemm(exec, kv_b, first, first + d->qk_nope, x, to_k, n);
+  mob__contract_gemm(exec, kv_b, first + d->qk_nope, first + d->qk_nope + d->v_head_dim, x, to_v, n);
   if (!a->splits) return;
   mob__round_bf16(k, (int64_t)n * d->head_dim);
   mob__round_bf16(v, (int64_t)n * d->v_head_dim);

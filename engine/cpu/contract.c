@@ -1,4 +1,5 @@
 #include "engine/cpu/contract.h"
+#include "engine/cpu/tensor_sums.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@ void mob__round_f16(float *x, int64_t n) {
 
 // Nearest e4m3 value, ties to even, saturating at 448: 3 bits behind the leading one, and never
 // finer than 2^-9.
-static float round_e4m3(float x) {
+float mob__round_e4m3(float x) {
   union {
     float f;
     uint32_t u;
@@ -32,18 +33,22 @@ static float round_e4m3(float x) {
   return r > 448 ? 448 : r < -448 ? -448 : r;
 }
 
+float mob__e4m3_scale(float amax, bool ue8m0) {
+  union {
+    float f;
+    uint32_t u;
+  } scale = {fmaxf(amax, 1e-10f) / 448.0f};
+  if (ue8m0) scale.u = (scale.u + 0x7fffff) & 0x7f800000;
+  return scale.f;
+}
+
 void mob__quantise_e4m3(const float *x, int64_t n, bool ue8m0, float *out) {
   for (int64_t from = 0; from < n; from += 128) {
     int64_t end = from + 128 < n ? from + 128 : n;
-    float amax = 1e-10f;
+    float amax = 0;
     for (int64_t i = from; i < end; i++) amax = fmaxf(amax, fabsf(x[i]));
-    union {
-      float f;
-      uint32_t u;
-    } scale = {amax / 448.0f};
-    if (ue8m0) scale.u = (scale.u + 0x7fffff) & 0x7f800000;
-    float inverse = 1.0f / scale.f;
-    for (int64_t i = from; i < end; i++) out[i] = round_e4m3(x[i] * inverse) * scale.f;
+    const float scale = mob__e4m3_scale(amax, ue8m0), inverse = 1.0f / scale;
+    for (int64_t i = from; i < end; i++) out[i] = mob__round_e4m3(x[i] * inverse) * scale;
   }
 }
 
@@ -61,6 +66,14 @@ void mob__contract_input(const mob_exec_t *exec, const mob_mat_t *w, const float
 // linear
 
 enum { TILE_ROWS = 32, BATCH = 64 };
+
+void mob__contract_gemm(const mob_exec_t *exec, const mob_mat_t *w, int64_t r0, int64_t r1,
+                        const float *const *x, float *const *y, int m) {
+  if (exec->spec.tensor_sums && w->dtype == MOB_DT_F8E4M3)
+    mob_tensor_gemm(w, r0, r1, x, y, m, exec->desc->quant_ue8m0);
+  else
+    exec->ops->gemm(w, r0, r1, x, y, m);
+}
 
 typedef struct linear {
   const mob_exec_t *exec;
@@ -91,7 +104,7 @@ static void run_tile(void *arg, int64_t tile, int thread) {
       x[i] = l->rounded + (from + i) * l->w->cols;
       y[i] = l->y + (from + i) * l->ldy + r0;
     }
-    l->exec->ops->gemm(l->w, r0, r1, x, y, n);
+    mob__contract_gemm(l->exec, l->w, r0, r1, x, y, n);
     for (int i = 0; i < n; i++) {
       if (!fp32) mob__round_bf16(y[i], r1 - r0);
       if (l->bias)

@@ -5,7 +5,8 @@
 //   weights      BF16; FP8 where every tile of 64 x 128 lies in one block of scales, else
 //                dequantised and rounded to BF16
 //   linears      input 1 x 128 e4m3 (scale max(amax, 1e-10) / 448, a power of two with ue8m0) for
-//                FP8 weights, BF16 for BF16 ones; sums fp32; result BF16 before any bias. The
+//                FP8 weights, BF16 for BF16 ones; sums fp32, or with spec.tensor_sums, of e4m3
+//                products, as tensor_sums.h says; result BF16 before any bias. The
 //                router's input and result, and the logits, stay fp32
 //   residual     fp32; norms, softmax, router, SiLU fp32 from BF16 values, and straight to the next
 //                linear's input
@@ -30,6 +31,12 @@ void mob__contract_linear(mob_rank_t *rank, const mob_mat_t *w, const float *bia
 // One row of a linear's input as the kernel of `w` reads it: `cols` values; out may be x.
 void mob__contract_input(const mob_exec_t *exec, const mob_mat_t *w, const float *x, int64_t cols,
                          float *out);
+// ops->gemm() for inputs rounded so.
+void mob__contract_gemm(const mob_exec_t *exec, const mob_mat_t *w, int64_t r0, int64_t r1,
+                        const float *const *x, float *const *y, int m);
+float mob__round_e4m3(float x);
+// Of 128 values whose largest is amax.
+float mob__e4m3_scale(float amax, bool ue8m0);
 void mob__round_bf16(float *x, int64_t n);
 void mob__round_f16(float *x, int64_t n);
 // 1 x 128; out may be x.

@@ -48,8 +48,8 @@ static void gate_up_tile(void *arg, int64_t unit, int thread) {
       gate[i] = t->act + (from + i) * inter + r0;
       up[i] = scratch + i * TILE_ROWS;
     }
-    ops->gemm(&t->net->gate, r0, r1, x, gate, n);
-    ops->gemm(&t->net->up, r0, r1, x, up, n);
+    mob__contract_gemm(rank->exec, &t->net->gate, r0, r1, x, gate, n);
+    mob__contract_gemm(rank->exec, &t->net->up, r0, r1, x, up, n);
     for (int i = 0; i < n; i++) {
       if (rank->exec->spec.contract) {
         mob__round_bf16(gate[i], r1 - r0);
@@ -76,7 +76,7 @@ static void down_tile(void *arg, int64_t unit, int thread) {
         x[i] = t->act + (from + i) * t->net->gate.rows;
         y[i] = scratch + i * TILE_ROWS;
       }
-      ops->gemm(&t->net->down, r0, r1, x, y, n);
+      mob__contract_gemm(rank->exec, &t->net->down, r0, r1, x, y, n);
       for (int i = 0; i < n; i++) {
         int64_t row = t->rows ? t->rows[from + i] : from + i;
         if (rank->exec->spec.contract) mob__round_bf16(y[i], r1 - r0);

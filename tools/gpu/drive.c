@@ -144,7 +144,7 @@ static mob_status open_stage(drive_t *d, int i) {
   const int layers = mob_model_desc(c->model)->n_layers;
   const bool taped = c->last_layer > 0;
   mob_exec_spec_t spec = {.model = c->model, .tp = c->tp, .expert_parallel = c->expert_parallel, .threads = 0, .dtype = MOB_DT_BF16,
-                          .contract = c->contract, .kv_dtype = c->kv_dtype == MOB_DT_F32 ? MOB_DT_COUNT : c->kv_dtype,
+                          .contract = c->contract, .tensor_sums = c->tensor_sums, .kv_dtype = c->kv_dtype == MOB_DT_F32 ? MOB_DT_COUNT : c->kv_dtype,
                           .max_tokens = c->max_tokens, .max_seqs = DRIVE_SLOTS, .max_len = c->max_len, .eager = c->eager,
                           .memory_share = 0.95, .link = &link_ops};
   spec.first_layer = taped ? c->first_layer : layers * i / d->pp;
