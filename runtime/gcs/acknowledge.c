@@ -85,6 +85,12 @@ void mob__gcs_del_reply(mob_gcs_t *gcs, mob_table_t table, const void *key, size
   finish(ack, reply);
 }
 
+void mob__gcs_reply_stored(mob_gcs_t *gcs, mob_rpc_call_t *call, const void *reply) {
+  ack_t *ack = new_ack(call);
+  gcs->store->sync(gcs->store, on_stored, ack);
+  finish(ack, reply);
+}
+
 static void on_background(void *arg, mob_status status) {
   (void)arg;
   if (status != MOB_OK) MOB_WARN("a change is not stored yet: %s", mob_errmsg());

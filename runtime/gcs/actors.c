@@ -80,7 +80,7 @@ void mob__actor_answer(mob__actor_t *actor, int code, const char *text,
   }
   for (size_t i = 0; i < actor->waiters.len; i++) {
     mob_rpc_call_on_cancel(actor->waiters.at[i], NULL, NULL);
-    mob_rpc_reply(actor->waiters.at[i], &reply);
+    mob__gcs_reply_stored(actor->gcs, actor->waiters.at[i], &reply);
   }
   actor->waiters.len = 0;
 }
@@ -263,7 +263,7 @@ static void on_restart(void *owner, mob_rpc_call_t *call, const void *request) {
     mob__actor_queue(actor, 0);
     reply.status = MOB__OK(gcs);
   }
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(gcs, call, &reply);
 }
 
 // ----------------------------------------------------------------------------------------- queries
@@ -382,7 +382,7 @@ static void on_kill(void *owner, mob_rpc_call_t *call, const void *request) {
     }
   }
   reply.status = MOB__OK(gcs);
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(gcs, call, &reply);
 }
 
 static void on_out_of_scope(void *owner, mob_rpc_call_t *call, const void *request) {
@@ -403,7 +403,7 @@ static void on_out_of_scope(void *owner, mob_rpc_call_t *call, const void *reque
     mob__actor_die(actor, &cause);
   }
   reply.status = MOB__OK(gcs);
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(gcs, call, &reply);
 }
 
 // Called by actor_death.c when an actor has become DEAD: frees its name, and makes room.

@@ -87,6 +87,9 @@ void mob__gcs_store_del(mob_gcs_t *gcs, mob_table_t table, const void *key, size
 void mob__gcs_put_reply(mob_gcs_t *gcs, mob_table_t table, const void *key, size_t key_len,
                         const void *message, mob_rpc_call_t *call, const void *reply);
 
+// Answers `call` when all changes made so far are stored.
+void mob__gcs_reply_stored(mob_gcs_t *gcs, mob_rpc_call_t *call, const void *reply);
+
 // The GCS is freed when nothing holds it any more.
 void mob__gcs_hold(mob_gcs_t *gcs);
 void mob__gcs_release(mob_gcs_t *gcs);

@@ -131,7 +131,7 @@ static void on_finished(void *owner, mob_rpc_call_t *call, const void *request) 
   reply.status = job ? MOB__OK(jobs->gcs)
                      : mob__gcs_status(jobs->gcs, MOB__GCS_NOT_FOUND, "There is no job %s.",
                                        mob_id_text(req->job_id).text);
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(jobs->gcs, call, &reply);
 }
 
 static void on_get_all(void *owner, mob_rpc_call_t *call, const void *request) {

@@ -271,7 +271,13 @@ static void on_register(void *owner, mob_rpc_call_t *call, const void *request) 
   const char *bad = bad_registration(req->node_info);
   mob__node_t *known =
       bad ? NULL : mob__node_find(gcs, req->node_info->node_id.data, MOB_NODE_ID_SIZE);
-  if (known && known->expected_until) {
+  if (known && known->expected_until) { // it says anew what it is
+    Ray__Rpc__GcsNodeInfo *info = mob_pb_clone(req->node_info);
+    mob_pb_free(known->info);
+    known->info = info;
+    info->state = RAY__RPC__GCS_NODE_INFO__GCS_NODE_STATE__ALIVE;
+    mob_resources_read(&known->total, info->resources_total, info->n_resources_total);
+    mob__gcs_store_put(gcs, MOB_TABLE_NODE, known->id, sizeof known->id, info);
     mob__node_return(gcs, known->id, sizeof known->id);
   }
   if (known && !known->alive) bad = "This node id is dead: register under a new one.";
@@ -316,7 +322,7 @@ static void on_unregister(void *owner, mob_rpc_call_t *call, const void *request
                   info && info->reason_message[0] ? info->reason_message : "it left");
   }
   reply.status = MOB__OK(gcs); // also when it was gone already: Ray's own server never answers then
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(gcs, call, &reply);
 }
 
 static bool selected(const mob__node_t *node, const Ray__Rpc__GetAllNodeInfoRequest *req) {

@@ -76,7 +76,7 @@ static void answer_waiters(mob__pg_t *pg, int code, const char *text) {
   reply.status = mob__gcs_status(pg->gcs, code, "%s", text);
   for (size_t i = 0; i < pg->waiters.len; i++) {
     mob_rpc_call_on_cancel(pg->waiters.at[i], NULL, NULL);
-    mob_rpc_reply(pg->waiters.at[i], &reply);
+    mob__gcs_reply_stored(pg->gcs, pg->waiters.at[i], &reply);
   }
   pg->waiters.len = 0;
 }
@@ -400,7 +400,7 @@ static void on_remove(void *owner, mob_rpc_call_t *call, const void *request) {
   mob__pg_t *pg = mob__pg_find(gcs, req->placement_group_id.data, req->placement_group_id.len);
   if (pg) remove_group(pg, "asked for");
   reply.status = MOB__OK(gcs); // also for an unknown one, as Ray
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(gcs, call, &reply);
 }
 
 static void on_get(void *owner, mob_rpc_call_t *call, const void *request) {

@@ -43,6 +43,8 @@ struct mob_store {
               const void *value, size_t value_len, mob_store_done_fn done, void *arg);
   void (*del)(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
               mob_store_done_fn done, void *arg);
+  // `done` comes once all changes asked for before are stored.
+  void (*sync)(mob_store_t *store, mob_store_done_fn done, void *arg);
   // Calls `each` for every entry of the table; one entry may come twice. Only before the first
   // change, while nothing is served yet: it blocks.
   mob_status (*load)(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg);

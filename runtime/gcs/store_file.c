@@ -427,6 +427,18 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   change(s, done, arg);
 }
 
+static void sync_store(mob_store_t *store, mob_store_done_fn done, void *arg) {
+  file_store_t *s = (file_store_t *)store;
+  bool working = s->job.bytes.len > 0;
+  if (s->pending.len || s->broken) { // with the next job
+    *mob_vec_push(&s->waiters) = (waiter_t){done, arg};
+  } else if (working) {
+    *mob_vec_push(&s->job.waiters) = (waiter_t){done, arg};
+  } else {
+    done(arg, MOB_OK);
+  }
+}
+
 static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
   file_store_t *s = (file_store_t *)store;
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&s->tables[table], e));) {
@@ -456,6 +468,7 @@ static void free_store(file_store_t *s) {
     for (mob_map_entry_t *e = NULL; (e = mob_map_next(&s->tables[table], e));) free(e->value);
     mob_map_free(&s->tables[table]);
   }
+  answer(&s->waiters, MOB_E_UNAVAILABLE, "the GCS ends");
   mob_buf_free(&s->pending);
   if (s->fd >= 0) close(s->fd);
   if (s->dir_fd >= 0) close(s->dir_fd);
@@ -519,7 +532,7 @@ static mob_status open_log(file_store_t *s) {
 
 mob_status mob_store_file(uv_loop_t *loop, const char *dir, mob_store_t **out) {
   file_store_t *s = MOB_NEW(file_store_t);
-  s->base = (mob_store_t){"file", true, put, del, load, close_store};
+  s->base = (mob_store_t){"file", true, put, del, sync_store, load, close_store};
   s->loop = loop;
   s->dir_fd = s->lock_fd = s->fd = -1;
   s->dir = mob_strdup(dir);

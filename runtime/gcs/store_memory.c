@@ -15,6 +15,11 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   if (done) done(arg, MOB_OK);
 }
 
+static void sync_store(mob_store_t *store, mob_store_done_fn done, void *arg) {
+  (void)store;
+  done(arg, MOB_OK);
+}
+
 static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
   (void)store, (void)table, (void)each, (void)arg;
   return MOB_OK;
@@ -27,6 +32,6 @@ static void close_store(mob_store_t *store, void (*done)(void *arg), void *arg) 
 
 mob_store_t *mob_store_memory(void) {
   mob_store_t *store = MOB_NEW(mob_store_t);
-  *store = (mob_store_t){"memory", false, put, del, load, close_store};
+  *store = (mob_store_t){"memory", false, put, del, sync_store, load, close_store};
   return store;
 }

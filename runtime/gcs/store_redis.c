@@ -321,6 +321,17 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   free(hash);
 }
 
+static void sync_store(mob_store_t *store, mob_store_done_fn done, void *arg) {
+  redis_store_t *s = (redis_store_t *)store;
+  static const char *const argv[] = {"PING"};
+  static const size_t lens[] = {4};
+  if (s->first) {
+    queue_change(s, argv, lens, 1, done, arg); // answers come in order
+  } else {
+    done(arg, MOB_OK);
+  }
+}
+
 static mob_status failed_load(redis_store_t *s, const redisReply *reply, const char *what) {
   return mob_fail(MOB_E_UNAVAILABLE, "Redis at %s: %s cannot be read: %s", s->shown, what,
                   !reply                             ? s->loader->errstr
@@ -547,7 +558,7 @@ mob_status mob_store_redis(uv_loop_t *loop, const mob_store_redis_t *config, mob
                     "RAY_external_storage_namespace=%s: '@' is not allowed in a namespace", space);
   }
   redis_store_t *s = MOB_NEW(redis_store_t);
-  s->base = (mob_store_t){"redis", true, put, del, load, close_store};
+  s->base = (mob_store_t){"redis", true, put, del, sync_store, load, close_store};
   s->loop = loop;
   s->last = &s->first;
   s->backoff_ms = BACKOFF_FIRST_MS;

@@ -76,10 +76,10 @@ static void on_failure(void *owner, mob_rpc_call_t *call, const void *request) {
            mob_id_text(data->worker_address->node_id).text,
            data->opt_exit_detail_case ? data->exit_detail : "no detail");
   put(workers, data);
-  reply.status = MOB__OK(gcs);
-  mob_rpc_reply(call, &reply);
   publish_delta(gcs, data->worker_address);
   mob__gcs_worker_dead(gcs, data);
+  reply.status = MOB__OK(gcs);
+  mob__gcs_reply_stored(gcs, call, &reply); // with what became of its actor
 }
 
 static void on_get(void *owner, mob_rpc_call_t *call, const void *request) {
@@ -131,7 +131,7 @@ static void on_add(void *owner, mob_rpc_call_t *call, const void *request) {
   } else {
     reply.status = mob__gcs_status(workers->gcs, MOB__GCS_INVALID, "The request names no worker.");
   }
-  mob_rpc_reply(call, &reply);
+  mob__gcs_reply_stored(workers->gcs, call, &reply);
 }
 
 static Ray__Rpc__GcsStatus *unknown(mob__workers_t *workers, ProtobufCBinaryData id) {

@@ -251,6 +251,28 @@ static void on_load(void *owner, mob_rpc_call_t *call, const void *request) {
   mob_rpc_reply(call, &reply);
 }
 
+static void on_restart(void *owner, mob_rpc_call_t *call, const void *request) {
+  (void)request;
+  ((fake_node_t *)owner)->restart_told++;
+  Ray__Rpc__NotifyGCSRestartReply reply = RAY__RPC__NOTIFY_GCSRESTART_REPLY__INIT;
+  mob_rpc_reply(call, &reply);
+}
+
+static void on_used_workers(void *owner, mob_rpc_call_t *call, const void *request) {
+  const Ray__Rpc__ReleaseUnusedActorWorkersRequest *req = request;
+  ((fake_node_t *)owner)->workers_in_use = req->n_worker_ids_in_use;
+  Ray__Rpc__ReleaseUnusedActorWorkersReply reply =
+      RAY__RPC__RELEASE_UNUSED_ACTOR_WORKERS_REPLY__INIT;
+  mob_rpc_reply(call, &reply);
+}
+
+static void on_used_bundles(void *owner, mob_rpc_call_t *call, const void *request) {
+  const Ray__Rpc__ReleaseUnusedBundlesRequest *req = request;
+  ((fake_node_t *)owner)->bundles_in_use = req->n_bundles_in_use;
+  Ray__Rpc__ReleaseUnusedBundlesReply reply = RAY__RPC__RELEASE_UNUSED_BUNDLES_REPLY__INIT;
+  mob_rpc_reply(call, &reply);
+}
+
 #define NODE "/ray.rpc.NodeManagerService/"
 static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(NODE "PrepareBundleResources", ray__rpc__prepare_bundle_resources, on_prepare),
@@ -260,6 +282,10 @@ static const mob_rpc_method_t methods[] = {
     MOB_RPC_METHOD(NODE "ReturnWorkerLease", ray__rpc__return_worker_lease, on_return),
     MOB_RPC_METHOD(NODE "KillLocalActor", ray__rpc__kill_local_actor, on_kill),
     MOB_RPC_METHOD(NODE "GetResourceLoad", ray__rpc__get_resource_load, on_load),
+    MOB_RPC_METHOD(NODE "NotifyGCSRestart", ray__rpc__notify_gcsrestart, on_restart),
+    MOB_RPC_METHOD(NODE "ReleaseUnusedActorWorkers", ray__rpc__release_unused_actor_workers,
+                   on_used_workers),
+    MOB_RPC_METHOD(NODE "ReleaseUnusedBundles", ray__rpc__release_unused_bundles, on_used_bundles),
     MOB_RPC_METHOD(NODE "DrainRaylet", ray__rpc__drain_raylet, on_drain),
     MOB_RPC_METHOD("/ray.rpc.CoreWorkerService/PushTask", ray__rpc__push_task, on_push),
 };
@@ -303,7 +329,7 @@ void node_say(fake_node_t *node) {
 
 void node_join(cluster_t *c, fake_node_t *node, const char *ip, const char *resources, bool head) {
   node->c = c;
-  mob_random(node->id, sizeof node->id);
+  if (!node->keep_id) mob_random(node->id, sizeof node->id);
   node->total = parse_resources(resources);
   mob_resources_copy(&node->available, &node->total);
   assert_int_equal(mob_rpc_server_new(c->rpc, &node->server), MOB_OK);
@@ -316,6 +342,7 @@ void node_join(cluster_t *c, fake_node_t *node, const char *ip, const char *reso
   info.node_name = (char *)ip;
   info.node_manager_port = node->port;
   info.is_head_node = head;
+  if (node->raylet) info.raylet_socket_name = "/tmp/raylet"; // a node of ours has none
   mob_resources_write(&node->total, &info.resources_total, &info.n_resources_total);
   Ray__Rpc__RegisterNodeRequest request = RAY__RPC__REGISTER_NODE_REQUEST__INIT;
   request.node_info = &info;

@@ -73,6 +73,9 @@ typedef struct fake_node {
   bool refuse_prepare, hold_prepare, fail_constructor, reject_lease, hold_push, silent, raylet;
   int serving; // what a raylet's health service says: 1, 0, or -1 for nothing at all
   size_t load_asked;
+  // After a restart of the GCS: with `keep_id` it joins under the id that stands in `id`.
+  bool keep_id;
+  size_t restart_told, workers_in_use, bundles_in_use;
   mob_rpc_call_t *held_prepare, *held_push;
   uint8_t worker_id[MOB_WORKER_ID_SIZE]; // of the newest lease
   uint8_t killed_actor[MOB_ACTOR_ID_SIZE];

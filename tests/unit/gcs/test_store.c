@@ -54,6 +54,10 @@ static void del(mob_store_t *store, mob_table_t table, const void *key, size_t k
   finish((slow_store_t *)store, done, arg);
 }
 
+static void sync_store(mob_store_t *store, mob_store_done_fn done, void *arg) {
+  finish((slow_store_t *)store, done, arg);
+}
+
 static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
   (void)store, (void)table, (void)each, (void)arg;
   return MOB_OK;
@@ -65,7 +69,7 @@ static void close_store(mob_store_t *store, void (*done)(void *arg), void *arg) 
 }
 
 static slow_store_t new_store(void) {
-  return (slow_store_t){.base = {"slow", false, put, del, load, close_store}};
+  return (slow_store_t){.base = {"slow", false, put, del, sync_store, load, close_store}};
 }
 
 static void put_later(cluster_t *c, const char *key, answer_t *out) {
