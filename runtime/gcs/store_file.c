@@ -523,6 +523,11 @@ static mob_status open_log(file_store_t *s) {
   s->broken = true; // there is no file yet
   start_job(s);
   run_job(&s->job, s);
+  int parent = openat(s->dir_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (parent >= 0) { // the folder may be new too
+    fsync(parent);
+    close(parent);
+  }
   s->broken = false;
   job_t job = settle(s);
   mob_status status = job.error ? mob_fail(MOB_E_IO, "%s", job.error) : MOB_OK;

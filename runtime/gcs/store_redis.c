@@ -52,10 +52,10 @@ typedef struct redis_store {
   char *shown; // the address for messages, without the password
   char *host, *path, *username, *password, *prefix;
   int port;
-  redisContext *loader;  // until the first change
-  redisAsyncContext *ac; // NULL while there is no connection
-  bool ready;            // connected and let in
-  uint64_t connect_by, retry_at, backoff_ms;
+  redisContext *loader;                                // until the first change
+  redisAsyncContext *ac;                               // NULL while there is no connection
+  bool ready;                                          // connected and let in
+  uint64_t connect_by, retry_at, backoff_ms, heard_at; // heard_at: the newest answer
   char *trouble; // why there is no connection; NULL when all is well
   bool resolving;
   uv_getaddrinfo_t resolve;
@@ -124,6 +124,7 @@ static void on_stored(redisAsyncContext *ac, void *answer, void *arg) {
     s->trouble = NULL;
   }
   s->backoff_ms = BACKOFF_FIRST_MS;
+  s->heard_at = mob_now_ms();
   change_t *change = take_first(s);
   MOB_ASSERT(change != s->unsent); // answers come in the order of the commands
   finish(change, MOB_OK);
@@ -277,7 +278,8 @@ static void on_tick(uv_timer_t *timer) {
   uint64_t now = mob_now_ms();
   if (s->ac && !s->ready && now > s->connect_by) {
     give_up_connection(s, "no connection: it does not answer");
-  } else if (s->ac && s->first && s->first->sent_at && now - s->first->sent_at > SILENCE_MS) {
+  } else if (s->ac && s->first && s->first->sent_at && now - s->first->sent_at > SILENCE_MS &&
+             now - s->heard_at > SILENCE_MS) {
     give_up_connection(s, "it keeps silent");
   }
   if (!s->ac && !s->resolving && !s->loader && !s->closing && now >= s->retry_at) connect_now(s);

@@ -114,11 +114,13 @@ def cluster(store, tmp_path):
         c.stop()
 
 
-def add_job(channel, entrypoint):
+def add_job(channel, entrypoint, driver=None):
     jobs = gcs_service_pb2_grpc.JobInfoGcsServiceStub(channel)
     number = jobs.GetNextJobID(gcs_service_pb2.GetNextJobIDRequest()).job_id
     data = gcs_pb2.JobTableData(job_id=number.to_bytes(4, "little"), entrypoint=entrypoint,
                                 config=common_pb2.JobConfig(ray_namespace="space"))
+    if driver:
+        data.driver_address.node_id = bytes.fromhex(driver.id)
     jobs.AddJob(gcs_service_pb2.AddJobRequest(data=data))
     return number
 
@@ -185,7 +187,26 @@ def test_a_head_that_is_killed(cluster):
     assert again.process.returncode == 0
 
 
-def create_actor(channel, job, name, group=None, max_restarts=0):
+def test_a_worker_lives_through_the_death_of_its_head(cluster):
+    """The daemon of another pod stays; what the dead head's driver had there does not."""
+    port = free_port()
+    head = cluster.node("127.0.0.2", "--head", f"--port={port}", "--num-gpus=0")
+    worker = cluster.node("127.0.0.3", f"--address={head.address}")
+    with grpc.insecure_channel(head.address) as channel:
+        lost = create_actor(channel, add_job(channel, "on the head", driver=head), "lost", detached=False)
+        kept = create_actor(channel, add_job(channel, "elsewhere"), "kept", detached=False)
+    head.stop(signal.SIGKILL)
+    again = cluster.node("127.0.0.2", "--head", f"--port={port}", "--num-gpus=0")
+    gcs = GcsClient(address=again.address)
+    wait_for(lambda: gcs.check_alive([ray.NodeID.from_hex(n.id) for n in (head, worker, again)]) == [False, True, True],
+             again, worker)
+    wait_for(lambda: not running(lost.pid), again, worker)
+    with grpc.insecure_channel(again.address) as channel:
+        assert named(channel, "kept").pid == kept.pid and running(kept.pid)
+    assert "is back after" in worker.log()
+
+
+def create_actor(channel, job, name, group=None, max_restarts=0, detached=True):
     actor_id = os.urandom(12) + job.to_bytes(4, "little")
     strategy = common_pb2.SchedulingStrategy(default_scheduling_strategy=common_pb2.DefaultSchedulingStrategy())
     if group:
@@ -200,7 +221,7 @@ def create_actor(channel, job, name, group=None, max_restarts=0):
         function_descriptor=common_pb2.FunctionDescriptor(
             cpp_function_descriptor=common_pb2.CppFunctionDescriptor(class_name="Echo", function_name="Echo")),
         actor_creation_task_spec=common_pb2.ActorCreationTaskSpec(
-            actor_id=actor_id, name=name, ray_namespace="space", is_detached=True, max_actor_restarts=max_restarts))
+            actor_id=actor_id, name=name, ray_namespace="space", is_detached=detached, max_actor_restarts=max_restarts))
     stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
     stub.RegisterActor(gcs_service_pb2.RegisterActorRequest(task_spec=spec))
     reply = stub.CreateActor(gcs_service_pb2.CreateActorRequest(task_spec=spec), timeout=60)
