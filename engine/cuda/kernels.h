@@ -27,8 +27,9 @@ struct Matrix {
   int n, k;        // outputs; inputs, padded to whole pairs of tiles
   Weights kind;
 };
+constexpr int kPartialFloats = 256 * 128; // of an SM: its part of a tile
 struct LinearScratch {
-  float *partial;  // partial sums, every bit set
+  float *partial;  // [sms][kPartialFloats] partial sums, every bit set
   int sms;
   Waits *waits;    // may be null
 };

@@ -1,5 +1,6 @@
 // Which instance of the kernel computes a linear: by its weights' kind and the number of tokens.
 #include "kernels.h"
+#include "linear_wide.cuh"
 
 namespace mob {
 namespace {
@@ -35,14 +36,23 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 } // namespace
 
 void linear_prepare() {
+  linear_wide_prepare();
   set_limits<true, false>();
   set_limits<false, false>();
   set_limits<false, true>();
 }
 
+// Above this many tokens the tensor cores are the bound of all but short matrices (a router's), not the weights' bytes.
+static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
+
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream) {
   const int pairs = (int)column_pairs(w);
+  if (is_wide(w, m)) {
+    const LinearWide p = {w.data, x.data, y, s.partial, s.waits, x.mp, ldy, 0, m, w.n, pairs * x_parts, pairs};
+    linear_wide(p, w.kind == Weights::F8, f32, s.sms, stream);
+    return;
+  }
   LinearMany p = {};
   p.w = w.data;
   p.x = x.data;
@@ -65,6 +75,12 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 
 void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
                      cudaStream_t stream) {
+  const int pairs = (int)column_pairs(w);
+  if (is_wide(w, keys)) {
+    const LinearWide p = {w.data, x.data, tiles, s.partial, s.waits, x.mp, 0, key_blocks, keys, w.n, pairs, pairs};
+    linear_wide(p, true, false, s.sms, stream);
+    return;
+  }
   LinearMany p = {};
   p.w = w.data;
   p.x = x.data;
@@ -75,7 +91,7 @@ void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_
   p.waits = s.waits;
   p.m = keys;
   p.n = w.n;
-  p.pairs = p.w_pairs = (int)column_pairs(w);
+  p.pairs = p.w_pairs = pairs;
   p.min_run = 2;
   many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
 }

@@ -130,8 +130,8 @@ template <int Words, int Stride = 1024> __device__ __forceinline__ void give_par
   }
 }
 
-template <int Words, int Stride = 1024> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
-  constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
+template <int Words, int Stride = 1024, int Batch = 8> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
+  constexpr int kBatch = Words / 4 < Batch ? Words / 4 : Batch; // loads in flight
   uint32_t start = 0;
 #pragma unroll
   for (int first = 0; first < Words / 4; first += kBatch) {

@@ -295,7 +295,7 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
     if (pieces.last < p.pairs) {
       const int runs = pieces.last_run(p) - blockIdx.x / p.beside;
       for (int i = 1; i <= runs; i++)
-        take_partial<Tall * kWords, Groups * 512>(partial + (size_t)(blockIdx.x + i * p.beside) * (S::kTokens * Outputs), sum, p.waits);
+        take_partial<Tall * kWords, Groups * 512, Groups == 2 ? 16 : 8>(partial + (size_t)(blockIdx.x + i * p.beside) * (S::kTokens * Outputs), sum, p.waits);
     }
     const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
 #pragma unroll
@@ -305,5 +305,14 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
     }
   }
 }
+
+// ---- linear_wide.cu
+constexpr int kWideTiles = 4; // kinds of tiles that there may be
+enum class WideDeal { kWhole, kCut, kBeside };
+void linear_wide_prepare(); // once a device
+// p: all but how the work is dealt out. The way that takes the least time is chosen.
+void linear_wide(const LinearWide &p, bool f8, bool f32, int sms, cudaStream_t stream);
+// A given way; false: these sizes or inputs have no such one.
+bool linear_wide_try(LinearWide p, bool f8, bool f32, int tile, WideDeal how, int sms, cudaStream_t stream);
 
 } // namespace mob

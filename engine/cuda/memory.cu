@@ -111,7 +111,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
   a->take(&r->meta, (size_t)exec->layout.total * 4);
   if (s.tp > 1) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
-  a->take(&r->scratch.partial, (size_t)shapes->sms * 128 * 128 * 4);
+  a->take(&r->scratch.partial, (size_t)shapes->sms * kPartialFloats * 4);
 }
 
 } // namespace
@@ -134,7 +134,7 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   r->scratch.sms = r->sms;
   r->scratch.waits = r->waits;
   if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet
-  CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * 128 * 128 * 4));
+  CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * kPartialFloats * 4));
   return MOB_OK;
 }
 

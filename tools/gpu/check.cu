@@ -480,8 +480,8 @@ int main() {
   attention_prefill_prepare();
   attention_gqa_prepare();
   scratch.sms = sms;
-  CUDA(cudaMalloc(&scratch.partial, (size_t)sms * 128 * 128 * 4));
-  CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * 128 * 128 * 4));
+  CUDA(cudaMalloc(&scratch.partial, (size_t)sms * kPartialFloats * 4));
+  CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * kPartialFloats * 4));
   printf("%s, %d SMs\n", prop.name, sms);
   measure_roof();
   for (int tp : {1, 2, 4, 8}) {

@@ -116,7 +116,7 @@ static int set_up(void **) {
   attention_prefill_prepare();
   linear_prepare();
   scratch.sms = 3;
-  scratch.partial = device<float>((size_t)scratch.sms * 128 * 128);
+  scratch.partial = device<float>((size_t)scratch.sms * kPartialFloats);
   return 0;
 }
 

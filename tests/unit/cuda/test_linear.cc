@@ -168,7 +168,7 @@ static void check_dense(int m, int n, int k, bool f8, bool f32) {
   char text[96];
   snprintf(text, sizeof text, "%d x %d, %d tokens, %s%s", n, k, m, f8 ? "e4m3" : "bf16", f32 ? ", fp32" : "");
   error.check(text, f32 ? 1e-5 : 3e-3);
-  const std::vector<uint32_t> partial = fetch((const uint32_t *)scratch.partial, 3 * 128 * 128);
+  const std::vector<uint32_t> partial = fetch((const uint32_t *)scratch.partial, 3 * kPartialFloats);
   for (uint32_t word : partial) assert_int_equal(word, ~0u); // as the next launch expects them
   free_all();
 }
@@ -274,8 +274,8 @@ static int open_device(void **state) {
   cuda(cudaStreamCreate(&stream));
   linear_prepare();
   scratch.sms = 3;
-  cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * 128 * 128 * 4));
-  cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * 128 * 128 * 4));
+  cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * kPartialFloats * 4));
+  cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * kPartialFloats * 4));
   return 0;
 }
 static int close_device(void **state) {
