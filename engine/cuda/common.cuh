@@ -62,10 +62,24 @@ __device__ __forceinline__ float quant_scale(float amax, bool ue8m0) {
   return scale;
 }
 
+// Where a row's columns lie in records.
+struct RecordRow {
+  uint8_t *data;
+  size_t pair_bytes;   // from a pair to the next
+  uint8_t *scales;
+  size_t pair_scales;  // bytes from a pair's scales to the next one's
+  int rows, row;       // rows between a pair's two tiles; this one
+  int fp8;
+};
+
+__device__ __forceinline__ RecordRow record_row(const Records &r, int row) {
+  const size_t bytes = record_bytes(r.fp8, r.mp);
+  return {r.data, bytes, r.data + (size_t)r.mp * 256, bytes, r.mp, row, r.fp8};
+}
+
 // Eight columns (col % 8 == 0) of a row into records. All 16 lanes of a half-warp hold the 128 columns of a block, in order;
 // every lane of the warp must call this (fp8 shuffles), with `store` false where there is no such row or column. Values of columns at or behind the matrix's own must be 0.
-__device__ __forceinline__ void put_record(const Records &to, int row, int col, const float v[8], bool ue8m0,
-                                           bool store = true) {
+__device__ __forceinline__ void put_record(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store = true) {
   if (to.fp8) {
     float amax = 0;
 #pragma unroll
@@ -74,15 +88,17 @@ __device__ __forceinline__ void put_record(const Records &to, int row, int col, 
     for (int s = 8; s; s >>= 1) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, s));
     if (!store) return;
     const float scale = quant_scale(amax, ue8m0);
-    uint8_t *record = to.data + (size_t)(col / 256) * to.mp * 264;
     const int c = col % 128, second = col / 128 % 2;
-    *(uint2 *)(record + ((size_t)second * to.mp + row) * 128 + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)) =
-        pack_e4m3x8(v, 1.0f / scale);
-    if (c == 0) *(float *)(record + (size_t)to.mp * 256 + ((size_t)second * to.mp + row) * 4) = scale;
+    *(uint2 *)(to.data + col / 256 * to.pair_bytes + ((size_t)second * to.rows + to.row) * 128 + (((c >> 4) ^ (to.row & 7)) << 4) +
+               (c & 15)) = pack_e4m3x8(v, 1.0f / scale);
+    if (c == 0) *(float *)(to.scales + col / 256 * to.pair_scales + ((size_t)second * to.rows + to.row) * 4) = scale;
   } else if (store) {
-    uint8_t *record = to.data + (size_t)(col / 128) * to.mp * 256;
-    *(uint4 *)(record + ((size_t)(col / 64 % 2) * to.mp + row) * 128 + (((col % 64 / 8) ^ (row & 7)) << 4)) = pack_bf16x8(v);
+    *(uint4 *)(to.data + col / 128 * to.pair_bytes + ((size_t)(col / 64 % 2) * to.rows + to.row) * 128 +
+               (((col % 64 / 8) ^ (to.row & 7)) << 4)) = pack_bf16x8(v);
   }
+}
+__device__ __forceinline__ void put_record(const Records &to, int row, int col, const float v[8], bool ue8m0, bool store = true) {
+  put_record(record_row(to, row), col, v, ue8m0, store);
 }
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -82,8 +82,9 @@ struct Rank {
   float *gqa_partial; // of attend_gqa
   int *gqa_arrived;
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
-  int *expert_ids, *expert_row, *source, *active;
-  Segment *segments_up, *segments_down;
+  int *expert_ids, *expert_row, *row_place, *active;
+  TokenTile *token_tiles;
+  ExpertRows *rows_of;
   unsigned long long *best;
   int *ids, *last_token, *meta;
   uint8_t *sampler_block;

@@ -188,7 +188,7 @@ void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
   const Records act = records(r->act_records, down, p->rows);
   launch_label = "dense up";
   linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
-  activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, d->quant_ue8m0}, p->rows, p->stream);
   launch_label = "dense down";
   linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;
@@ -203,19 +203,11 @@ void dense_ffn(Pass *p, const Layer &layer) {
 
 constexpr int kFewRouter = 4; // up to here the router runs on CUDA cores
 
-// Tokens a tile. Few tokens an expert: reading weights bounds the product, and hardly any expert should need a second tile (mean +
-// three deviations). Many: arithmetic does, and the tiles should be full (mean + two deviations in the fewest columns).
-int tile_for(double mean) {
-  static const int small[] = {8, 16, 32}, large[] = {64, 80, 96, 128};
-  const double deviation = __builtin_sqrt(mean);
-  for (int tile : small)
-    if (mean + 3 * deviation <= tile + 0.5) return tile;
-  int best = 0, columns = 0;
-  for (int tile : large) {
-    const int needed = (int)((mean + 2 * deviation + tile - 1) / tile) * tile;
-    if (!best || needed < columns || (needed == columns && tile > best)) best = tile, columns = needed;
-  }
-  return best;
+// Tokens of the largest tile: hardly any expert should need a second one (mean + three deviations), because it reads the weights again;
+// where an expert has more than the largest, arithmetic bounds the product.
+int most_tokens(double mean) {
+  const double most = mean + 3 * __builtin_sqrt(mean);
+  return most <= kLeastTile ? kLeastTile : kTileTokens;
 }
 
 void moe_ffn(Pass *p, const Layer &layer) {
@@ -238,9 +230,18 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
                            d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
   route(spec, r->router_logits, r->expert_ids, r->expert_weight, slots, p->rows, p->stream);
-  MoePlan plan = {r->expert_ids, p->step.count, d->top_k, r->first_expert, r->experts, shared, p->rows, r->active, r->active + 1,
-                  r->expert_row, r->source, r->segments_up, r->segments_down, (up.m.n + 127) / 128, (down.m.n + 127) / 128,
-                  tile_for((double)p->rows * d->top_k / d->n_experts), p->exec->spec.expert_parallel};
+  MoePlan plan = {};
+  plan.ids = r->expert_ids;
+  plan.count = p->step.count;
+  plan.top_k = d->top_k;
+  plan.first = r->first_expert;
+  plan.experts = r->experts;
+  plan.shared = shared;
+  plan.rows = p->rows;
+  plan.active = r->active;
+  plan.active_ids = r->active + 1;
+  plan.expert_row = r->expert_row;
+  plan.elsewhere = p->exec->spec.expert_parallel;
   if (few) {
     const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
     moe_plan_few(plan, p->stream);
@@ -248,21 +249,31 @@ void moe_ffn(Pass *p, const Layer &layer) {
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
     const size_t stride = records_bytes(down.f8, act.mp, down.m.k);
-    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, nullptr, d->quant_ue8m0},
+    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, d->quant_ue8m0},
              active * p->rows, p->stream);
     launch_label = "expert down";
     linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->scratch, p->stream);
   } else {
-    const int capacity = (p->rows * slots + 8 * experts + 7) / 8 * 8;
+    plan.most = most_tokens((double)p->rows * d->top_k / d->n_experts);
+    plan.tiles = r->token_tiles;
+    plan.gathered = r->active + 1;
+    plan.place = r->row_place;
+    plan.rows_of = r->rows_of;
     moe_plan_many(plan, p->stream);
-    const Records gathered = {r->gathered, capacity, up.f8}, act = {r->act_records, capacity, down.f8};
-    moe_gather(hidden, r->source, r->segments_up, r->active, gathered, up.m.k, capacity, p->stream);
+    const TileRows gathered = {r->gathered, (int)column_pairs(up.m), up.f8}, act = {r->act_records, (int)column_pairs(down.m), down.f8};
+    moe_gather(hidden, plan, gathered, p->stream);
     launch_label = "expert up";
-    linear_segments(up.m, r->segments_up, r->active, gathered, r->up, plan.tile, r->scratch, p->stream);
-    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, plan.active, r->segments_up, d->quant_ue8m0}, capacity,
-             p->stream);
+    if (segments_can_gate(up.rows[0], up.at[1], down.m.k)) {
+      linear_segments_gated(up.m, (int)up.rows[0], up.at[1], plan.tiles, plan.active, gathered.data, act, d->quant_ue8m0, plan.most, r->scratch,
+                            p->stream);
+    } else {
+      linear_segments(up.m, plan.tiles, plan.active, gathered.data, r->up, plan.most, r->scratch, p->stream);
+      activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, {nullptr, 0, down.f8}, 0, 0, nullptr, d->quant_ue8m0, plan.gathered,
+                plan.place, act},
+               (int)moe_rows((size_t)p->rows, (size_t)slots, (size_t)experts), p->stream);
+    }
     launch_label = "expert down";
-    linear_segments(down.m, r->segments_down, r->active, act, r->expert_y, plan.tile, r->scratch, p->stream);
+    linear_segments(down.m, plan.tiles, plan.active, act.data, r->expert_y, plan.most, r->scratch, p->stream);
   }
   p->experts = true;
 }

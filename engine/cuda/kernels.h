@@ -30,6 +30,8 @@ struct Matrix {
 constexpr int kPartialFloats = 256 * 128; // of an SM: its part of a tile
 struct LinearScratch {
   float *partial;  // [sms][kPartialFloats] partial sums, every bit set
+  float *segments_partial; // [segments_partial_floats()] likewise, of linear_segments
+  int *dealt;      // [2] 0, of linear_segments
   int sms;
   Waits *waits;    // may be null
 };
@@ -43,10 +45,43 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 // read the same.
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
                         int m, const LinearScratch &s, cudaStream_t stream);
-// Segments of tokens, `tile` tokens a tile (8, 16, 32, 64, 80, 96 or 128; the segments' tiles are counted with it for this n).
-void linear_segments(const Matrix &w, const Segment *segments, const int *count, const Records &x, bf16 *y, int tile,
-                     const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits
+
+// ---- linear_segments.cu: experts over tokens gathered by expert
+constexpr int kTileTokens = 96, kLeastTile = 64; // of a tile, at most; the least that may be its largest
+inline int segments_parts(int pairs) { return pairs >= 8 ? 4 : pairs >= 4 ? 2 : 1; } // of the columns of a tile that is cut
+inline size_t segments_partial_floats(int sms) { return (size_t)sms * 3 * 256 * kTileTokens; }
+
+struct TokenTile {
+  int matrix, row, tokens; // expert; first gathered row, a multiple of 8
+  int index, across;       // among its expert's tiles, which stand beside each other
+};
+
+// Records of gathered rows. Those of a tile, `rows` = its tokens padded to 8, begin at its first row * pairs * 264 (bf16: 256):
+//   of every pair: rows x 128 bytes of the first tile's columns, swizzled (tiles.cuh), rows x 128 of the second's;
+//   then (e4m3) of every pair: rows scales of the first, rows of the second
+struct TileRows {
+  uint8_t *data;
+  int pairs, fp8;
+};
+
+// Where a gathered row's tile is.
+__host__ __device__ inline int tile_place(int first_row, int rows) { return first_row / 8 << 5 | rows / 8; }
+__device__ __forceinline__ RecordRow tile_row(const TileRows &to, int row, int place) {
+  const int first = place >> 5 << 3, rows = (place & 31) * 8;
+  uint8_t *data = to.data + (size_t)first * to.pairs * (to.fp8 ? 264 : 256);
+  return {data, (size_t)rows * 256, data + (size_t)to.pairs * rows * 256, (size_t)rows * 8, rows, row - first, to.fp8};
+}
+
+// y [rows][n] of the tiles' rows. `x`: tile rows of w's columns; most: the tokens of the largest tile that there may be (64 or 96).
+void linear_segments(const Matrix &w, const TokenTile *tiles, const int *count, uint8_t *x, bf16 *y, int most, const LinearScratch &s,
+                     cudaStream_t stream);
+// w: `inter` rows of gate, at `up_at` as many of up. act = silu(gate) * up, the products of both rounded to bf16 before.
+void linear_segments_gated(const Matrix &w, int inter, int up_at, const TokenTile *tiles, const int *count, uint8_t *x, const TileRows &act,
+                           bool ue8m0, int most, const LinearScratch &s, cudaStream_t stream);
+// Whether it can: blocks of 128 columns of act are whole, and there are none behind them.
+inline bool segments_can_gate(int64_t inter, int up_at, int act_k) { return inter % 128 == 0 && up_at % kTileRows == 0 && act_k == inter; }
+void linear_segments_prepare(); // once a device, by linear_prepare()
 
 // ---- norm.cu
 struct NormIn {
@@ -271,23 +306,29 @@ struct MoePlan {
   int first, experts;    // ids of the routed experts that are here
   int shared;            // stand behind those
   int rows;              // T
+struct ExpertRows { // in tiles of even size
+  int first, each, tokens; // first row; tokens of a tile, a multiple of 8; tokens in all
+};
   // out
   int *active;           // [1]; ids of the experts with tokens
   int *active_ids;
-  int *expert_row;       // [T][top_k + shared]: row of y
-  int *source;           // [capacity]: token of a gathered row, -1: padding (many only)
-  Segment *gate_up, *down; // [experts + shared + 1] (many only)
-  int gate_up_blocks, down_blocks; // 128-row blocks of their outputs
-  int tile;              // tokens of a tile
+  int *expert_row;       // [T][top_k + shared]: row of y. many: from moe_gather() on, before a row's number among its expert's
   bool elsewhere;        // other routed experts are on other ranks: expert_row is -1 for them
 };
 void moe_plan_few(const MoePlan &p, cudaStream_t stream);
 void moe_plan_many(const MoePlan &p, cudaStream_t stream);
-// The weights of shared experts, 1, behind the routed ones'.
-void moe_gather(const Records &x, const int *source, const Segment *segments, const int *active, const Records &out, int k,
-                int capacity, cudaStream_t stream);
+// The rows of x to where their experts want them.
+void moe_gather(const Records &x, const MoePlan &p, const TileRows &out, cudaStream_t stream);
 // y [rows][2 * inter] (gate | up at `up_at`) -> silu(gate) * up as records. few: row = expert * m + token, records of an expert at
-// stride; else rows up to the last segment's end.
+  // many only: rows of y are gathered rows
+  int most;              // tokens of a tile, at most
+  TokenTile *tiles;      // [moe_tiles()], `active` of them
+  int *gathered;         // [1] rows, with padding
+  int *place;            // [moe_rows()] tile_place() of every row; of padding, -1. moe_gather() writes the others'
+  ExpertRows *rows_of;   // [experts + shared]
+// stride; many: rows up to *gathered.
+inline size_t moe_rows(size_t rows, size_t slots, size_t experts) { return rows * slots + 8 * experts; }
+inline size_t moe_tiles(size_t rows, size_t slots, size_t experts, size_t most) { return rows * slots / most + experts; }
 struct Activate {
   const bf16 *y;
   int ldy, up_at, inter, k;
@@ -295,7 +336,6 @@ struct Activate {
   size_t stride;  // few
   int m;          // few: tokens; 0: many or dense
   const int *active;
-  const Segment *segments; // many
   bool ue8m0;
 };
 void activate(const Activate &p, int rows, cudaStream_t stream);
@@ -304,6 +344,8 @@ void activate(const Activate &p, int rows, cudaStream_t stream);
 // Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.
 // Its first half: the best of each piece of a row.
 void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream);
+  const int *gathered, *place; // many
+  TileRows tiles;              // many: instead of `out`
 void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids,
                    int *last_token, int rows, cudaStream_t stream);
 

@@ -37,6 +37,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 
 void linear_prepare() {
   linear_wide_prepare();
+  linear_segments_prepare();
   set_limits<true, false>();
   set_limits<false, false>();
   set_limits<false, true>();
@@ -121,14 +122,6 @@ void linear_experts_few(const Matrix &w, const int *experts, const int *active, 
   p.m = m;
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, m, s.sms, stream);
   else many_by_tile<false, false>(p, m, s.sms, stream);
-}
-
-void linear_segments(const Matrix &w, const Segment *segments, const int *count, const Records &x, bf16 *y, int tile,
-                     const LinearScratch &s, cudaStream_t stream) {
-  LinearMany p = grouped(w, x, y, count, s);
-  p.segments = segments;
-  if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
-  else many_by_tile<false, false>(p, tile, s.sms, stream);
 }
 
 } // namespace mob

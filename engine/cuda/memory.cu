@@ -82,7 +82,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   size_t up_bytes = rows * group_n(shapes, G_DENSE_UP) * 2, act = group_records(shapes, G_DENSE_DOWN, rows);
   if (up) {
     const size_t slots = (size_t)(d->top_k + d->n_shared), experts = (size_t)(shapes->experts + d->n_shared);
-    const size_t gathered = rows * slots + 8 * experts, few = kFewTokens * experts;
+    const size_t gathered = moe_rows(rows, slots, experts), few = kFewTokens * experts;
     const size_t most = max_size(gathered, few);
     up_bytes = max_size(up_bytes, most * (size_t)up->m.n * 2);
     act = max_size(act, max_size(group_records(shapes, G_EXPERT_DOWN, most), experts * group_records(shapes, G_EXPERT_DOWN, kFewTokens)));
@@ -91,10 +91,12 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     a->take(&r->expert_ids, rows * (size_t)d->top_k * 4);
     a->take(&r->expert_weight, rows * slots * 4);
     a->take(&r->expert_row, rows * slots * 4);
-    a->take(&r->source, gathered * 4);
+    a->take(&r->row_place, gathered * 4);
     a->take(&r->active, (1 + experts) * 4);
-    a->take(&r->segments_up, (experts + 1) * sizeof(Segment));
-    a->take(&r->segments_down, (experts + 1) * sizeof(Segment));
+    a->take(&r->scratch.segments_partial, segments_partial_floats(shapes->sms) * 4);
+    a->take(&r->scratch.dealt, 2 * 4);
+    a->take(&r->rows_of, experts * sizeof(ExpertRows));
+    a->take(&r->token_tiles, moe_tiles(rows, slots, experts, kLeastTile) * sizeof(TokenTile));
     a->take(&r->gathered, group_records(shapes, G_EXPERT_UP, gathered));
     a->take(&r->expert_y, most * hidden * 2);
   }
@@ -143,6 +145,7 @@ namespace {
 mob_status plan_rank(const Exec *exec, const Rank *rank, mob_memory_plan_t *out) {
   const double gib = 1024.0 * 1024 * 1024;
   const mob_exec_spec_t &s = exec->spec;
+  if (r->scratch.segments_partial) CU_TRY(cudaMemset(r->scratch.segments_partial, 0xff, segments_partial_floats(r->sms) * 4));
   *out = mob_memory_plan_t();
   CU_TRY(cudaSetDevice(rank->device));
   size_t free_bytes, total;

@@ -1,6 +1,6 @@
 // The dispatch plan of a MoE layer, made on the device, and what stands between its grouped linears.
 //   few tokens   every active expert computes all of them: row of y = (index among the active) * tokens + token, nothing moves
-//   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8
+//   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8 and cut into even tiles
 #include "kernels.h"
 
 namespace mob {
@@ -12,7 +12,7 @@ constexpr int kPlanThreads = 1024;
 __device__ __forceinline__ int here(const MoePlan &p, int id) { return id >= p.first && id < p.first + p.experts ? id - p.first : -1; }
 
 __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p) {
-  __shared__ int index[kMaxSegments];
+  __shared__ int index[kPlanThreads];
   __shared__ int warp_counts[32];
   depend_launch();
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, experts = p.experts + p.shared;
@@ -48,87 +48,109 @@ __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p)
   }
 }
 
-__device__ __forceinline__ int4 add4(int4 a, int4 b) { return make_int4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+__device__ __forceinline__ int tile_count(const ExpertRows &e) { return e.tokens ? (e.tokens + e.each - 1) / e.each : 0; }
+__device__ __forceinline__ int tile_tokens(const ExpertRows &e, int i) { return min(e.each, e.tokens - i * e.each); }
 
-__global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p) {
-  __shared__ int counts[kPlanThreads], cursor[kPlanThreads];
-  __shared__ int4 warp_sums[32];
-  depend_launch();
-  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, slots = p.top_k + p.shared;
-  counts[tid] = 0;
-  __syncthreads();
-  depend_wait();
-  const int count = *p.count;
-  for (int i = tid; i < count * p.top_k; i += kPlanThreads) {
-    const int e = here(p, p.ids[i]);
-    if (e >= 0) atomicAdd(&counts[e], 1);
-  }
-  if (tid >= p.experts && tid < p.experts + p.shared) counts[tid] = count;
-  __syncthreads();
-  const int mine = counts[tid], padded = (mine + 7) / 8 * 8, across = (mine + p.tile - 1) / p.tile;
-  // prefix sums over experts: rows, segments, tiles of both linears
-  int4 v = make_int4(padded, mine > 0, across * p.gate_up_blocks, across * p.down_blocks);
-  const int4 own = v;
+__device__ __forceinline__ int2 add2(int2 a, int2 b) { return make_int2(a.x + b.x, a.y + b.y); }
+
+// Sum over the threads before this one, and over all.
+__device__ __forceinline__ int2 prefix_sum(int2 own, int2 *warp_sums, int2 *all) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int2 v = own;
 #pragma unroll
   for (int s = 1; s < 32; s <<= 1) {
-    const int4 o = make_int4(__shfl_up_sync(~0u, v.x, s), __shfl_up_sync(~0u, v.y, s), __shfl_up_sync(~0u, v.z, s),
-                             __shfl_up_sync(~0u, v.w, s));
-    if (lane >= s) v = add4(v, o);
+    const int2 o = make_int2(__shfl_up_sync(~0u, v.x, s), __shfl_up_sync(~0u, v.y, s));
+    if (lane >= s) v = add2(v, o);
   }
   if (lane == 31) warp_sums[warp] = v;
   __syncthreads();
-  for (int w = 0; w < warp; w++) v = add4(v, warp_sums[w]);
-  const int4 first = make_int4(v.x - own.x, v.y - own.y, v.z - own.z, v.w - own.w);
-  cursor[tid] = first.x;
-  if (mine > 0) {
-    p.gate_up[first.y] = {tid, first.x, mine, first.z};
-    p.down[first.y] = {tid, first.x, mine, first.w};
-    for (int i = mine; i < padded; i++) p.source[first.x + i] = -1;
+  *all = make_int2(0, 0);
+  for (int w = 0; w < kPlanThreads / 32; w++) {
+    if (w == warp) v = add2(v, *all);
+    *all = add2(*all, warp_sums[w]);
   }
-  if (tid == kPlanThreads - 1) {
-    p.gate_up[v.y] = {0, v.x, 0, v.z};
-    p.down[v.y] = {0, v.x, 0, v.w};
-    *p.active = v.y;
-  }
+  return make_int2(v.x - own.x, v.y - own.y);
+}
+
+// A token's number among its expert's is what counting returns. Its order does not matter: each is its own column of the product.
+__global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p) {
+  constexpr int kBatch = 8; // loads in flight
+  __shared__ int counts[kPlanThreads];
+  __shared__ int2 warp_sums[kPlanThreads / 32];
+  depend_launch();
+  const int tid = threadIdx.x, slots = p.top_k + p.shared;
+  counts[tid] = 0;
   __syncthreads();
-  for (int i = tid; i < p.rows * slots; i += kPlanThreads) {
-    const int t = i / slots, j = i % slots;
-    if (t >= count) {
-      p.expert_row[i] = p.elsewhere ? -1 : 0;
-      continue;
+  depend_wait();
+  const int count = *p.count, routed = count * p.top_k;
+  for (int from = tid; from < routed; from += kBatch * kPlanThreads) {
+    int id[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; k++) id[k] = from + k * kPlanThreads < routed ? here(p, p.ids[from + k * kPlanThreads]) : -1;
+#pragma unroll
+    for (int k = 0; k < kBatch; k++) {
+      const int i = from + k * kPlanThreads;
+      if (id[k] >= 0) p.expert_row[i / p.top_k * slots + i % p.top_k] = atomicAdd(&counts[id[k]], 1);
     }
-    // A shared expert has the tokens in order. Among a routed expert's rows the order does not matter: each is its own column
-    // of the product.
-    const int e = j < p.top_k ? here(p, p.ids[t * p.top_k + j]) : p.experts + j - p.top_k;
-    if (e < 0) {
-      p.expert_row[i] = -1;
-      continue;
-    }
-    const int row = j < p.top_k ? atomicAdd(&cursor[e], 1) : cursor[e] + t;
-    p.expert_row[i] = row;
-    p.source[row] = t;
+  }
+  if (tid >= p.experts && tid < p.experts + p.shared) counts[tid] = count;
+  __syncthreads();
+  ExpertRows mine = {0, 8, counts[tid]};
+  if (mine.tokens) {
+    const int across = (mine.tokens + p.most - 1) / p.most;
+    mine.each = ((mine.tokens + across - 1) / across + 7) / 8 * 8;
+  }
+  int2 all;
+  const int padded = (mine.tokens + 7) / 8 * 8, tiles = tile_count(mine);
+  const int2 before = prefix_sum(make_int2(padded, tiles), warp_sums, &all);
+  mine.first = before.x;
+  if (tid < p.experts + p.shared) p.rows_of[tid] = mine;
+  for (int i = 0; i < tiles; i++) p.tiles[before.y + i] = {tid, mine.first + i * mine.each, tile_tokens(mine, i), i, tiles};
+  for (int i = mine.tokens; i < padded; i++) p.place[mine.first + i] = -1;
+  if (tid == 0) {
+    *p.active = all.y;
+    *p.gathered = all.x;
   }
 }
 
-__global__ void __launch_bounds__(256) gather_kernel(const Records x, const int *source, const Segment *segments, const int *active,
-                                                     const Records out, int k) {
+// A row to all its experts: it is read once.
+__global__ void __launch_bounds__(512) gather_kernel(const Records x, const MoePlan p, const TileRows out) {
+  constexpr int kMostSlots = 32;
+  __shared__ RecordRow to[kMostSlots];
   depend_launch();
   depend_wait();
-  const int rows = segments[*active].row;
-  const int chunks = k / (x.fp8 ? 128 : 64) * 8;
-  const size_t from_record = record_bytes(x.fp8, x.mp), to_record = record_bytes(x.fp8, out.mp);
-  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int token = source[row];
-    if (token < 0) continue;
-    for (int i = threadIdx.x; i < chunks; i += 256) {
+  const int t = blockIdx.x, count = *p.count, slots = p.top_k + p.shared, chunks = out.pairs * 16;
+  const RecordRow from = record_row(x, t);
+  for (int first = 0; first < slots; first += kMostSlots) {
+    const int some = min(kMostSlots, slots - first), j = first + threadIdx.x;
+    __syncthreads();
+    if ((int)threadIdx.x < some) {
+      const int e = t >= count ? -1 : j < p.top_k ? here(p, p.ids[t * p.top_k + j]) : p.experts + j - p.top_k;
+      int row = p.elsewhere || t < count ? -1 : 0;
+      RecordRow place = {};
+      if (e >= 0) {
+        const ExpertRows rows = p.rows_of[e];
+        const int rank = j < p.top_k ? p.expert_row[t * slots + j] : t, tile = rank / rows.each;
+        const int at = tile_place(rows.first + tile * rows.each, (tile_tokens(rows, tile) + 7) / 8 * 8);
+        row = rows.first + rank;
+        p.place[row] = at;
+        place = tile_row(out, row, at);
+      }
+      p.expert_row[t * slots + j] = row;
+      to[threadIdx.x] = place;
+    }
+    __syncthreads();
+    if (t >= count) continue;
+    for (int i = threadIdx.x; i < chunks; i += 512) {
       const int pair = i / 16, second = i / 8 % 2, c = i % 8;
-      const uint8_t *from = x.data + pair * from_record;
-      uint8_t *to = out.data + pair * to_record;
-      *(uint4 *)(to + ((size_t)second * out.mp + row) * 128 + ((c ^ (row & 7)) << 4)) =
-          *(const uint4 *)(from + ((size_t)second * x.mp + token) * 128 + ((c ^ (token & 7)) << 4));
-      if (x.fp8 && c == 0)
-        *(float *)(to + (size_t)out.mp * 256 + ((size_t)second * out.mp + row) * 4) =
-            *(const float *)(from + (size_t)x.mp * 256 + ((size_t)second * x.mp + token) * 4);
+      const uint4 v = *(const uint4 *)(from.data + pair * from.pair_bytes + ((size_t)second * from.rows + t) * 128 + ((c ^ (t & 7)) << 4));
+      const float scale = x.fp8 && c == 0 ? ((const float *)(from.scales + pair * from.pair_scales))[second * from.rows + t] : 0;
+      for (int k = 0; k < some; k++) {
+        const RecordRow &r = to[k];
+        if (!r.data) continue;
+        *(uint4 *)(r.data + pair * r.pair_bytes + ((size_t)second * r.rows + r.row) * 128 + ((c ^ (r.row & 7)) << 4)) = v;
+        if (x.fp8 && c == 0) ((float *)(r.scales + pair * r.pair_scales))[second * r.rows + r.row] = scale;
+      }
     }
   }
 }
@@ -136,14 +158,17 @@ __global__ void __launch_bounds__(256) gather_kernel(const Records x, const int 
 __global__ void __launch_bounds__(256) activate_kernel(const Activate p, int capacity) {
   depend_launch();
   depend_wait();
-  const int rows = p.segments ? p.segments[*p.active].row : p.m ? *p.active * p.m : capacity;
+  const int rows = p.place ? *p.gathered : p.m ? *p.active * p.m : capacity;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     const bf16 *y = p.y + (size_t)row * p.ldy;
-    Records out = p.out;
-    int to = row;
-    if (p.m) {
-      out.data += (size_t)(row / p.m) * p.stride;
-      to = row % p.m;
+    RecordRow to;
+    if (p.place) {
+      const int place = p.place[row];
+      if (place < 0) continue; // padding
+      to = tile_row(p.tiles, row, place);
+    } else {
+      to = record_row(p.out, p.m ? row % p.m : row);
+      if (p.m) to.data += (size_t)(row / p.m) * p.stride, to.scales += (size_t)(row / p.m) * p.stride;
     }
     for (int from = 0; from < p.k; from += 256 * 8) {
       const int col = from + threadIdx.x * 8;
@@ -161,7 +186,7 @@ __global__ void __launch_bounds__(256) activate_kernel(const Activate p, int cap
           v[i] = g / (1.0f + __expf(-g)) * __bfloat162float(y[p.up_at + col + i]);
         }
       }
-      put_record(out, to, col, v, p.ue8m0, col < p.k);
+      put_record(to, col, v, p.ue8m0, col < p.k);
     }
   }
 }
@@ -171,9 +196,8 @@ __global__ void __launch_bounds__(256) activate_kernel(const Activate p, int cap
 void moe_plan_few(const MoePlan &p, cudaStream_t stream) { launch(plan_few_kernel, 1, kPlanThreads, 0, stream, p); }
 void moe_plan_many(const MoePlan &p, cudaStream_t stream) { launch(plan_many_kernel, 1, kPlanThreads, 0, stream, p); }
 
-void moe_gather(const Records &x, const int *source, const Segment *segments, const int *active, const Records &out, int k,
-                int capacity, cudaStream_t stream) {
-  launch(gather_kernel, capacity < 4096 ? capacity : 4096, 256, 0, stream, x, source, segments, active, out, k);
+void moe_gather(const Records &x, const MoePlan &p, const TileRows &out, cudaStream_t stream) {
+  launch(gather_kernel, p.rows, 512, 0, stream, x, p, out);
 }
 
 void activate(const Activate &p, int rows, cudaStream_t stream) {

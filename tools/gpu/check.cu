@@ -298,24 +298,34 @@ static void check_experts(const char *name, const char *routing, int tokens, int
   bf16 *x = normal_bf16((size_t)(tokens * k));
   const Records hidden = {device<uint8_t>(records_bytes(true, padded_rows(tokens), w.k) + 4096), padded_rows(tokens), 1};
   pack_rows(x, (int)k, (int)k, hidden, w.k, tokens, false, stream);
-  const int slots = top_k + 1, capacity = tokens * slots + 8 * (experts + 1);
+  const int slots = top_k + 1, capacity = (int)moe_rows((size_t)tokens, (size_t)slots, (size_t)experts + 1);
   int *dids = upload(ids), *active = device<int>((size_t)experts + 2), *row = device<int>((size_t)tokens * slots),
-      *source = device<int>((size_t)capacity), *count = upload(std::vector<int>{tokens});
-  Segment *up = device<Segment>((size_t)experts + 2), *down = device<Segment>((size_t)experts + 2);
+      *place = device<int>((size_t)capacity), *count = upload(std::vector<int>{tokens});
   const double mean = (double)tokens * top_k / experts;
-  const int tile = mean + 3 * std::sqrt(mean) <= 8.5 ? 8 : mean + 3 * std::sqrt(mean) <= 16.5 ? 16 : mean < 24 ? 32 : 96;
-  const MoePlan plan = {dids, count, top_k, 0, experts, 1, tokens, active, active + 1, row, source, up, down, (int)((n + 127) / 128),
-                        (int)((n + 127) / 128), tile, false};
+  MoePlan plan = {};
+  plan.ids = dids;
+  plan.count = count;
+  plan.top_k = top_k;
+  plan.experts = experts;
+  plan.shared = 1;
+  plan.rows = tokens;
+  plan.active = active;
+  plan.active_ids = plan.gathered = active + 1;
+  plan.expert_row = row;
+  plan.most = mean + 3 * std::sqrt(mean) <= kLeastTile ? kLeastTile : kTileTokens;
+  plan.tiles = device<TokenTile>(moe_tiles((size_t)tokens, (size_t)slots, (size_t)experts + 1, kLeastTile));
+  plan.place = place;
+  plan.rows_of = device<ExpertRows>((size_t)experts + 1);
   bf16 *y = device<bf16>((size_t)std::max(capacity, (experts + 1) * kFewTokens) * (size_t)n);
-  const Records gathered = {device<uint8_t>(records_bytes(true, (capacity + 7) / 8 * 8, w.k)), (capacity + 7) / 8 * 8, 1};
+  const TileRows gathered = {device<uint8_t>(records_bytes(true, capacity, w.k)), (int)column_pairs(w), 1};
   auto run = [&](int) {
     if (few) linear_experts_few(w, plan.active_ids, plan.active, hidden, 0, y, tokens, scratch, stream);
-    else linear_segments(w, up, active, gathered, y, tile, scratch, stream);
+    else linear_segments(w, plan.tiles, active, gathered.data, y, plan.most, scratch, stream);
   };
   if (few) moe_plan_few(plan, stream);
   else {
     moe_plan_many(plan, stream);
-    moe_gather(hidden, source, up, active, gathered, w.k, capacity, stream);
+    moe_gather(hidden, plan, gathered, stream);
   }
   run(0);
   CUDA(cudaStreamSynchronize(stream));
@@ -342,14 +352,16 @@ static void check_experts(const char *name, const char *routing, int tokens, int
     worst = std::max(worst, relative_l2(got, want));
     for (void *p : {(void *)dt, (void *)dc, (void *)ref}) cudaFree(p);
   }
-  const int used = fetch(active, 1)[0];
+  std::vector<bool> with_tokens((size_t)experts + 1);
+  for (int e : ids) with_tokens[(size_t)e] = true;
+  const int used = 1 + (int)std::count(with_tokens.begin(), with_tokens.end(), true);
   const double us = time_us(run, 5);
   char text[96];
   snprintf(text, sizeof text, "%lld x %lld, %d tokens, %s", (long long)n, (long long)k, tokens, routing);
   report(name, text, worst, 3e-3, us, (double)w.stride * used, tokens >= 512 ? 2.0 * tokens * slots * n * k : 0);
   for (Source &s : sources) free_source(s);
-  for (void *p : {(void *)w.data, (void *)x, (void *)hidden.data, (void *)dids, (void *)active, (void *)row, (void *)source,
-                  (void *)count, (void *)up, (void *)down, (void *)y, (void *)gathered.data})
+  for (void *p : {(void *)w.data, (void *)x, (void *)hidden.data, (void *)dids, (void *)active, (void *)row, (void *)place,
+                  (void *)count, (void *)plan.tiles, (void *)y, (void *)gathered.data})
     cudaFree(p);
 }
 
@@ -482,6 +494,8 @@ int main() {
   scratch.sms = sms;
   CUDA(cudaMalloc(&scratch.partial, (size_t)sms * kPartialFloats * 4));
   CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * kPartialFloats * 4));
+  scratch.segments_partial = device<float>(segments_partial_floats(sms));
+  scratch.dealt = upload(std::vector<int>(2));
   printf("%s, %d SMs\n", prop.name, sms);
   measure_roof();
   for (int tp : {1, 2, 4, 8}) {

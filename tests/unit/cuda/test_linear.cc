@@ -197,65 +197,133 @@ static void cut_over_ctas(void **state) {
   }
 }
 
-static void check_experts(int tokens, int experts, int top_k, int n, int k, int tile) {
-  const bool few = tokens <= kFewTokens;
-  const int slots = top_k + 1, capacity = tokens * slots + 8 * (experts + 1), rows_of_y = std::max(capacity, (experts + 1) * kFewTokens);
-  std::vector<Source> sources;
-  const Matrix w = make_matrix(n, k, true, experts + 1);
-  for (int e = 0; e <= experts; e++) {
-    sources.push_back(make_source(n, k, true));
-    pack_into(sources.back(), w, e);
-  }
+// Plan, gather and linear of experts over tokens that each chose `top_k` of them; a shared one takes all.
+struct Experts {
+  int tokens, experts, top_k, slots, most;
   std::vector<int> ids;
-  for (int t = 0; t < tokens; t++) {
-    std::vector<int> all(experts);
-    for (int e = 0; e < experts; e++) all[(size_t)e] = e;
-    std::shuffle(all.begin(), all.end(), rng);
-    if (t % 2 == 0) std::swap(all[0], *std::find(all.begin(), all.end(), 1)); // the second has most
-    std::sort(all.begin(), all.begin() + top_k);
-    ids.insert(ids.end(), all.begin(), all.begin() + top_k);
+  MoePlan plan = {};
+  size_t capacity;
+
+  Experts(int tokens_, int experts_, int top_k_, int most_) : tokens(tokens_), experts(experts_), top_k(top_k_), slots(top_k_ + 1), most(most_) {
+    for (int t = 0; t < tokens; t++) {
+      std::vector<int> all(experts);
+      for (int e = 0; e < experts; e++) all[(size_t)e] = e;
+      std::shuffle(all.begin(), all.end(), rng);
+      if (t % 2 == 0) std::swap(all[0], *std::find(all.begin(), all.end(), 1)); // the second has most
+      std::sort(all.begin(), all.begin() + top_k);
+      ids.insert(ids.end(), all.begin(), all.begin() + top_k);
+    }
+    capacity = moe_rows((size_t)tokens, (size_t)slots, (size_t)experts + 1);
+    plan.ids = upload(ids);
+    plan.count = upload(std::vector<int>{tokens});
+    plan.top_k = top_k;
+    plan.experts = experts;
+    plan.shared = 1;
+    plan.rows = tokens;
+    plan.active = device<int>((size_t)experts + 2);
+    plan.active_ids = plan.gathered = plan.active + 1;
+    plan.expert_row = device<int>((size_t)tokens * slots);
+    plan.most = most;
+    plan.tiles = device<TokenTile>(moe_tiles((size_t)tokens, (size_t)slots, (size_t)experts + 1, (size_t)most));
+    plan.place = device<int>(capacity);
+    plan.rows_of = device<ExpertRows>((size_t)experts + 1);
   }
+  int expert(int t, int j) const { return j < top_k ? ids[(size_t)t * top_k + j] : experts; }
+  TileRows rows(const Matrix &w) const {
+    const bool f8 = w.kind == Weights::F8;
+    return {device<uint8_t>(records_bytes(f8, (int64_t)capacity, w.k)), (int)column_pairs(w), f8};
+  }
+};
+
+static Matrix make_experts(const Experts &e, int n, int k, bool f8, std::vector<Source> *sources) {
+  const Matrix w = make_matrix(n, k, f8, e.experts + 1);
+  for (int i = 0; i <= e.experts; i++) {
+    sources->push_back(make_source(n, k, f8));
+    pack_into(sources->back(), w, i);
+  }
+  return w;
+}
+
+static void as_the_next_launch_expects() {
+  for (uint32_t word : fetch((const uint32_t *)scratch.segments_partial, segments_partial_floats(scratch.sms))) assert_int_equal(word, ~0u);
+  for (int word : fetch(scratch.dealt, 2)) assert_int_equal(word, 0);
+}
+
+static void check_experts(int tokens, int experts, int top_k, int n, int k, int most, bool f8 = true) {
+  const bool few = tokens <= kFewTokens;
+  const Experts e(tokens, experts, top_k, most);
+  std::vector<Source> sources;
+  const Matrix w = make_experts(e, n, k, f8, &sources);
   const std::vector<bf16> x = random_rows(tokens, k);
   const Records hidden = make_records(x, tokens, k, w);
-  const int mp = (capacity + 7) / 8 * 8;
-  const Records gathered = {device<uint8_t>(records_bytes(true, mp, w.k)), mp, 1};
-  MoePlan p = {};
-  p.ids = upload(ids);
-  p.count = upload(std::vector<int>{tokens});
-  p.top_k = top_k;
-  p.experts = experts;
-  p.shared = 1;
-  p.rows = tokens;
-  p.active = device<int>((size_t)experts + 2);
-  p.active_ids = p.active + 1;
-  p.expert_row = device<int>((size_t)tokens * slots);
-  p.source = device<int>((size_t)capacity);
-  p.gate_up = device<Segment>((size_t)experts + 2);
-  p.down = device<Segment>((size_t)experts + 2);
-  p.gate_up_blocks = p.down_blocks = (n + 127) / 128;
-  p.tile = tile;
-  bf16 *y = device<bf16>((size_t)rows_of_y * n);
+  const size_t rows_of_y = std::max(e.capacity, (size_t)(experts + 1) * kFewTokens);
+  bf16 *y = device<bf16>(rows_of_y * n);
   if (few) {
-    moe_plan_few(p, stream);
-    linear_experts_few(w, p.active_ids, p.active, hidden, 0, y, tokens, scratch, stream);
+    moe_plan_few(e.plan, stream);
+    linear_experts_few(w, e.plan.active_ids, e.plan.active, hidden, 0, y, tokens, scratch, stream);
   } else {
-    moe_plan_many(p, stream);
-    moe_gather(hidden, p.source, p.gate_up, p.active, gathered, w.k, capacity, stream);
-    linear_segments(w, p.gate_up, p.active, gathered, y, tile, scratch, stream);
+    const TileRows gathered = e.rows(w);
+    moe_plan_many(e.plan, stream);
+    moe_gather(hidden, e.plan, gathered, stream);
+    linear_segments(w, e.plan.tiles, e.plan.active, gathered.data, y, most, scratch, stream);
   }
   cuda(cudaStreamSynchronize(stream));
-  const std::vector<int> at = fetch(p.expert_row, (size_t)tokens * slots);
-  const std::vector<bf16> all = fetch(y, (size_t)rows_of_y * n);
-  const std::vector<float> rows = seen(x, k, true);
+  const std::vector<int> at = fetch(e.plan.expert_row, (size_t)tokens * e.slots);
+  const std::vector<bf16> all = fetch(y, rows_of_y * n);
+  const std::vector<float> rows = seen(x, k, f8);
   Error error;
   for (int t = 0; t < tokens; t++)
-    for (int j = 0; j < slots; j++) {
-      const int e = j < top_k ? ids[(size_t)t * top_k + j] : experts;
-      for (int c = (t + j) % 7; c < n; c += 7) error.add(all[(size_t)at[(size_t)t * slots + j] * n + c], dot(sources[(size_t)e], c, rows, t));
-    }
+    for (int j = 0; j < e.slots; j++)
+      for (int c = (t + j) % 7; c < n; c += 7)
+        error.add(all[(size_t)at[(size_t)t * e.slots + j] * n + c], dot(sources[(size_t)e.expert(t, j)], c, rows, t));
   char text[64];
-  snprintf(text, sizeof text, "%d experts, %d tokens, tiles of %d", experts, tokens, tile);
+  snprintf(text, sizeof text, "%d experts, %d tokens, tiles up to %d", experts, tokens, most);
   error.check(text, 3e-3);
+  as_the_next_launch_expects();
+  free_all();
+}
+
+// Gate and up with the activation in the same kernel, then down, against the same with the activation by itself and against the values.
+static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool ue8m0) {
+  const int experts = 3, top_k = 1, most = 64, n = 2 * inter, hidden = 136;
+  const Experts e(tokens, experts, top_k, most);
+  std::vector<Source> up_sources, down_sources;
+  const Matrix up = make_experts(e, n, k, f8, &up_sources), down = make_experts(e, hidden, inter, act_f8, &down_sources);
+  assert_true(segments_can_gate(inter, inter, down.k));
+  const std::vector<bf16> x = random_rows(tokens, k);
+  const Records records = make_records(x, tokens, k, up);
+  const TileRows gathered = e.rows(up), act = e.rows(down), act_alone = e.rows(down);
+  bf16 *wide = device<bf16>(e.capacity * n), *y = device<bf16>(e.capacity * hidden), *y_alone = device<bf16>(e.capacity * hidden);
+  moe_plan_many(e.plan, stream);
+  moe_gather(records, e.plan, gathered, stream);
+  linear_segments_gated(up, inter, inter, e.plan.tiles, e.plan.active, gathered.data, act, ue8m0, most, scratch, stream);
+  linear_segments(down, e.plan.tiles, e.plan.active, act.data, y, most, scratch, stream);
+  linear_segments(up, e.plan.tiles, e.plan.active, gathered.data, wide, most, scratch, stream);
+  activate({wide, n, inter, inter, down.k, {nullptr, 0, act_f8}, 0, 0, nullptr, ue8m0, e.plan.gathered, e.plan.place, act_alone}, (int)e.capacity,
+           stream);
+  linear_segments(down, e.plan.tiles, e.plan.active, act_alone.data, y_alone, most, scratch, stream);
+  cuda(cudaStreamSynchronize(stream));
+  as_the_next_launch_expects();
+  const std::vector<int> at = fetch(e.plan.expert_row, (size_t)tokens * e.slots);
+  const std::vector<bf16> got = fetch(y, e.capacity * hidden), alone = fetch(y_alone, e.capacity * hidden), gate_up = fetch(wide, e.capacity * n);
+  const std::vector<float> rows = seen(x, k, f8);
+  Error both, product, result;
+  for (int t = 0; t < tokens; t++)
+    for (int j = 0; j < e.slots; j++) {
+      const size_t row = (size_t)at[(size_t)t * e.slots + j];
+      std::vector<bf16> v;
+      for (int c = 0; c < inter; c++) {
+        const float gate = gate_up[row * n + c];
+        v.push_back(__float2bfloat16(gate / (1 + std::exp(-gate)) * (float)gate_up[row * n + inter + c]));
+      }
+      const std::vector<float> values = act_f8 ? std::vector<float>(v.begin(), v.end()) : seen(v, inter, false);
+      for (int c = (t + j) % 7; c < n; c += 7) product.add(gate_up[row * n + c], dot(up_sources[(size_t)e.expert(t, j)], c, rows, t));
+      for (int c = 0; c < hidden; c++) both.add(got[row * hidden + c], alone[row * hidden + c]);
+      for (int c = (t + j) % 7; c < hidden; c += 7) result.add(got[row * hidden + c], dot(down_sources[(size_t)e.expert(t, j)], c, values, 0));
+    }
+  product.check("gate and up", 3e-3);
+  both.check("activation in the kernel, and alone", 2e-3);
+  result.check("down", act_f8 ? ue8m0 ? 6e-2 : 4e-2 : 5e-3); // e4m3's own error
   free_all();
 }
 
@@ -263,10 +331,19 @@ static void by_expert(void **state) {
   (void)state;
   check_experts(1, 6, 2, 192, 256, 8);
   check_experts(8, 6, 2, 192, 384, 8);
-  check_experts(20, 6, 2, 192, 256, 8);
-  check_experts(40, 6, 2, 128, 256, 16);
-  check_experts(70, 5, 3, 128, 256, 32);
+  check_experts(20, 6, 2, 192, 256, 64);
+  check_experts(40, 6, 2, 320, 2304, 64);
+  check_experts(70, 5, 3, 128, 1024, 96);
   check_experts(150, 4, 2, 72, 256, 96);
+  check_experts(30, 4, 2, 300, 1100, 64, false);
+}
+
+static void gated(void **state) {
+  (void)state;
+  check_gated(20, 256, 2048, true, true, false);
+  check_gated(90, 256, 512, true, true, true);
+  check_gated(70, 128, 300, true, false, false);
+  check_gated(12, 128, 600, false, false, false);
 }
 
 static int open_device(void **state) {
@@ -276,11 +353,15 @@ static int open_device(void **state) {
   scratch.sms = 3;
   cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * kPartialFloats * 4));
   cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * kPartialFloats * 4));
+  cuda(cudaMalloc(&scratch.segments_partial, segments_partial_floats(scratch.sms) * 4));
+  cuda(cudaMemset(scratch.segments_partial, 0xff, segments_partial_floats(scratch.sms) * 4));
+  cuda(cudaMalloc(&scratch.dealt, 2 * 4));
+  cuda(cudaMemset(scratch.dealt, 0, 2 * 4));
   return 0;
 }
 static int close_device(void **state) {
   (void)state;
-  cuda(cudaFree(scratch.partial));
+  for (void *p : {(void *)scratch.partial, (void *)scratch.segments_partial, (void *)scratch.dealt}) cuda(cudaFree(p));
   cuda(cudaStreamDestroy(stream));
   return 0;
 }
@@ -291,6 +372,7 @@ int main(void) {
       cmocka_unit_test(ragged),
       cmocka_unit_test(cut_over_ctas),
       cmocka_unit_test(by_expert),
+      cmocka_unit_test(gated),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
 }

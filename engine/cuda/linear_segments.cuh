@@ -1,0 +1,452 @@
+// The linear of many experts, each over its own gathered tokens. Its unit is 256 outputs x the tokens of a tile (8 to 128): wgmma
+// with the weights on the M side, two warpgroups of two 64-output blocks each, so that a tile's activations come to an SM once for 256
+// outputs. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 every 128 columns. bf16: one sum.
+//
+// Two rings: weights, a block's column pair (16 KB) a slot, and activations, as many pairs a slot as fit. Gathered records therefore lie
+// tile after tile (TileRows), so that a slot is one or two copies however few the tokens are.
+//
+// Work is dealt as CTAs ask for it, because SMs do not read equally fast (by a tenth and more): whole tiles, then the last ones, one for
+// each CTA, in parts of their columns. Which tiles are cut, and where, does not depend on timing, and a tile's parts are summed in the order
+// of columns by the CTA with the first part, which is dealt last: so is no result.
+//
+// Gated: the four blocks are two of gate's and the same two of up's; silu(gate) * up of 128 columns leaves as e4m3 with its scale, or
+// bf16, as records of the next linear.
+#pragma once
+#include "kernels.h"
+
+namespace mob {
+
+struct LinearSegments {
+  const uint8_t *w;   // packed tiles; expert e begins at e * w_stride
+  size_t w_stride;
+  const TokenTile *tiles;
+  const int *count;   // of them
+  TileRows x;
+  bf16 *y;            // [rows][ldy]
+  int ldy;
+  TileRows act;       // gated: instead of y
+  int up_block;       // gated: first block of up's rows
+  bool ue8m0;
+  float *partial;     // [gridDim.x][parts - 1][256 * slot_rows], every bit set before and after
+  int *dealt;         // [2] runs dealt, CTAs that asked in vain; 0 before and after
+  int n, row_tiles;   // outputs; tiles of 256
+  int parts;          // of a tile that is cut
+  int slot_rows, w_slots; // tokens of a slot of activations; slots of weights
+  Waits *waits;       // may be null
+};
+
+struct SegmentsShared {
+  static constexpr int kWSlot = 17408; // a pair, so that the next begins at 1,024 again
+  static constexpr int kMostW = 12, kX = 2, kRuns = 4;
+  static constexpr int kPitch = 136;   // of staged results: 128 bf16
+  static constexpr int kChunk = 64;    // tokens whose gated results are staged at a time
+  static constexpr int kStaged = kChunk * kPitch * 2;
+  // Bytes from the first multiple of 1,024: the rings are behind all that has one size.
+  static constexpr int kAmax = kStaged, kInverse = kAmax + 8 * kChunk * 4, kRun = kInverse + kChunk * 4, kBars = kRun + kRuns * 32;
+  static constexpr int kRings = (kBars + 2 * (kMostW + kX + kRuns) * 8 + 1023) / 1024 * 1024;
+  static constexpr int kMost = 232448;
+  __host__ __device__ static int x_slot(int rows) { return (rows * 264 + 1023) / 1024 * 1024; }
+  static int bytes(int slot_rows, int w_slots) { return 1024 + kRings + w_slots * kWSlot + kX * x_slot(slot_rows); }
+};
+
+// A run of column pairs of one tile, as the producer tells the consumers.
+struct SegmentsRun {
+  int row, tokens;    // of the tile; 0 tokens: there are no more
+  int row_tile, pairs;
+  int part, parts;    // of the tile
+  int partial;        // where the tile's other parts leave their sums
+  int unused;
+};
+
+// Which run is the i-th.
+struct SegmentsDeal {
+  int tiles, cut; // how many; the last `cut` are
+  int tile, part, parts;
+
+  __device__ SegmentsDeal(int tiles_, int grid) : tiles(tiles_), cut(min(tiles_, grid)) {}
+  __device__ bool take(int i, int tile_parts) {
+    const int whole = tiles - cut, rest = i - whole;
+    tile = i, part = 0, parts = 1;
+    if (rest < 0) return true;
+    tile = whole + rest / tile_parts;
+    parts = tile_parts;
+    part = parts - 1 - rest % parts;
+    return tile < tiles;
+  }
+};
+
+struct SegmentsPlaces { // in shared memory
+  using S = SegmentsShared;
+  uint8_t *base;
+  __device__ explicit SegmentsPlaces(uint8_t *raw) : base(raw + (1024 - smem_address(raw) % 1024) % 1024) {}
+  // Activations first: wgmma reads up to its N rows, so beyond those of a tile.
+  __device__ uint8_t *x(const LinearSegments &p, int slot) const { return base + S::kRings + slot * S::x_slot(p.slot_rows); }
+  __device__ uint8_t *w(const LinearSegments &p, int slot) const { return base + S::kRings + S::kX * S::x_slot(p.slot_rows) + slot * S::kWSlot; }
+  __device__ uint8_t *staging() const { return base; }
+  __device__ float *amax() const { return (float *)(base + S::kAmax); } // [8 warps][kChunk]
+  __device__ float *inverse() const { return (float *)(base + S::kInverse); }
+  __device__ SegmentsRun *run(int slot) const { return (SegmentsRun *)(base + S::kRun) + slot; }
+  __device__ uint64_t *bar(int i) const { return (uint64_t *)(base + S::kBars) + i; }
+  __device__ uint64_t *w_full(int slot) const { return bar(slot); }
+  __device__ uint64_t *w_empty(int slot) const { return bar(S::kMostW + slot); }
+  __device__ uint64_t *x_full(int slot) const { return bar(2 * S::kMostW + slot); }
+  __device__ uint64_t *x_empty(int slot) const { return bar(2 * S::kMostW + S::kX + slot); }
+  __device__ uint64_t *run_full(int slot) const { return bar(2 * (S::kMostW + S::kX) + slot); }
+  __device__ uint64_t *run_empty(int slot) const { return bar(2 * (S::kMostW + S::kX) + S::kRuns + slot); }
+};
+
+struct RingAt {
+  int slot, phase;
+  __device__ void step(int by, int slots) {
+    slot += by;
+    if (slot >= slots) slot -= slots, phase ^= 1;
+  }
+};
+
+// A CTA's results of a tile: 64 outputs of block `group` in `low`, of block group + 2 in `high`.
+template <int N> struct SegmentsSums {
+  float low[N / 2], high[N / 2];
+};
+
+// One pair of columns of both blocks of a warpgroup. Slots of weights are given back when read.
+template <bool Fp8, int N>
+__device__ __forceinline__ void segments_pair(const LinearSegments &p, SegmentsSums<N> &sum, const SegmentsPlaces &at, RingAt &ring, int group, const uint8_t *x,
+                                              const float *xs, int rows) {
+  using Mma = typename WgmmaOf<Fp8, N>::Type;
+  const int lane = threadIdx.x % 32, t4 = lane % 4;
+  RingAt first = ring, second;
+  first.step(group, p.w_slots);
+  second = first;
+  second.step(2, p.w_slots);
+  ring.step(4, p.w_slots);
+  const uint8_t *w0 = at.w(p, first.slot), *w1 = at.w(p, second.slot), *x1 = x + rows * 128;
+  auto give_back = [&](const RingAt &slot) {
+    __syncwarp();
+    if (lane == 0) mbar_arrive(at.w_empty(slot.slot));
+  };
+  mbar_wait(at.w_full(first.slot), first.phase);
+  if constexpr (!Fp8) {
+    keep_registers(sum.low);
+    wgmma_fence();
+    tile_group<Mma>(sum.low, w0, x, 1);
+    tile_group<Mma>(sum.low, w0 + kTileBytes, x1, 1);
+    mbar_wait(at.w_full(second.slot), second.phase);
+    keep_registers(sum.high);
+    wgmma_fence();
+    tile_group<Mma>(sum.high, w1, x, 1);
+    tile_group<Mma>(sum.high, w1 + kTileBytes, x1, 1);
+    wgmma_wait<2>();
+    keep_registers(sum.low);
+    give_back(first);
+    wgmma_wait<0>();
+    keep_registers(sum.high);
+    give_back(second);
+  } else if constexpr (N <= 80) { // a product is under way while the one before is promoted
+    float acc[N / 2], acc2[N / 2];
+    const float2 ws = *(const float2 *)(w0 + kPairScales);
+    keep_registers(acc);
+    wgmma_fence();
+    tile_group<Mma>(acc, w0, x, 0);
+    mbar_wait(at.w_full(second.slot), second.phase);
+    const float2 ws2 = *(const float2 *)(w1 + kPairScales);
+    keep_registers(acc2);
+    wgmma_fence();
+    tile_group<Mma>(acc2, w1, x, 0);
+    wgmma_wait<1>();
+    keep_registers(acc);
+    promote(sum.low, acc, ws.x, xs, t4);
+    keep_registers(acc);
+    wgmma_fence();
+    tile_group<Mma>(acc, w0 + kTileBytes, x1, 0);
+    wgmma_wait<1>();
+    keep_registers(acc2);
+    promote(sum.high, acc2, ws2.x, xs, t4);
+    keep_registers(acc2);
+    wgmma_fence();
+    tile_group<Mma>(acc2, w1 + kTileBytes, x1, 0);
+    wgmma_wait<1>();
+    keep_registers(acc);
+    give_back(first);
+    promote(sum.low, acc, ws.y, xs + rows, t4);
+    wgmma_wait<0>();
+    keep_registers(acc2);
+    give_back(second);
+    promote(sum.high, acc2, ws2.y, xs + rows, t4);
+  } else {
+    float acc[N / 2];
+    auto both = [&](float (&to)[N / 2], const uint8_t *w, const RingAt &slot) {
+      const float2 ws = *(const float2 *)(w + kPairScales);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        keep_registers(acc);
+        wgmma_fence();
+        tile_group<Mma>(acc, w + half * kTileBytes, half ? x1 : x, 0);
+        wgmma_wait<0>();
+        keep_registers(acc);
+        if (half) give_back(slot);
+        promote(to, acc, half ? ws.y : ws.x, half ? xs + rows : xs, t4);
+      }
+    };
+    both(sum.low, w0, first);
+    mbar_wait(at.w_full(second.slot), second.phase);
+    both(sum.high, w1, second);
+  }
+}
+
+// Results as rows of y, each warpgroup's by itself, 32 tokens at a time.
+template <int N>
+__device__ __forceinline__ void segments_rows(const LinearSegments &p, const SegmentsPlaces &at, const SegmentsSums<N> &sum, int group, int n0,
+                                              int first_row, int tokens) {
+  using S = SegmentsShared;
+  constexpr int kStep = N < 32 ? N : 32;
+  const int tid = compute_here((int)threadIdx.x) % 128, t4 = tid % 4, row = tid / 32 * 16 + tid % 32 / 4;
+  bf16 *staging = (bf16 *)(at.staging() + group * (S::kStaged / 2));
+#pragma unroll
+  for (int from = 0; from < N; from += kStep) {
+    if (from >= tokens) break;
+    group_sync<128>(1 + group); // the staging is free
+#pragma unroll
+    for (int i = 0; i < kStep / 2; i++) {
+      if (from / 2 + i >= N / 2) break;
+      bf16 *to = staging + (i / 4 * 8 + 2 * t4 + i % 2) * S::kPitch + row + (i % 4) / 2 * 8;
+      to[0] = __float2bfloat16(sum.low[from / 2 + i]);
+      to[64] = __float2bfloat16(sum.high[from / 2 + i]);
+    }
+    group_sync<128>(1 + group);
+    const int staged = min(kStep, tokens - from);
+    for (int i = tid; i < staged * 16; i += 128) {
+      const int token = i / 16, c = i % 16, n = n0 + (group + c / 8 * 2) * kTileRows + c % 8 * 8;
+      const bf16 *out = staging + token * S::kPitch + c * 8;
+      bf16 *to = p.y + (size_t)(first_row + from + token) * p.ldy + n;
+      if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)out;
+      else
+        for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = out[k];
+    }
+  }
+}
+
+// silu(gate) * up of 128 columns, whose values are bf16's as those of `y` would be, as records. A block of 128 columns is one of the
+// CTA's tiles: its scale needs no other's.
+template <int N>
+__device__ __forceinline__ void segments_gated(const LinearSegments &p, const SegmentsPlaces &at, SegmentsSums<N> &sum, int block, int first_row,
+                                               int tokens) {
+  using S = SegmentsShared;
+  constexpr int kStep = N < S::kChunk ? N : S::kChunk, kPitch8 = 144;
+  const int tid = compute_here((int)threadIdx.x), warp = tid / 32, lane = tid % 32, t4 = lane % 4, row = warp * 16 + lane / 4; // also row + 8
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) {
+    const float gate = __bfloat162float(__float2bfloat16(sum.low[i])), up = __bfloat162float(__float2bfloat16(sum.high[i]));
+    sum.low[i] = gate / (1.0f + __expf(-gate)) * up;
+  }
+  const int rows = (tokens + 7) / 8 * 8;
+  const RecordRow to = tile_row(p.act, first_row, tile_place(first_row, rows));
+  const int pair = p.act.fp8 ? block / 2 : block;
+  uint8_t *data = to.data + pair * to.pair_bytes;
+#pragma unroll
+  for (int from = 0; from < N; from += kStep) {
+    if (from >= tokens) break;
+    const int staged = min(kStep, tokens - from);
+    if (p.act.fp8) {
+#pragma unroll
+      for (int j = 0; j < kStep / 8; j++) {
+        if (from / 8 + j >= N / 8) break;
+        const float *v = sum.low + from / 2 + 4 * j;
+        float a = fmaxf(fabsf(v[0]), fabsf(v[2])), b = fmaxf(fabsf(v[1]), fabsf(v[3]));
+#pragma unroll
+        for (int s = 4; s < 32; s <<= 1) {
+          a = fmaxf(a, __shfl_xor_sync(~0u, a, s));
+          b = fmaxf(b, __shfl_xor_sync(~0u, b, s));
+        }
+        if (lane < 4) *(float2 *)(at.amax() + warp * S::kChunk + 8 * j + 2 * t4) = make_float2(a, b);
+      }
+      group_sync<256>(3); // also: what was staged before is read
+      if (tid < staged) {
+        float most = 0;
+#pragma unroll
+        for (int w = 0; w < 8; w++) most = fmaxf(most, at.amax()[w * S::kChunk + tid]);
+        const float scale = quant_scale(most, p.ue8m0);
+        at.inverse()[tid] = 1.0f / scale;
+        ((float *)(to.scales + pair * to.pair_scales))[block % 2 * rows + from + tid] = scale;
+      }
+      group_sync<256>(3);
+#pragma unroll
+      for (int j = 0; j < kStep / 8; j++) {
+        if (from / 8 + j >= N / 8) break;
+        const float *v = sum.low + from / 2 + 4 * j;
+        const float2 inverse = *(const float2 *)(at.inverse() + 8 * j + 2 * t4);
+        uint8_t *out = at.staging() + (8 * j + 2 * t4) * kPitch8 + row;
+        const uint16_t a = __nv_cvt_float2_to_fp8x2(make_float2(v[0] * inverse.x, v[2] * inverse.x), __NV_SATFINITE, __NV_E4M3);
+        const uint16_t b = __nv_cvt_float2_to_fp8x2(make_float2(v[1] * inverse.y, v[3] * inverse.y), __NV_SATFINITE, __NV_E4M3);
+        out[0] = (uint8_t)a, out[8] = (uint8_t)(a >> 8);
+        out[kPitch8] = (uint8_t)b, out[kPitch8 + 8] = (uint8_t)(b >> 8);
+      }
+      group_sync<256>(3);
+      for (int i = tid; i < staged * 8; i += 256) {
+        const int token = i / 8, c = i % 8, r = from + token;
+        *(uint4 *)(data + ((size_t)(block % 2) * rows + r) * 128 + ((c ^ (r & 7)) << 4)) = *(const uint4 *)(at.staging() + token * kPitch8 + c * 16);
+      }
+    } else {
+      bf16 *staging = (bf16 *)at.staging();
+      group_sync<256>(3);
+#pragma unroll
+      for (int i = 0; i < kStep / 2; i++) {
+        if (from / 2 + i >= N / 2) break;
+        staging[(i / 4 * 8 + 2 * t4 + i % 2) * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum.low[from / 2 + i]);
+      }
+      group_sync<256>(3);
+      for (int i = tid; i < staged * 16; i += 256) {
+        const int token = i / 16, c = i % 16, r = from + token;
+        *(uint4 *)(data + ((size_t)(c / 8) * rows + r) * 128 + ((c % 8 ^ (r & 7)) << 4)) =
+            *(const uint4 *)(staging + token * S::kPitch + c * 8);
+      }
+    }
+  }
+}
+
+// A run, by one of the two warpgroups.
+template <bool Fp8, bool Gated, int N>
+__device__ __forceinline__ void segments_run(const LinearSegments &p, const SegmentsPlaces &at, const SegmentsRun &run, RingAt &w_ring,
+                                             RingAt &x_ring) {
+  const int tid = threadIdx.x, group = tid / 128, rows = (run.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows;
+  SegmentsSums<N> sum;
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) sum.low[i] = sum.high[i] = 0;
+  for (int left = run.pairs; left > 0; left -= at_once) {
+    mbar_wait(at.x_full(x_ring.slot), x_ring.phase);
+    const uint8_t *x = at.x(p, x_ring.slot);
+    const float *xs = (const float *)(x + p.slot_rows * 256);
+#pragma unroll 1
+    for (int i = min(at_once, left); i > 0; i--) {
+      segments_pair<Fp8, N>(p, sum, at, w_ring, group, x, xs, rows);
+      x += rows * 256;
+      xs += rows * 2;
+    }
+    __syncwarp();
+    if (tid % 32 == 0) mbar_arrive(at.x_empty(x_ring.slot));
+    x_ring.step(1, SegmentsShared::kX);
+  }
+  const int words = 256 * p.slot_rows;
+  float *partial = p.partial + (size_t)run.partial * words + tid * 4;
+  if (run.part > 0) {
+    partial += (run.part - 1) * words;
+    give_partial<N / 2>(partial, sum.low);
+    give_partial<N / 2>(partial + 128 * N, sum.high);
+    return;
+  }
+#pragma unroll 1
+  for (int part = 1; part < run.parts; part++) {
+    take_partial<N / 2>(partial, sum.low, p.waits);
+    take_partial<N / 2>(partial + 128 * N, sum.high, p.waits);
+    partial += words;
+  }
+  if constexpr (Gated) segments_gated<N>(p, at, sum, run.row_tile, run.row, run.tokens);
+  else segments_rows<N>(p, at, sum, group, run.row_tile * 4 * kTileRows, run.row, run.tokens);
+}
+
+// The producer: one thread.
+template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load(const LinearSegments &p, const SegmentsPlaces &at) {
+  constexpr int kRow = Fp8 ? 264 : 256;
+  const uint64_t once = policy_evict_first(), keep = policy_evict_normal();
+  const int blocks = (p.n + kTileRows - 1) / kTileRows, pairs = p.x.pairs;
+  RingAt w_ring = {0, 1}, x_ring = {0, 1}, run_ring = {0, 1};
+  SegmentsDeal deal(*p.count * p.row_tiles, gridDim.x);
+  int next = blockIdx.x;
+  for (;;) {
+    const bool more = deal.take(next, p.parts);
+    TokenTile tile = {};
+    int row_tile = 0;
+    if (more) { // tiles of the same expert that read the same weights are neighbours
+      const int listed = deal.tile / p.row_tiles;
+      tile = p.tiles[listed];
+      row_tile = deal.tile % p.row_tiles;
+      if (tile.across > 1) {
+        const int first = listed - tile.index, local = deal.tile - first * p.row_tiles;
+        row_tile = local / tile.across;
+        tile = p.tiles[first + local % tile.across];
+      }
+    }
+    const uint64_t policy = tile.across > 1 ? keep : once;
+    const int last = pairs * (deal.part + 1) / deal.parts;
+    int pair = pairs * deal.part / deal.parts;
+    mbar_wait(at.run_empty(run_ring.slot), run_ring.phase);
+    *at.run(run_ring.slot) = {tile.row, tile.tokens, row_tile, last - pair, deal.part, deal.parts,
+                              (deal.tile - deal.tiles + deal.cut) * (deal.parts - 1), 0};
+    mbar_arrive(at.run_full(run_ring.slot));
+    if (!more) break;
+    run_ring.step(1, SegmentsShared::kRuns);
+    const int rows = (tile.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows;
+    const uint8_t *x = p.x.data + (size_t)tile.row * pairs * kRow, *w = p.w + (size_t)tile.matrix * p.w_stride;
+    while (pair < last) {
+      const int here = min(at_once, last - pair);
+      if (pair + here == last) next = gridDim.x + atomicAdd(p.dealt, 1); // as late as hides its way
+      uint8_t *to = at.x(p, x_ring.slot);
+      uint64_t *bar = at.x_full(x_ring.slot);
+      mbar_wait(at.x_empty(x_ring.slot), x_ring.phase);
+      mbar_arrive_expect(bar, here * rows * kRow);
+      bulk_load(to, x + pair * rows * 256, here * rows * 256, bar, keep);
+      if (Fp8) bulk_load(to + p.slot_rows * 256, x + pairs * rows * 256 + pair * rows * 8, here * rows * 8, bar, keep);
+      x_ring.step(1, SegmentsShared::kX);
+      for (const int end = pair + here; pair < end; pair++) {
+#pragma unroll 1
+        for (int k = 0; k < 4; k++) {
+          // Blocks behind the last: the last again, whose results are not stored twice.
+          const int block = Gated ? (k / 2 ? p.up_block : 0) + 2 * row_tile + k % 2 : min(4 * row_tile + k, blocks - 1);
+          mbar_wait(at.w_empty(w_ring.slot), w_ring.phase);
+          mbar_arrive_expect(at.w_full(w_ring.slot), kPairUsed);
+          bulk_load(at.w(p, w_ring.slot), w + (size_t)(block * pairs + pair) * kPairBytes, kPairUsed, at.w_full(w_ring.slot), policy);
+          w_ring.step(1, p.w_slots);
+        }
+      }
+    }
+  }
+  if (atomicAdd(p.dealt + 1, 1) == (int)gridDim.x - 1) p.dealt[0] = p.dealt[1] = 0;
+}
+
+template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear_segments_kernel(const LinearSegments p) {
+  using S = SegmentsShared;
+  DYNAMIC_SHARED(uint8_t, raw);
+  const SegmentsPlaces at(raw);
+  const int tid = threadIdx.x;
+  depend_launch();
+  if (tid == 0) {
+    for (int i = 0; i < S::kMostW; i++) {
+      mbar_init(at.w_full(i), 1);
+      mbar_init(at.w_empty(i), 4);
+    }
+    for (int i = 0; i < S::kX; i++) {
+      mbar_init(at.x_full(i), 1);
+      mbar_init(at.x_empty(i), 8);
+    }
+    for (int i = 0; i < S::kRuns; i++) {
+      mbar_init(at.run_full(i), 1);
+      mbar_init(at.run_empty(i), 8);
+    }
+    mbar_init_fence();
+  }
+  __syncthreads();
+  depend_wait();
+  if (tid >= 256) {
+    registers_shrink<56>();
+    if (tid == 256) segments_load<Fp8, Gated>(p, at);
+    return;
+  }
+  registers_grow<224>();
+  RingAt w_ring = {0, 0}, x_ring = {0, 0}, run_ring = {0, 0};
+  for (;;) {
+    mbar_wait(at.run_full(run_ring.slot), run_ring.phase);
+    const SegmentsRun &run = *at.run(run_ring.slot);
+    const int tokens = run.tokens;
+    if (tokens == 0) return;
+    if (tokens <= 8) segments_run<Fp8, Gated, 8>(p, at, run, w_ring, x_ring);
+    else if (tokens <= 16) segments_run<Fp8, Gated, 16>(p, at, run, w_ring, x_ring);
+    else if (tokens <= 32) segments_run<Fp8, Gated, 32>(p, at, run, w_ring, x_ring);
+    else if (tokens <= 64) segments_run<Fp8, Gated, 64>(p, at, run, w_ring, x_ring);
+    else if (tokens <= 80) segments_run<Fp8, Gated, 80>(p, at, run, w_ring, x_ring);
+    else segments_run<Fp8, Gated, 96>(p, at, run, w_ring, x_ring);
+    __syncwarp();
+    if (tid % 32 == 0) mbar_arrive(at.run_empty(run_ring.slot));
+    run_ring.step(1, S::kRuns);
+  }
+}
+
+} // namespace mob
