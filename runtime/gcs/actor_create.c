@@ -445,7 +445,8 @@ void mob__actors_schedule(mob_gcs_t *gcs) {
   // Placing may end an actor, which may free another's entry, but inserts none.
   for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->actors->all, e));) {
     mob__actor_t *actor = e->value;
-    if (actor->phase == MOB__ACTOR_QUEUED && actor->not_before <= now) try_place(actor);
+    if (actor->phase != MOB__ACTOR_QUEUED || actor->not_before > now) continue;
+    if (!actor->restored || !mob__nodes_expected(gcs)) try_place(actor);
   }
 }
 

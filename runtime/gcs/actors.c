@@ -439,6 +439,7 @@ void mob__actors_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const 
   if (!data) return;
   mob__actor_t *actor = MOB_NEW(mob__actor_t);
   actor->gcs = gcs;
+  actor->restored = true;
   actor->data = data;
   memcpy(actor->id, key, key_len);
   mob_pb_set_bytes(&data->actor_id, key, key_len);

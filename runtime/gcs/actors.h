@@ -29,8 +29,9 @@ typedef struct mob__actor {
   uint8_t node_id[MOB_NODE_ID_SIZE]; // from LEASING on
   mob_rpc_client_t *worker;          // while CREATING
   Ray__Rpc__Address *worker_address; // from CREATING on
-  bool worker_gone;                  // its process is known to have ended
-  bool kill_gently;                  // when it dies: let its process end in order
+  bool restored;    // of a former GCS's time: waits until no node is expected back any more
+  bool worker_gone; // its process is known to have ended
+  bool kill_gently; // when it dies: let its process end in order
   uint64_t not_before;
   // Its creation failed, but why is better known to its node, which is about to report the worker's
   // end: until when to wait for that report; 0: it did not fail.

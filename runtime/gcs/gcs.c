@@ -40,7 +40,6 @@ void mob__gcs_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *worke
 
 static void on_pass(uv_timer_t *timer) {
   mob_gcs_t *gcs = timer->data;
-  if (mob__nodes_expected(gcs)) return; // the last of them to come or to die starts another pass
   mob__pgs_schedule(gcs);
   mob__actors_schedule(gcs);
 }

@@ -191,10 +191,11 @@ void mob__pgs_node_dead(mob_gcs_t *gcs, mob__node_t *node) {
 
 void mob__pgs_schedule(mob_gcs_t *gcs) {
   uint64_t now = mob_now_ms();
+  bool expected = mob__nodes_expected(gcs); // the last to come or to die starts another pass
   for (int fresh = 0; fresh < 2; fresh++) { // groups that lost something come first
     for (mob_map_entry_t *e = NULL; (e = mob_map_next(&gcs->pgs->all, e));) {
       mob__pg_t *pg = e->value;
-      if (!mob__pg_is_waiting(pg) || pg->not_before > now) continue;
+      if (!mob__pg_is_waiting(pg) || pg->not_before > now || (pg->restored && expected)) continue;
       if ((pg->data->state == STATE(PENDING)) != (fresh == 1)) continue;
       mob__pg_place(pg);
     }
@@ -233,6 +234,7 @@ void mob__pgs_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const voi
   if (!data) return;
   mob__pg_t *pg = MOB_NEW(mob__pg_t);
   pg->gcs = gcs;
+  pg->restored = true;
   pg->data = data;
   memcpy(pg->id, key, key_len);
   mob_pb_set_bytes(&data->placement_group_id, key, key_len);

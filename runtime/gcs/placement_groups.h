@@ -30,6 +30,7 @@ typedef struct mob__pg {
   mob__bundle_t
       *bundles;     // as many as data->n_bundles; the node stands in data->bundles[i]->node_id
   size_t under_way; // answers of nodes that are still to come
+  bool restored;    // of a former GCS's time: waits until no node is expected back any more
   bool refused;     // by a node, in this attempt
   uint64_t backoff_ms, not_before;
   char *reason; // why it is not placed; owned, NULL when it is

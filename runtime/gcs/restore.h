@@ -3,7 +3,8 @@
 //
 // Nodes that hold a heartbeat stream are "expected": not listed and not used until their stream is
 // there again, dead when it is not within MOB__RETURN_MS. Until no node is expected any more,
-// nothing is placed. Raylets count as alive from the start, and are watched by health checks.
+// nothing of what was restored is placed; what is new is. Raylets count as alive from the start,
+// and are watched by health checks.
 #ifndef MOB_GCS_RESTORE_H
 #define MOB_GCS_RESTORE_H
 

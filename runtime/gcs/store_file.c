@@ -330,9 +330,9 @@ static job_t settle(file_store_t *s) {
   } else if (!job.error) {
     s->size += job.bytes.len;
   }
-  if (job.error) {
+  if (job.error && !s->broken) { // once, not with every try
     MOB_ERROR("%s; changes are not stored until that is mended", job.error);
-  } else if (s->broken) {
+  } else if (!job.error && s->broken) {
     MOB_INFO("%s is written anew, whole", s->path);
   }
   s->broken = job.error != NULL;

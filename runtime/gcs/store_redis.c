@@ -8,6 +8,7 @@
 #include <hiredis/async.h>
 #include <hiredis/hiredis.h>
 #include <netdb.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -532,21 +533,53 @@ static mob_status try_connect(redis_store_t *s, bool *fatal) {
   return status;
 }
 
+static volatile sig_atomic_t stop_signal;
+
+static void on_stop_signal(int number) {
+  stop_signal = number;
+}
+
+// False when SIGTERM or SIGINT came: the daemon's own handlers only note them for a loop that does
+// not run yet, and another thread than this one may take them.
+static bool pause_for(long ms) {
+  uint64_t until = mob_now_ms() + (uint64_t)ms;
+  while (!stop_signal && mob_now_ms() < until) {
+    nanosleep(&(struct timespec){0, 20 * 1000000}, NULL);
+  }
+  return !stop_signal;
+}
+
+static mob_status keep_trying(redis_store_t *s, long pause, uint64_t deadline) {
+  MOB_WARN("Redis at %s: %s; trying again", s->shown, mob_errmsg());
+  for (;;) {
+    bool fatal;
+    if (!pause_for(pause)) {
+      return mob_fail(MOB_E_ABORTED, "stopped by signal %d while Redis at %s was waited for",
+                      (int)stop_signal, s->shown);
+    }
+    mob_status status = try_connect(s, &fatal);
+    if (status == MOB_OK || fatal || mob_now_ms() + (uint64_t)pause > deadline) return status;
+  }
+}
+
 static mob_status connect_first(redis_store_t *s) {
   long tries = from_env("RAY_redis_db_connect_retries", 120);
   long pause = from_env("RAY_redis_db_connect_wait_milliseconds", 500);
   uint64_t deadline = mob_now_ms() + (uint64_t)tries * (uint64_t)pause;
-  for (bool first = true;; first = false) {
-    bool fatal;
-    mob_status status = try_connect(s, &fatal);
-    if (status == MOB_OK) return MOB_OK;
-    if (fatal || mob_now_ms() + (uint64_t)pause > deadline) {
-      return mob_wrap(status, "Redis at %s, which is to hold the GCS's state, cannot be used",
-                      s->shown);
-    }
-    if (first) MOB_WARN("Redis at %s: %s; trying again", s->shown, mob_errmsg());
-    nanosleep(&(struct timespec){pause / 1000, pause % 1000 * 1000000}, NULL);
+  bool fatal;
+  mob_status status = try_connect(s, &fatal);
+  if (status != MOB_OK && !fatal && tries > 1) {
+    struct sigaction mine = {.sa_handler = on_stop_signal}, term, interrupt;
+    stop_signal = 0;
+    sigaction(SIGTERM, &mine, &term);
+    sigaction(SIGINT, &mine, &interrupt);
+    status = keep_trying(s, pause, deadline);
+    sigaction(SIGTERM, &term, NULL);
+    sigaction(SIGINT, &interrupt, NULL);
   }
+  if (status == MOB_OK || status == MOB_E_ABORTED) return status;
+  return mob_wrap(status, "Redis at %s, which is to hold the GCS's state, cannot be used",
+                  s->shown);
 }
 
 static char *text_or_null(const char *text) {

@@ -299,6 +299,7 @@ def test_daemons_and_actors_live_on(cluster):
     server.stop(signal.SIGKILL)
     nodes[1].stop(signal.SIGKILL)
     cluster.gcs(port)
+    assert gcs.check_alive([ray.NodeID.from_hex(nodes[1].id)]) == [False]  # at no time does it count as alive
     wait_for(lambda: [i.state for n, i in gcs.get_all_node_info().items() if n.hex() == nodes[1].id] ==
              [gcs_pb2.GcsNodeInfo.DEAD], nodes[0])
     assert gcs.check_alive([ray.NodeID.from_hex(n.id) for n in nodes]) == [True, False]
@@ -333,6 +334,12 @@ def test_a_store_that_cannot_be_used(tmp_path):
     quick = {"RAY_redis_db_connect_retries": "2", "RAY_redis_db_connect_wait_milliseconds": "10"}
     assert f"Redis at 127.0.0.1:{port}, which is to hold the GCS's state, cannot be used: Connection refused" in \
         start(RAY_REDIS_ADDRESS=f"127.0.0.1:{port}", **quick)
+    waits = subprocess.Popen([str(BIN / "mobula"), "node", "--head", "--port=0", "--node-ip-address=127.0.0.2",
+                              f"--temp-dir={tmp_path}"], stderr=subprocess.PIPE, text=True,
+                             env=clean_env(RAY_REDIS_ADDRESS=f"127.0.0.1:{port}"))
+    assert "trying again" in waits.stderr.readline()
+    waits.send_signal(signal.SIGTERM)
+    assert "stopped by signal 15 while Redis" in waits.communicate(timeout=20)[1]
     assert "RAY_gcs_storage=disk is no store: it is memory, file or redis" in start(RAY_gcs_storage="disk")
     (tmp_path / "gcs").mkdir()
     (tmp_path / "gcs" / "gcs.log").write_bytes(b"something else entirely")

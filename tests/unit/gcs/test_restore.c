@@ -182,6 +182,13 @@ static void test_a_node_that_stays_away(void **state) {
   assert_true(node_alive(&c, &raylet)); // until health checks say otherwise
   assert_false(node_alive(&c, &a));
   assert_true(actor_is(&c, &actor, ACTOR(ALIVE)));
+  // What is new need not wait for who may come back.
+  fake_node_t e = {0};
+  node_join(&c, &e, "127.0.0.1", "GPU=8", false);
+  pg_id_t fresh =
+      create_group(&c, "", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, one_stage, true, NULL);
+  WAIT_FOR(&c, group_is(&c, &fresh, PG(CREATED)));
+  assert_true(actor_is(&c, &actor, ACTOR(ALIVE)));
   WAIT_FOR(&c, actor_is(&c, &actor, ACTOR(DEAD)));
   assert_in_range(mob_now_ms() - start, 5000, 9000);
   assert_true(group_is(&c, &group, PG(RESCHEDULING)));
@@ -189,6 +196,7 @@ static void test_a_node_that_stays_away(void **state) {
   node_join(&c, &d, "127.0.0.1", "CPU=4 GPU=16", false); // another node takes the group
   WAIT_FOR(&c, group_is(&c, &group, PG(CREATED)));
   node_leave(&d, false);
+  node_leave(&e, false);
   cluster_close(&c);
   free_store(&store);
   free_store(&left);
