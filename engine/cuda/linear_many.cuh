@@ -130,8 +130,8 @@ template <int Words, int Stride = 1024> __device__ __forceinline__ void give_par
   }
 }
 
-template <int Words, int Stride = 1024, int Batch = 8> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
-  constexpr int kBatch = Words / 4 < Batch ? Words / 4 : Batch; // loads in flight
+template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
+  constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
   uint32_t start = 0;
 #pragma unroll
   for (int first = 0; first < Words / 4; first += kBatch) {
@@ -141,7 +141,7 @@ template <int Words, int Stride = 1024, int Batch = 8> __device__ __forceinline_
 #pragma unroll
       for (int j = 0; j < kBatch; j++) {
         if (first + j >= Words / 4) break;
-        const uint4 word = load_relaxed_gpu(from + (first + j) * Stride);
+        const uint4 word = load_relaxed_gpu(from + (first + j) * 1024);
         v[j][0] = word.x, v[j][1] = word.y, v[j][2] = word.z, v[j][3] = word.w;
       }
 #pragma unroll
@@ -160,7 +160,7 @@ template <int Words, int Stride = 1024, int Batch = 8> __device__ __forceinline_
 #pragma unroll
     for (int j = 0; j < kBatch; j++) {
       if (first + j >= Words / 4) break;
-      store_relaxed_gpu(from + (first + j) * Stride, make_uint4(~0u, ~0u, ~0u, ~0u));
+      store_relaxed_gpu(from + (first + j) * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
 #pragma unroll
       for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
     }

@@ -6,8 +6,8 @@
 // warpgroups fill one another's gaps. bf16: one sum, the next products queued before the last are done.
 //
 // Persistent CTAs, one an SM: whole tiles are dealt out in waves, what does not fill the last is cut into equal runs of column pairs
-// where that pays (linear_wide.cu; stream-K). A tile in several runs is summed by the CTA with its first columns, in the order of
-// columns: no atomics, the result does not depend on timing.
+// where that pays (linear_wide.cu; stream-K). The CTAs of a tile in several runs give away their sums and then each adds up a part of
+// the tile, in the order of columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "common.cuh"
 #include "linear_many.cuh"
@@ -20,7 +20,7 @@ struct LinearWide {
   const uint8_t *w;   // packed tiles
   const uint8_t *x;   // records of mp rows
   void *y;            // [rows][ldy], bf16 or fp32
-  float *partial;     // [gridDim.x][tile], every bit set before and after
+  float *partial;     // [gridDim.x][2][tile], every bit set before and after: sums of a tile cut at its front, of one only behind
   Waits *waits;       // may be null
   int mp, ldy;
   int key_blocks;     // > 0: y is kv tiles (attention_prefill.cu), rows are keys
@@ -74,11 +74,11 @@ struct WidePieces {
     at += last - first;
     return true;
   }
-  // The last run with columns of the current tile.
-  __device__ int last_run(const LinearWide &p) const {
-    const int64_t tile_end = (int64_t)((tile - whole(p)) / p.beside + 1) * p.pairs;
-    return (int)((tile_end * p.sharers - 1) / rest(p));
-  }
+  __device__ bool cut(const LinearWide &p) const { return first > 0 || last < p.pairs; }
+  // Runs with columns of the current tile.
+  __device__ int first_run(const LinearWide &p) const { return run_of(p, (tile - whole(p)) / p.beside * p.pairs); }
+  __device__ int last_run(const LinearWide &p) const { return run_of(p, ((tile - whole(p)) / p.beside + 1) * p.pairs - 1); }
+  static __device__ int run_of(const LinearWide &p, int pair) { return (int)(((int64_t)(pair + 1) * p.sharers - 1) / rest(p)); }
 };
 
 struct WidePlace {
@@ -144,6 +144,89 @@ __device__ __forceinline__ void store_wide(const LinearWide &p, const WidePlace 
   }
 }
 
+// Two neighbouring results.
+template <bool F32> __device__ __forceinline__ void store_two(const LinearWide &p, int row, int n, float a, float b) {
+  if (p.key_blocks) {
+    *(uint32_t *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + row / 64) * 4 + n % 256 / 64) * 8192 + row % 64 * 128 +
+                  ((n % 64 / 8 ^ (row & 7)) << 4) + n % 8 * 2) = pack_bf16(a, b);
+    return;
+  }
+  const size_t at = (size_t)row * p.ldy + n;
+  const bool both = n + 2 <= p.n && p.ldy % 2 == 0;
+  if constexpr (F32) {
+    float *to = (float *)p.y + at;
+    if (both) *(float2 *)to = make_float2(a, b);
+    else if (n < p.n) to[0] = a;
+    if (!both && n + 1 < p.n) to[1] = b;
+  } else {
+    bf16 *to = (bf16 *)p.y + at;
+    if (both) *(uint32_t *)to = pack_bf16(a, b);
+    else if (n < p.n) to[0] = __float2bfloat16(a);
+    if (!both && n + 1 < p.n) to[1] = __float2bfloat16(b);
+  }
+}
+
+// This CTA's part of a cut tile from the sums of all its runs. Words that are not there yet, marks, waits: as in take_partial().
+template <int Tall, int Groups, int Outputs, bool F32>
+__device__ __forceinline__ void add_up(const LinearWide &p, const WidePieces &piece, const WidePlace &t, int tid, int row, int lane) {
+  constexpr int kFours = Tall * Outputs / 8, kStride = Groups * 512, kMany = Groups == 2 ? 4 : 2; // a thread's fours of sums; so many, of so many runs at a time
+  constexpr size_t kTile = (size_t)Groups * Tall * 64 * Outputs;
+  const int first = piece.first_run(p), runs = piece.last_run(p) - first + 1, own = blockIdx.x / p.beside - first;
+  const int end = kFours * (own + 1) / runs;
+  float *from = p.partial + (size_t)(first * p.beside + blockIdx.x % p.beside) * 2 * kTile + tid * 4;
+  const size_t step = p.beside * 2 * kTile; // from run to run
+  uint32_t start = 0;
+  for (int j = kFours * own / runs; j < end; j += kMany) {
+    float sum[kMany][4] = {};
+    for (int r = 0; r < runs; r += kMany) {
+      uint4 v[kMany][kMany];
+      for (int tries = 0;; tries++) {
+        bool there = true;
+#pragma unroll
+        for (int a = 0; a < kMany; a++)
+#pragma unroll
+          for (int b = 0; b < kMany; b++) {
+            if (r + a >= runs || j + b >= end) continue;
+            v[a][b] = load_relaxed_gpu(from + (r + a) * step + (r + a == 0 ? kTile : 0) + (j + b) * kStride);
+          }
+#pragma unroll
+        for (int a = 0; a < kMany; a++)
+#pragma unroll
+          for (int b = 0; b < kMany; b++) {
+            if (r + a >= runs || j + b >= end) continue;
+            there = there && v[a][b].x != ~0u && v[a][b].y != ~0u && v[a][b].z != ~0u && v[a][b].w != ~0u;
+          }
+        if (there) break;
+        spin_pause();
+        if (tries % 1024 == 1023) {
+          const uint32_t now = clock_ticks();
+          if (!start) start = now;
+          if (give_up_here(p.waits, now - start)) break;
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kMany; a++)
+#pragma unroll
+        for (int b = 0; b < kMany; b++) {
+          if (r + a >= runs || j + b >= end) continue;
+          store_relaxed_gpu(from + (r + a) * step + (r + a == 0 ? kTile : 0) + (j + b) * kStride, make_uint4(~0u, ~0u, ~0u, ~0u));
+          sum[b][0] += __uint_as_float(v[a][b].x);
+          sum[b][1] += __uint_as_float(v[a][b].y);
+          sum[b][2] += __uint_as_float(v[a][b].z);
+          sum[b][3] += __uint_as_float(v[a][b].w);
+        }
+    }
+#pragma unroll
+    for (int b = 0; b < kMany; b++) {
+      if (j + b >= end) break;
+      const int part = (j + b) / (Outputs / 8), token = row + part * 64, n = t.block * kTileRows + (j + b) % (Outputs / 8) * 8 + lane % 4 * 2;
+      if (n >= p.n) continue;
+      if (token < t.tokens) store_two<F32>(p, t.row + token, n, sum[b][0], sum[b][1]);
+      if (token + 8 < t.tokens) store_two<F32>(p, t.row + token + 8, n, sum[b][2], sum[b][3]);
+    }
+  }
+}
+
 template <bool Fp8, int Groups, int Tall, int Outputs, bool F32>
 __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(const LinearWide p) {
   using S = WideShared<Fp8, Groups, Tall, Outputs>;
@@ -168,7 +251,7 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
   WidePieces pieces(p);
 
   if (group == Groups) { // producer
-    registers_shrink<Groups == 2 ? 40 : 32>();
+    registers_shrink<Groups == 2 ? 40 : 56>();
     if (warp == Groups * 4 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last(), policy = p.across > 1 ? keep : once;
       const size_t record = record_bytes(Fp8, p.mp);
@@ -221,7 +304,7 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
     return;
   }
 
-  registers_grow<Groups == 2 ? 232 : 160>();
+  registers_grow<Groups == 2 ? 232 : 152>();
   const int row = group * Tall * 64 + warp % 4 * 16 + lane / 4; // of the tile's tokens; also + 8, + 64 ...
   int s = 0, phase = 0;
   while (pieces.next(p)) {
@@ -287,15 +370,9 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
       for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
       if (lane == 0) mbar_arrive(&empty[last_stage]);
     }
-    float *partial = p.partial + tid * 4;
-    if (pieces.first > 0) { // another CTA has the first columns
-      give_partial<Tall * kWords, Groups * 512>(partial + (size_t)blockIdx.x * (S::kTokens * Outputs), sum);
+    if (pieces.cut(p)) {
+      give_partial<Tall * kWords, Groups * 512>(p.partial + ((size_t)blockIdx.x * 2 + (pieces.first == 0)) * (S::kTokens * Outputs) + tid * 4, sum);
       continue;
-    }
-    if (pieces.last < p.pairs) {
-      const int runs = pieces.last_run(p) - blockIdx.x / p.beside;
-      for (int i = 1; i <= runs; i++)
-        take_partial<Tall * kWords, Groups * 512, Groups == 2 ? 16 : 8>(partial + (size_t)(blockIdx.x + i * p.beside) * (S::kTokens * Outputs), sum, p.waits);
     }
     const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
 #pragma unroll
@@ -304,6 +381,9 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
       else store_wide<kBlocks>(p, t, (group * Tall + part) * 64 + warp % 4 * 16, lane, staging + warp * S::kStaging, sum + part * kWords);
     }
   }
+  WidePieces again(p);
+  while (again.next(p))
+    if (again.cut(p)) add_up<Tall, Groups, Outputs, F32>(p, again, wide_place<S::kTokens, Outputs>(p, again.tile), tid, row, lane);
 }
 
 // ---- linear_wide.cu
