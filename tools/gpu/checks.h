@@ -2,9 +2,10 @@
 // one or more lines "what, error, limit, verdict"; the driver prints them, the tests assert them.
 //
 // FP8 activations make whole networks chaotic: an element on the border of two codes moves by a whole step of 1/16, and a router
-// near a tie chooses another expert. So layers are compared one by one on the same input ("taped"): there two orders of sums
-// stay near each other, and a mistake shows. Whole engines are compared too, with what two orders of sums on the CPU make of
-// the same model as the measure.
+// near a tie chooses another expert. So layers are compared one by one on the same input ("taped"). In FP8 models even one layer
+// makes as much of one unit in the last place as there can be (docs/gpu-log.md): the measure there, and of whole engines, is what the
+// CPU makes of the same model with every norm's factor one such unit away. Such lines show gross mistakes; fine ones show in layers
+// without quantised activations (MOB_CUDA_F8=0) and in the checks of kernels.
 #ifndef MOB_TOOLS_GPU_CHECKS_H
 #define MOB_TOOLS_GPU_CHECKS_H
 
