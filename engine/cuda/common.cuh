@@ -101,6 +101,23 @@ __device__ __forceinline__ void put_record(const Records &to, int row, int col, 
   put_record(record_row(to, row), col, v, ue8m0, store);
 }
 
+// Word i of lane k of each four lanes to word k of lane i.
+__device__ __forceinline__ void turn_words(uint32_t (&v)[4]) {
+  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
+    if (odd) v[i] = got;
+    else v[i + 1] = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint32_t got = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
+    if (high) v[i] = got;
+    else v[i + 2] = got;
+  }
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int s = 16; s; s >>= 1) v += __shfl_xor_sync(~0u, v, s);

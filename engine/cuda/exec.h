@@ -74,10 +74,10 @@ struct Rank {
   uint8_t *workspace = nullptr;
   int *bad = nullptr;
   // workspace (memory.cu)
-  float *x, *norm_f32, *logits, *router_logits, *expert_weight, *latent, *lse;
+  float *x, *norm_f32, *logits, *router_logits, *expert_weight, *latent;
   bf16 *a, *q, *attn, *y, *up, *expert_y, *absorbed;
   uint8_t *tiles;
-  __half *partial;
+  MlaParts parts;
   uint8_t *latent_records, *kv_tiles, *query_tiles;
   float *gqa_partial; // of attend_gqa
   int *gqa_arrived;

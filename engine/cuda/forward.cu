@@ -62,26 +62,20 @@ void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
 
 // ------------------------------------------------------------------------------------------ attention
 
-int key_splits(int rows, int blocks) {
-  const int want = 264 / (rows * blocks);
-  return want < 1 ? 1 : want > 32 ? 32 : want;
-}
-
 void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
   Rank *r = p.r;
   const mob_model_desc_t *d = p.d;
-  const int blocks = (r->heads + 63) / 64;
-  for (const std::pair<int, int> &range : p.exec->plan.absorbed) {
+  const PrefillPlan &plan = p.exec->plan;
+  for (const std::pair<int, int> &range : plan.absorbed) {
     for (int from = range.first; from < range.second; from += kAttendRows) {
-      const int n = range.second - from < kAttendRows ? range.second - from : kAttendRows, splits = key_splits(n, blocks);
-      const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, step_rows(p.exec, r, from), p.rope};
+      const int n = range.second - from < kAttendRows ? range.second - from : kAttendRows;
+      const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, r->sms, step_rows(p.exec, r, from), p.rope};
       absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
-      attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), 0, splits, r->partial, r->lse}, n,
+      attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), plan.single && n == p.rows, r->parts, r->sms}, n,
                  p.stream);
-      absorb_v_mla(absorb, r->partial, r->lse, splits, out, from, n, d->quant_ue8m0, p.stream);
+      absorb_v_mla(absorb, r->parts, out, from, n, d->quant_ue8m0, p.stream);
     }
   }
-  const PrefillPlan &plan = p.exec->plan;
   if (plan.pairs == 0) return;
   const int *meta = r->meta;
   const MetaLayout &at = p.exec->layout;

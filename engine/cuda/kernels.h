@@ -179,14 +179,19 @@ void absorb_v_plain(const AbsorbPlain &p, const float *latent, bf16 *out, int ro
 struct AbsorbMla {
   const uint8_t *uk; // tiles of UK_h^T [512][128], head after head: 8 tiles each
   const uint8_t *kv_b; // packed [heads * 256][512]
-  int heads;
+  int heads, sms;
   StepRows step;
   Rope rope;
 };
 void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream);
-// partial [T][splits][heads][512] half, lse [T][splits][heads] (natural log) -> records [T][heads * 128]
-void absorb_v_mla(const AbsorbMla &p, const __half *partial, const float *lse, int splits, const Records &out, int row0,
-                  int rows, bool ue8m0, cudaStream_t stream);
+struct MlaParts { // of attend_mla's results, made and read on the device
+  __half *partial; // [parts][heads][512]
+  float *lse;      // [parts][heads], natural log
+  int *of_row;     // [T][2]: a row's first part, and how many
+};
+inline int mla_parts(int rows, int sms) { return rows + sms; } // at most
+// -> records [T][heads * 128], from row `row0` on; a row without parts is 0
+void absorb_v_mla(const AbsorbMla &p, const MlaParts &parts, const Records &out, int row0, int rows, bool ue8m0, cudaStream_t stream);
 
 // ---- attention.cu
 struct AttendPlain {
@@ -200,18 +205,20 @@ struct AttendPlain {
   StepRows step;
 };
 void attend_plain(const AttendPlain &p, float *out_f32, bf16 *out, int rows, cudaStream_t stream); // one of the outs; [T][heads][v_dim]
+
+// ---- attention_mla.cu: up to 512 rows
 struct AttendMla {
   const uint8_t *q;  // tiles of absorb_q_mla
   int heads;
   float scale;
   const uint8_t *cache;
   StepRows step;
-  int row0, splits;
-  __half *partial;
-  float *lse;
+  bool single;       // every row is a sequence of its own and no other launch of the step has rows: the step before wrote all pages but the last
+  MlaParts parts;
+  int sms;
 };
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
-void attention_prepare();
+void attention_mla_prepare();
 
 // ---- attention_gqa.cu, attention_gqa_prefill.cu: heads of 64 or 128, up to 16 query heads a key head
 struct HeadsOut {      // [T][heads * dim]: records of o_proj's input with `k` columns, or rows of bf16 (k = heads * dim)

@@ -56,8 +56,10 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     if (exec->fast_mla) {
       const size_t blocks = (heads + 63) / 64;
       a->take(&r->tiles, chunk * blocks * 9 * 8192);
-      a->take(&r->partial, (chunk + 512) * heads * 512 * 2);
-      a->take(&r->lse, (chunk + 512) * heads * 4);
+      const size_t parts = (size_t)mla_parts((int)chunk, shapes->sms);
+      a->take(&r->parts.partial, parts * heads * 512 * 2);
+      a->take(&r->parts.lse, parts * heads * 4);
+      a->take(&r->parts.of_row, chunk * 2 * 4);
       const size_t keys = (size_t)exec->max_key_blocks;
       a->take(&r->latent_records, records_bytes(true, (int64_t)keys * 64, 512));
       a->take(&r->kv_tiles, keys * heads * 4 * 8192);

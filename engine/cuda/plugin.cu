@@ -96,7 +96,7 @@ mob_status open_rank(const Exec *exec, Rank *r) {
   CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
   linear_prepare();
   absorb_prepare();
-  attention_prepare();
+  attention_mla_prepare();
   attention_prefill_prepare();
   attention_gqa_prepare();
   CU_TRY(cudaGetLastError());

@@ -135,6 +135,13 @@ __device__ __forceinline__ uint64_t global_ns() {
   return t;
 }
 
+// ---- 2^v to 2 ulp; results below 2^-126 are 0 [ex2.approx.ftz].
+__device__ __forceinline__ float exp2_approx(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
 // ---- e4m3 pairs to half pairs: exact.
 __device__ __forceinline__ uint32_t e4m3x2_to_half2(uint16_t pair) {
   uint32_t out;

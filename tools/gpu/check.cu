@@ -488,7 +488,7 @@ int main() {
   CUDA(cudaStreamCreate(&stream));
   linear_prepare();
   absorb_prepare();
-  attention_prepare();
+  attention_mla_prepare();
   attention_prefill_prepare();
   attention_gqa_prepare();
   scratch.sms = sms;
@@ -517,7 +517,7 @@ int main() {
       for (int m : {8, 64, 256}) check_experts("experts gate + up", kind, m, 256, 8, 4096 / tp, 7168, routing(kind, m, 256, 8));
     for (int rows : {1, 8, 64}) check_mla(128 / tp, rows, 1024, false);
     check_mla(128 / tp, 1, 4000, false);
-    check_mla(128 / tp, 64, 4000, false);
+    check_mla(128 / tp, 64, 4096, false, true);
     check_mla(128 / tp, 1024, 1024, true);
     check_mla(128 / tp, 100, 1500, true);
   }

@@ -112,7 +112,7 @@ static void test_prefill(void **) {
 static int set_up(void **) {
   CUDA(cudaStreamCreate(&stream));
   absorb_prepare();
-  attention_prepare();
+  attention_mla_prepare();
   attention_prefill_prepare();
   linear_prepare();
   scratch.sms = 3;

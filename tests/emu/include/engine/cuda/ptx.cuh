@@ -54,6 +54,8 @@ inline int load_acquire_sys_int(const int *from) { return __atomic_load_n(from, 
 inline void spin_pause() { emu::spin(); }
 inline uint64_t global_ns() { return (uint64_t)clock64(); }
 
+inline float exp2_approx(float v) { return v < -126.0f ? 0.0f : std::exp2(v); }
+
 inline uint32_t e4m3x2_to_half2(uint16_t pair) {
   const __half low = emu::e4m3_value((uint8_t)pair), high = emu::e4m3_value((uint8_t)(pair >> 8));
   return (uint32_t)high.bits << 16 | low.bits;
