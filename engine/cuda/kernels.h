@@ -306,6 +306,9 @@ void router_logits(const float *x, const bf16 *w, float *logits, int experts, in
 void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
 
 // ---- moe.cu
+struct ExpertRows { // in tiles of even size
+  int first, each, tokens; // first row; tokens of a tile, a multiple of 8; tokens in all
+};
 struct MoePlan {
   const int *ids;        // [T][top_k] in ascending order
   const int *count;      // [1] rows that are no padding
@@ -313,29 +316,26 @@ struct MoePlan {
   int first, experts;    // ids of the routed experts that are here
   int shared;            // stand behind those
   int rows;              // T
-struct ExpertRows { // in tiles of even size
-  int first, each, tokens; // first row; tokens of a tile, a multiple of 8; tokens in all
-};
   // out
   int *active;           // [1]; ids of the experts with tokens
   int *active_ids;
   int *expert_row;       // [T][top_k + shared]: row of y. many: from moe_gather() on, before a row's number among its expert's
   bool elsewhere;        // other routed experts are on other ranks: expert_row is -1 for them
-};
-void moe_plan_few(const MoePlan &p, cudaStream_t stream);
-void moe_plan_many(const MoePlan &p, cudaStream_t stream);
-// The rows of x to where their experts want them.
-void moe_gather(const Records &x, const MoePlan &p, const TileRows &out, cudaStream_t stream);
-// y [rows][2 * inter] (gate | up at `up_at`) -> silu(gate) * up as records. few: row = expert * m + token, records of an expert at
   // many only: rows of y are gathered rows
   int most;              // tokens of a tile, at most
   TokenTile *tiles;      // [moe_tiles()], `active` of them
   int *gathered;         // [1] rows, with padding
   int *place;            // [moe_rows()] tile_place() of every row; of padding, -1. moe_gather() writes the others'
   ExpertRows *rows_of;   // [experts + shared]
-// stride; many: rows up to *gathered.
+};
 inline size_t moe_rows(size_t rows, size_t slots, size_t experts) { return rows * slots + 8 * experts; }
 inline size_t moe_tiles(size_t rows, size_t slots, size_t experts, size_t most) { return rows * slots / most + experts; }
+void moe_plan_few(const MoePlan &p, cudaStream_t stream);
+void moe_plan_many(const MoePlan &p, cudaStream_t stream);
+// The rows of x to where their experts want them.
+void moe_gather(const Records &x, const MoePlan &p, const TileRows &out, cudaStream_t stream);
+// y [rows][2 * inter] (gate | up at `up_at`) -> silu(gate) * up as records. few: row = expert * m + token, records of an expert at
+// stride; many: rows up to *gathered.
 struct Activate {
   const bf16 *y;
   int ldy, up_at, inter, k;
@@ -344,6 +344,8 @@ struct Activate {
   int m;          // few: tokens; 0: many or dense
   const int *active;
   bool ue8m0;
+  const int *gathered, *place; // many
+  TileRows tiles;              // many: instead of `out`
 };
 void activate(const Activate &p, int rows, cudaStream_t stream);
 
@@ -351,8 +353,6 @@ void activate(const Activate &p, int rows, cudaStream_t stream);
 // Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.
 // Its first half: the best of each piece of a row.
 void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream);
-  const int *gathered, *place; // many
-  TileRows tiles;              // many: instead of `out`
 void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids,
                    int *last_token, int rows, cudaStream_t stream);
 
