@@ -384,6 +384,7 @@ static std::vector<int> routing(const char *kind, int tokens, int experts, int t
 #include "check_mla.cuh"
 static const size_t rotate_bytes = (size_t)200 << 20; // more than the L2 holds
 #include "check_gqa.cuh"
+#include "check_sums.cuh"
 
 // ------------------------------------------------------------------------------------ router, norm
 
@@ -498,6 +499,7 @@ int main() {
   scratch.dealt = upload(std::vector<int>(2));
   printf("%s, %d SMs\n", prop.name, sms);
   measure_roof();
+  check_tensor_sums();
   for (int tp : {1, 2, 4, 8}) {
     printf("tensor parallel %d\n", tp);
     for (int m : {1, 8, 64, 256, 2048}) {
