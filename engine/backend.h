@@ -1,6 +1,7 @@
-// The backend table: executes the layers of one stage on the tensor-parallel ranks of this process.
+// The backend table: executes the layers of one stage on the tensor-parallel ranks of this process. A stage may have ranks in several
+// processes: each has an executor of its own, all are given the same steps in the same order, and they compute them together.
 //
-// Life of an executor: open -> (plan) -> load -> alloc_kv -> step* -> close. One thread (the owner) calls these;
+// Life of an executor: open -> (join) -> (plan) -> load -> alloc_kv -> step* -> close. One thread (the owner) calls these;
 // `step` only queues: steps run in order on the executor's own threads and `done` is called from one of them.
 // abort() may be called from any thread at any time and makes everything under way end with MOB_E_ABORTED.
 #ifndef MOB_ENGINE_BACKEND_H
@@ -19,9 +20,10 @@ typedef struct mob_exec mob_exec_t;
 typedef struct mob_exec_spec {
   const mob_model_t *model; // outlives the executor
   int first_layer, last_layer; // [first, last)
-  int tp;                   // tensor-parallel ranks of the stage, all in this process
+  int tp;                   // tensor-parallel ranks of the stage
+  int ranks, first_rank;    // those in this process: [first_rank, first_rank + ranks); ranks 0: all of them
   bool expert_parallel;     // whole experts on ranks instead of slices of every expert
-  const int *devices;       // [tp] device indices; NULL for backends without devices
+  const int *devices;       // [ranks] device indices; NULL for backends without devices
   int threads;              // CPU threads for the whole stage; 0: from the CPUs this process may use
   mob_dtype_t dtype;        // activations outside matrix products and KV of `auto`: BF16, F16 or F32
   bool exact;               // --dtype float32: fp32 activations and KV, FP8 weights dequantised, activations not quantised
@@ -33,7 +35,7 @@ typedef struct mob_exec_spec {
   int max_len;              // tokens of a sequence
   bool eager;               // no graph capture
   double memory_share;      // of device memory, for everything together (--gpu-memory-utilization)
-  mob_link_t *prev, *next;  // TCP links to the neighbouring stages; NULL at the ends
+  mob_link_t *prev, *next;  // TCP links to the neighbouring stages; NULL at the ends, and in processes without the stage's rank 0
   const mob_link_ops_t *link;
   // pp > 1: ids sampled by the last stage come back to stage 0 over this link (on stage 0: recv; on the last: send)
   mob_link_t *ids;
@@ -50,7 +52,9 @@ typedef struct mob_memory_plan {
   char text[512];                          // the sum, for people
 } mob_memory_plan_t;
 
-// Runs on an executor thread. On failure `result` is NULL and `why` says what broke; no later step runs.
+enum { MOB_GROUP_ID = 128 }; // bytes of what the processes of a stage find one another by
+
+// Runs on an executor thread. In a process without the stage's rank 0 the result names no tokens. On failure `result` is NULL and `why` says what broke; no later step runs.
 typedef void (*mob_step_fn)(void *arg, mob_status status, const char *why, const mob_step_result_t *result);
 
 typedef struct mob_backend {
@@ -58,6 +62,10 @@ typedef struct mob_backend {
   // Devices this process may use; 0 and a reason in mob_errmsg() when there are none.
   int (*device_count)(void);
   mob_status (*open)(const mob_exec_spec_t *spec, mob_exec_t **out);
+  // For a stage in several processes; both NULL in a backend that has none. The process with rank 0 makes the id, which is good for
+  // one stage as long as that process lives. join() blocks until all ranks are there, or MOB_E_UNAVAILABLE after timeout_ms.
+  mob_status (*group_id)(uint8_t out[MOB_GROUP_ID]);
+  mob_status (*join)(mob_exec_t *exec, const uint8_t id[MOB_GROUP_ID], uint64_t timeout_ms);
   mob_status (*plan)(mob_exec_t *exec, mob_memory_plan_t *out);
   // Blocking, on the calling thread plus reader threads of its own; `progress` may be called from any of them.
   mob_status (*load)(mob_exec_t *exec, void (*progress)(void *arg, const mob_load_progress_t *p), void *arg);

@@ -19,6 +19,9 @@ static mob_status check_spec(const mob_exec_spec_t *spec) {
                     spec->first_layer, spec->last_layer, d->n_layers);
   if (spec->tp < 1 || spec->max_tokens < 1 || spec->max_seqs < 1 || spec->max_len < 1)
     return mob_fail(MOB_E_INVALID, "tp, max_tokens, max_seqs and max_len must be positive");
+  if (spec->ranks && spec->ranks != spec->tp)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CPU backend computes all %d tensor-parallel ranks of a stage in one pod, not %d of them; use "
+                                       "--pipeline-parallel-size between pods", spec->tp, spec->ranks);
   if (spec->kv_dtype == MOB_DT_F8E4M3)
     return mob_fail(MOB_E_UNSUPPORTED,
                     "the CPU backend keeps keys and values in float32, bfloat16 or float16, not %s",
@@ -236,6 +239,14 @@ static mob_status cpu_step(mob_exec_t *exec, const mob_step_t *step, mob_step_fn
   return MOB_OK;
 }
 
-const mob_backend_t mob_backend_cpu = {"cpu",    cpu_device_count, cpu_open,
-                                       cpu_plan, cpu_load,         cpu_alloc_kv,
-                                       cpu_step, cpu_abort,        cpu_close};
+const mob_backend_t mob_backend_cpu = {
+    .name = "cpu",
+    .device_count = cpu_device_count,
+    .open = cpu_open,
+    .plan = cpu_plan,
+    .load = cpu_load,
+    .alloc_kv = cpu_alloc_kv,
+    .step = cpu_step,
+    .abort = cpu_abort,
+    .close = cpu_close,
+};

@@ -35,13 +35,13 @@ mob_status check_devices(const Exec *exec) {
   return MOB_OK;
 }
 
-uint32_t wait_limit() {
+} // namespace
+
+uint32_t comm_wait_ticks() {
   const char *wish = getenv("MOB_CUDA_WAIT_MS"); // for tests
   const long ms = wish ? atol(wish) : 0;
   return (uint32_t)((uint64_t)(ms > 0 ? ms : 5000) * 1000000 >> 16);
 }
-
-} // namespace
 
 mob_status comm_open(Exec *exec) {
   const size_t tp = exec->ranks.size();
@@ -62,7 +62,7 @@ mob_status comm_open(Exec *exec) {
     Waits waits = {};
     waits.rank = rank.index;
     waits.ranks = (int)tp;
-    waits.limit = wait_limit();
+    waits.limit = comm_wait_ticks();
     waits.host = exec->halt;
     waits.missing = exec->halt + 1 + rank.index;
     for (const Rank &peer : exec->ranks) waits.peers[peer.index] = &peer.waits->halt;
@@ -94,7 +94,7 @@ mob_status comm_failure(const Exec *exec) {
     for (const Rank &rank : exec->ranks) all = all && exec->halt[1 + rank.index] == 0;
     if (all) return MOB_OK;
   }
-  const double seconds = wait_limit() * 65536e-9;
+  const double seconds = comm_wait_ticks() * 65536e-9;
   for (const Rank &rank : exec->ranks) {
     const int missing = exec->halt[1 + rank.index] - 1;
     if (missing < 0) continue;

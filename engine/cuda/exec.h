@@ -58,7 +58,8 @@ struct Layer {
 };
 
 struct Rank {
-  int index = 0, device = 0, sms = 0;
+  int index = 0, device = 0, sms = 0; // index: among the ranks here
+  int number = 0;                     // of the stage's ranks, which may be in several processes
   int heads = 0, kv_heads = 0;
   int first_expert = 0, experts = 0; // routed experts held here; all, unless they are whole on ranks
   cudaStream_t stream = nullptr;
@@ -89,7 +90,9 @@ struct Rank {
   int *ids, *last_token, *meta;
   uint8_t *sampler_block;
   Sampler sampler; // where the logits of the last layer are
-  uint8_t *inbox;     // several ranks
+  uint8_t *inbox;     // several ranks, all here
+  float *own_logits, *gathered_logits; // ranks in several processes: of this rank's part of the vocabulary; of all parts, some rows
+  unsigned long long *keys;
   LinearScratch scratch;
   std::map<int, cudaGraphExec_t> graphs; // by 2 * padded rows + whether rows are more than plain
 };
@@ -168,7 +171,8 @@ struct Exec {
   mob_exec_spec_t spec;
   const mob_model_desc_t *desc;
   std::vector<int> devices;
-  std::vector<Rank> ranks; // [tp]
+  std::vector<Rank> ranks; // those of the stage that are here
+  struct Across *across = nullptr; // where there are others elsewhere (across.h)
   RankTeam team;
   int *halt = nullptr;     // pinned: the host's word of waits.cuh, then what each rank missed
   bool mla, fast_mla;      // 512 / 64 / 128 / 128 kernels
@@ -212,6 +216,7 @@ mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
 mob_status forward(Exec *exec, Rank *rank, int rows);
 // Rows [first, first + rows) of the step's list of them, to ids (and results, unless all are `plain`).
 mob_status head(Exec *exec, Rank *rank, const int *row_list, int first, int rows, bool plain);
+void sample_slots(Exec *exec, Rank *rank, int first, int rows); // by their slots' parameters, on rank 0, where all logits are
 mob_status forward_graph(Exec *exec, Rank *rank, int rows, bool plain); // layers and head of a pure decode step
 // profile.cu
 bool profile_start();
@@ -239,6 +244,7 @@ mob_status send_rows(Exec *exec, Job *job);
 mob_status send_ids(Exec *exec, const Job *job, const int32_t *ids);
 // comm.cu
 mob_status comm_open(Exec *exec);
+uint32_t comm_wait_ticks();     // clock_ticks() that a wait on the device may take
 void comm_connect(Exec *exec); // when all ranks have their workspace
 void comm_halt(Exec *exec);    // from any thread: steps under way end on every GPU, whatever they wait for
 mob_status comm_failure(const Exec *exec); // MOB_OK, or why a wait ended without what it waited for

@@ -1,5 +1,5 @@
 // One step on one rank: which kernels, in which order, over which buffers.
-#include "engine/cuda/exec.h"
+#include "engine/cuda/across.h"
 
 namespace mob {
 namespace {
@@ -17,6 +17,7 @@ struct Pass {
   const float *add_bias;
   bool experts;
   int sums; // over ranks, so far
+  mob_status status; // of sums across processes: the first failure
 };
 
 StepRows step_rows(const Exec *exec, const Rank *r, int from) {
@@ -52,9 +53,14 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
 
 // What the last block left goes to the residual stream, summed over ranks; then the norm.
 void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
-  const NormIn in = norm_in(*p, w, eps);
-  if (p->exec->spec.tp > 1 && (p->add || p->experts)) norm_rows_ranks(in, out, p->r->peers, &p->sums, p->rows, p->r->sms, p->stream);
-  else norm_rows(in, out, p->rows, p->stream);
+  NormIn in = norm_in(*p, w, eps);
+  const bool shared = p->exec->spec.tp > 1 && (p->add || p->experts);
+  if (shared && !p->exec->across) {
+    norm_rows_ranks(in, out, p->r->peers, &p->sums, p->rows, p->r->sms, p->stream);
+  } else {
+    if (shared && p->status == MOB_OK) p->status = across_sum(p->exec, p->r, &in, p->rows);
+    if (p->status == MOB_OK) norm_rows(in, out, p->rows, p->stream);
+  }
   p->add = nullptr;
   p->add_bias = nullptr;
   p->experts = false;
@@ -277,7 +283,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
 mob_status forward(Exec *exec, Rank *r, int rows) {
   const mob_model_desc_t *d = exec->desc;
   Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
-            nullptr, nullptr, false, 0};
+            nullptr, nullptr, false, 0, MOB_OK};
   if (exec->spec.first_layer == 0) {
     NormIn in = norm_in(p, nullptr, 0);
     in.embed = r->embed;
@@ -289,8 +295,17 @@ mob_status forward(Exec *exec, Rank *r, int rows) {
     else dense_ffn(&p, r->layers[(size_t)i]);
   }
   add_and_norm(&p, nullptr, 0, NormOut()); // the last sum
+  MOB_TRY(p.status);
   CU_TRY(cudaGetLastError());
   return MOB_OK;
+}
+
+void sample_slots(Exec *exec, Rank *r, int first, int rows) {
+  const mob_model_desc_t *d = exec->desc;
+  const Sampler &s = r->sampler;
+  sample_rows({r->logits, d->vocab, d->vocab, r->meta + exec->layout.slot + first, r->meta + exec->layout.wanted + first, s.slot, s.counts,
+               s.allowed, s.allowed_words, r->best, s.groups, r->ids + first, r->last_token, s.results + first},
+              rows, r->stream);
 }
 
 mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
@@ -307,22 +322,20 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, b
   norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
   launch_label = "head";
   const bool alone = exec->spec.tp == 1;
-  const int ld = r->index == 0 ? d->vocab : g.m.n; // rank 0 has room for all columns
-  linear(g.m, x, r->logits, ld, true, rows, 1, r->scratch, r->stream);
-  if (plain && alone) {
+  const int ld = exec->across ? across_columns(exec) : r->number == 0 ? d->vocab : g.m.n; // rank 0 has room for all columns
+  linear(g.m, x, exec->across ? r->own_logits : r->logits, ld, true, rows, 1, r->scratch, r->stream);
+  if (exec->across) {
+    MOB_TRY(across_sample(exec, r, first, rows, plain));
+  } else if (plain && alone) {
     sample_greedy(r->logits, d->vocab, ld, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
   } else if (plain) {
     sample_best(r->logits, g.m.n, ld, r->best, rows, r->stream);
-    pick_ranks(r->peers, first / kLogitRows, r->best, (int)((int64_t)d->vocab * r->index / exec->spec.tp), slots, r->ids + first,
+    pick_ranks(r->peers, first / kLogitRows, r->best, (int)((int64_t)d->vocab * r->number / exec->spec.tp), slots, r->ids + first,
                r->last_token, rows, r->stream);
   } else {
-    float *whole = exec->ranks[0].logits + (int64_t)d->vocab * r->index / exec->spec.tp;
+    float *whole = exec->ranks[0].logits + (int64_t)d->vocab * r->number / exec->spec.tp;
     if (!alone) gather_logits(r->peers, r->logits, g.m.n, whole, d->vocab, rows, r->stream);
-    const Sampler &s = r->sampler;
-    if (r->index == 0)
-      sample_rows({r->logits, d->vocab, d->vocab, slots, wanted, s.slot, s.counts, s.allowed, s.allowed_words, r->best, s.groups,
-                   r->ids + first, r->last_token, s.results + first},
-                  rows, r->stream);
+    if (r->number == 0) sample_slots(exec, r, first, rows);
     if (!alone) share_ids(r->peers, slots, wanted, r->ids + first, r->last_token, rows, r->stream);
   }
   CU_TRY(cudaGetLastError());

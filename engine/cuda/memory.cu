@@ -1,7 +1,7 @@
 // What a rank's device memory is for: weights, working memory for the largest step, pages.
 #include <cstring>
 
-#include "engine/cuda/exec.h"
+#include "engine/cuda/across.h"
 
 namespace mob {
 namespace {
@@ -107,14 +107,20 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   // head
   if (s.last_layer == d->n_layers) {
     a->take(&r->head_records, (size_t)kLogitRows * ((hidden + 127) / 128 * 128) * 2);
-    a->take(&r->logits, (size_t)kLogitRows * (size_t)(shapes->index == 0 ? d->vocab : shapes->outer.g[G_HEAD].m.n) * 4);
+    if (exec->across) {
+      a->take(&r->own_logits, (size_t)kLogitRows * (size_t)across_columns(exec) * 4);
+      a->take(&r->gathered_logits, (size_t)s.tp * kGatherRows * (size_t)across_columns(exec) * 4);
+      a->take(&r->keys, (size_t)kLogitRows * 8);
+    }
+    if (!exec->across || shapes->number == 0)
+      a->take(&r->logits, (size_t)kLogitRows * (size_t)(shapes->number == 0 ? d->vocab : shapes->outer.g[G_HEAD].m.n) * 4);
     a->take(&r->best, (size_t)kLogitRows * kSampleParts * 8);
-    if (shapes->index == 0) a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
+    if (shapes->number == 0) a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
   a->take(&r->meta, (size_t)exec->layout.total * 4);
-  if (s.tp > 1) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
+  if (s.tp > 1 && !exec->across) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
   a->take(&r->scratch.partial, (size_t)shapes->sms * kPartialFloats * 4);
 }
 
@@ -154,7 +160,7 @@ mob_status plan_rank(const Exec *exec, const Rank *rank, mob_memory_plan_t *out)
   CU_TRY(cudaMemGetInfo(&free_bytes, &total));
   const double share = s.memory_share > 0 && s.memory_share <= 1 ? s.memory_share : 0.9;
   // Graphs, loading and the driver's own growth.
-  const uint64_t reserve = (uint64_t)768 << 20, used = total - free_bytes;
+  const uint64_t reserve = (uint64_t)(exec->across ? 768 + kAcrossReserve : 768) << 20, used = total - free_bytes;
   const uint64_t limit = (uint64_t)((double)total * share);
   out->available = limit > used ? limit - used : 0;
   out->weights = weights_bytes(exec, rank);

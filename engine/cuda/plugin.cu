@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "engine/cuda/across.h"
 #include "engine/cuda/weights.h"
 
 namespace mob {
@@ -32,9 +33,12 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
     return mob_fail(MOB_E_INVALID, "layers [%d, %d) are not a stage of a model with %d", spec->first_layer, spec->last_layer, d->n_layers);
   if (spec->tp < 1 || spec->max_tokens < 1 || spec->max_seqs < 1 || spec->max_len < 1)
     return mob_fail(MOB_E_INVALID, "tp, max_tokens, max_seqs and max_len must be positive");
-  if (spec->tp > kMaxRanks)
-    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend computes a stage on up to %d GPUs of one host, not %d; use "
-                                       "--pipeline-parallel-size for more", kMaxRanks, spec->tp);
+  if (spec->ranks > kMaxRanks)
+    return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend drives up to %d GPUs of a stage in one process, not %d; use "
+                                       "--pipeline-parallel-size for more", kMaxRanks, spec->ranks);
+  if (spec->ranks < 1 || spec->first_rank < 0 || spec->first_rank + spec->ranks > spec->tp)
+    return mob_fail(MOB_E_INVALID, "ranks [%d, %d) are not among the %d of a stage", spec->first_rank, spec->first_rank + spec->ranks,
+                    spec->tp);
   if (d->n_heads % spec->tp != 0)
     return mob_fail(MOB_E_INVALID, "%d attention heads do not divide over %d tensor-parallel ranks", d->n_heads, spec->tp);
   if (spec->expert_parallel && d->n_experts % spec->tp != 0)
@@ -90,7 +94,7 @@ mob_status open_rank(const Exec *exec, Rank *r) {
   const mob_model_desc_t *d = exec->desc;
   r->heads = d->n_heads / s.tp;
   r->kv_heads = d->n_kv_heads >= s.tp ? d->n_kv_heads / s.tp : 1;
-  r->first_expert = s.expert_parallel ? d->n_experts * r->index / s.tp : 0;
+  r->first_expert = s.expert_parallel ? d->n_experts * r->number / s.tp : 0;
   r->experts = s.expert_parallel ? d->n_experts / s.tp : d->n_experts;
   CU_TRY(cudaDeviceGetAttribute(&r->sms, cudaDevAttrMultiProcessorCount, r->device));
   CU_TRY(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking));
@@ -108,16 +112,18 @@ mob_status open_exec(Exec *exec) {
   const mob_model_desc_t *d = exec->desc;
   const int devices = device_count();
   if (devices == 0) return MOB_E_UNSUPPORTED;
-  if (devices < s.tp)
-    return mob_fail(MOB_E_NO_RESOURCES, "a tensor parallelism of %d needs as many GPUs in one pod; this one has %d", s.tp, devices);
+  if (devices < s.ranks)
+    return mob_fail(MOB_E_NO_RESOURCES, "%d tensor-parallel ranks in one pod need as many GPUs there; this one has %d", s.ranks, devices);
   exec->spec.expert_parallel = s.expert_parallel && s.tp > 1;
-  exec->ranks.resize((size_t)s.tp);
-  for (int i = 0; i < s.tp; i++) {
+  exec->ranks.resize((size_t)s.ranks);
+  for (int i = 0; i < s.ranks; i++) {
     exec->ranks[(size_t)i].index = i;
+    exec->ranks[(size_t)i].number = s.first_rank + i;
     exec->ranks[(size_t)i].device = s.devices ? s.devices[i] : i;
   }
   MOB_TRY(on_ranks(exec, [&](Rank *r) { return open_rank(exec, r); })); // side by side: a device's context takes its time
   MOB_TRY(comm_open(exec));
+  if (s.ranks < s.tp) MOB_TRY(across_open(exec));
   exec->mla = d->attn == MOB_ATTN_MLA;
   exec->fast_gqa = !exec->mla && gqa_is_fast(exec->ranks[0].heads, exec->ranks[0].kv_heads, d->head_dim, d->v_head_dim, d->rope.dim);
   exec->kv_width = exec->mla ? d->kv_lora + d->qk_rope : 2 * exec->ranks[0].kv_heads * d->head_dim;
@@ -129,9 +135,11 @@ mob_status open_exec(Exec *exec) {
 }
 
 mob_status cuda_open(const mob_exec_spec_t *spec, mob_exec_t **out) {
-  MOB_TRY(check_spec(spec));
+  mob_exec_spec_t wanted = *spec;
+  if (wanted.ranks == 0) wanted.ranks = wanted.tp;
+  MOB_TRY(check_spec(&wanted));
   Exec *exec = new Exec();
-  exec->spec = *spec;
+  exec->spec = wanted;
   exec->desc = mob_model_desc(spec->model);
   const mob_status status = open_exec(exec);
   if (status != MOB_OK) {
@@ -155,7 +163,7 @@ mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
 mob_status alloc_pages(Exec *exec, int64_t pages) {
   const mob_exec_spec_t &s = exec->spec;
   MOB_TRY(on_ranks(exec, [&](Rank *r) { return alloc_rank(exec, r, pages); }));
-  comm_connect(exec);
+  if (!exec->across) comm_connect(exec);
   CU_TRY(cudaSetDevice(exec->ranks[0].device));
   for (RingSlot &ring : exec->ring) {
     CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
@@ -178,6 +186,7 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
 mob_status cuda_alloc_kv(mob_exec_t *handle, int64_t pages) {
   Exec *exec = (Exec *)handle;
   if (pages < 1) return mob_fail(MOB_E_INVALID, "%lld pages for keys and values", (long long)pages);
+  if (exec->across && !across_joined(exec)) return mob_fail(MOB_E_INVALID, "the stage's other processes must be joined first");
   if (!exec->loaded) return mob_fail(MOB_E_INVALID, "weights must be loaded before pages are allocated");
   if (exec->pages) return mob_fail(MOB_E_INVALID, "pages are allocated already");
   MOB_TRY(alloc_pages(exec, pages));
@@ -201,7 +210,6 @@ mob_status cuda_step(mob_exec_t *handle, const mob_step_t *step, mob_step_fn don
 
 void close_rank(Rank *r) {
   cudaSetDevice(r->device);
-  for (auto &graph : r->graphs) cudaGraphExecDestroy(graph.second);
   for (void *block : r->blocks) cudaFree(block);
   cudaFree(r->cache);
   sampler_close(&r->sampler);
@@ -219,11 +227,14 @@ void close_exec(Exec *exec) {
   if (exec->leader.joinable()) exec->leader.join();
   if (exec->reporter.joinable()) exec->reporter.join();
   ranks_end(exec);
+  across_abort(exec);
   for (Rank &rank : exec->ranks) {
     if (!rank.stream) continue;
     cudaSetDevice(rank.device);
     cudaStreamSynchronize(rank.stream);
+    for (auto &graph : rank.graphs) cudaGraphExecDestroy(graph.second);
   }
+  across_close(exec);
   if (exec->profile) profile_print(exec->profile_steps);
   for (RingSlot &ring : exec->ring) {
     if (ring.begin) cudaEventDestroy(ring.begin);
@@ -238,6 +249,12 @@ void close_exec(Exec *exec) {
   for (Rank &rank : exec->ranks) close_rank(&rank);
   comm_close(exec);
   delete exec;
+}
+
+mob_status cuda_join(mob_exec_t *handle, const uint8_t id[MOB_GROUP_ID], uint64_t timeout_ms) {
+  Exec *exec = (Exec *)handle;
+  if (!exec->across) return MOB_OK; // all ranks are here
+  return across_join(exec, id, timeout_ms);
 }
 
 mob_status cuda_plan(mob_exec_t *exec, mob_memory_plan_t *out) { return memory_plan((Exec *)exec, out); }
@@ -255,6 +272,7 @@ mob_status cuda_load(mob_exec_t *handle, void (*progress)(void *arg, const mob_l
 void exec_abort(Exec *exec) {
   exec->aborted = true;
   comm_halt(exec);
+  across_abort(exec);
   if (!exec->spec.link) return;
   if (exec->spec.prev) exec->spec.link->abort(exec->spec.prev);
   if (exec->spec.next) exec->spec.link->abort(exec->spec.next);
@@ -269,6 +287,6 @@ void cuda_close(mob_exec_t *exec) { close_exec((Exec *)exec); }
 
 extern "C" {
 __attribute__((visibility("default"))) extern const mob_backend_t mob_backend_cuda;
-const mob_backend_t mob_backend_cuda = {"cuda",         mob::device_count, mob::cuda_open, mob::cuda_plan, mob::cuda_load,
-                                        mob::cuda_alloc_kv, mob::cuda_step, mob::cuda_abort, mob::cuda_close};
+const mob_backend_t mob_backend_cuda = {"cuda",         mob::device_count,  mob::cuda_open, mob::across_id,  mob::cuda_join, mob::cuda_plan,
+                                        mob::cuda_load, mob::cuda_alloc_kv, mob::cuda_step, mob::cuda_abort, mob::cuda_close};
 }

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/cuda/exec.h"
+#include "engine/cuda/across.h"
 
 namespace mob {
 namespace {
@@ -58,7 +58,9 @@ mob_status launch_rank(Exec *exec, Rank *r, const Job *job, int graph, int used)
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
   const int logit_rows = (int)job->logits.size();
   CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
-  if (exec->spec.first_layer > 0 && r->index > 0) MOB_TRY(copy_rows(exec, r, job));
+  if (exec->across && exec->spec.first_layer > 0) MOB_TRY(across_share_rows(exec, r, (int)job->step.token_count));
+  else if (exec->spec.first_layer > 0 && r->index > 0) MOB_TRY(copy_rows(exec, r, job));
+  else if (exec->across && !last) MOB_TRY(across_share_tokens(exec, r, (int)job->step.token_count));
   if (r->index == 0) CU_TRY(cudaEventRecord(ring.begin, r->stream));
   if (graph) return forward_graph(exec, r, graph, job->plain);
   MOB_TRY(forward(exec, r, (int)job->step.token_count));
@@ -75,7 +77,7 @@ mob_status launch_step(Exec *exec, Job *job, int graph) {
   plan_prefill(exec, job, !graph && (exec->fast_gqa || (exec->fast_mla && r->layers[0].g[G_O].f8)), ring.meta);
   if (graph) exec->plan.absorbed = {{0, rows}};
   fill_logit_rows(exec, job, graph ? graph : logit_rows, ring.meta);
-  if (exec->spec.first_layer > 0) MOB_TRY(receive_rows(exec, job));
+  if (exec->spec.prev) MOB_TRY(receive_rows(exec, job));
   MOB_TRY(each_rank(exec, [&](Rank *rank) { return launch_rank(exec, rank, job, graph, used); }));
   if (exec->profile) { // a table for every number of rows, of all steps but the first two
     if (rows != exec->profile_rows) {
@@ -100,6 +102,12 @@ mob_status fetch_samples(Rank *r, const Job *job, RingSlot *ring) {
   return MOB_OK;
 }
 
+mob_status await_end(Exec *exec, const RingSlot &ring) {
+  if (exec->across) return across_wait(exec, ring.end);
+  CU_TRY(cudaEventSynchronize(ring.end));
+  return MOB_OK;
+}
+
 uint64_t elapsed_ns(const RingSlot &ring) {
   float ms = 0;
   return cudaEventElapsedTime(&ms, ring.begin, ring.end) == cudaSuccess ? (uint64_t)((double)ms * 1e6) : 0;
@@ -108,19 +116,20 @@ uint64_t elapsed_ns(const RingSlot &ring) {
 // Queues the step and leaves its end to the reporter.
 mob_status run_step(Exec *exec, Job *job) {
   Rank *r = &exec->ranks[0];
-  const bool last = exec->spec.last_layer == exec->desc->n_layers, any = job->step.token_count > 0;
+  const bool last = exec->spec.last_layer == exec->desc->n_layers, any = job->step.token_count > 0, samples = r->number == 0;
   MOB_TRY(prepare_step(exec, job));
   if (any && exec->spec.first_layer == 0) MOB_TRY(resolve_tokens(exec, job));
   job->ring = take_ring(exec);
   RingSlot &ring = exec->ring[job->ring];
   ring.stage.used = 0;
   for (const mob_seq_open_t &o : job->open)
-    if (last && !exec->slots[o.slot].plain) MOB_TRY(sampler_open(&r->sampler, o, &ring.stage, r->stream));
+    if (last && samples && !exec->slots[o.slot].plain) MOB_TRY(sampler_open(&r->sampler, o, &ring.stage, r->stream));
   if (any) MOB_TRY(launch_step(exec, job, graph_rows(exec, job)));
   else CU_TRY(cudaEventRecord(ring.begin, r->stream));
+  if (!samples) job->logits.clear(); // rank 0's process tells what was sampled
   MOB_TRY(fetch_samples(r, job, &ring));
   CU_TRY(cudaEventRecord(ring.end, r->stream));
-  if (any && !last) MOB_TRY(send_rows(exec, job));
+  if (any && exec->spec.next) MOB_TRY(send_rows(exec, job));
   close_slots(exec, job);
   std::lock_guard<std::mutex> hold(exec->lock);
   exec->reports.push_back(job);
@@ -194,9 +203,9 @@ void reporter_main(Exec *exec) {
     }
     RingSlot &ring = exec->ring[job->ring];
     mob_status status = exec->failed;
-    const cudaError_t error = cudaEventSynchronize(ring.end);
-    if (status == MOB_OK && error != cudaSuccess) {
-      status = cuda_failed(error, "a step");
+    const mob_status ended = await_end(exec, ring);
+    if (status == MOB_OK && ended != MOB_OK) {
+      status = ended;
       fail_exec(exec, status);
     }
     if (status == MOB_OK && (status = comm_failure(exec)) != MOB_OK) fail_exec(exec, status);

@@ -101,7 +101,7 @@ mob_status visit_slot(void *arg, const mob_slot_t *slot) {
       named.split = MOB_SPLIT_NONE;
     }
     mob_shard_t shard;
-    MOB_TRY(mob_slot_shard(exec->desc, &named, rank.index, exec->spec.tp, &shard));
+    MOB_TRY(mob_slot_shard(exec->desc, &named, rank.number, exec->spec.tp, &shard));
     v->part(&rank, t, shard);
   }
   // Dummy values of a tied head are the embedding's.
