@@ -181,7 +181,7 @@ static void put_stages(writer_t *w, const mob_engine_t *engine) {
     for (int i = 0; i < count; i++) {
       char labels[160];
       snprintf(labels, sizeof labels, "stage=\"%d\",node=\"%s\",pid=\"%d\"", stages[i].stage,
-               stages[i].node_ip, stages[i].pid);
+               stages[i].node_ip, stages[i].pid); // the pid tells a stage's pods apart
       double values[] = {stages[i].alive, (double)stages[i].heard_ms / 1e3,
                          (double)stages[i].step_age_ms / 1e3};
       put_value(w, names[m], labels, values[m]);

@@ -283,10 +283,18 @@ static void start_engine(serve_t *s) {
   stop(s, 1);
 }
 
+static void warn_of_span(const mob_engine_config_t *e) {
+  if (e->parts <= 1) return;
+  MOB_WARN("tensor parallel size %d spans %d pods of %d ranks: every layer's sums cross the network, "
+           "through NCCL. -tp %d -pp %d crosses it once a stage.",
+           e->tp, e->parts, e->tp / e->parts, e->tp / e->parts, e->pp * e->parts);
+}
+
 static void on_group(void *arg, mob_status status, const char *why) {
   serve_t *s = arg;
   s->wait = NULL;
   if (status == MOB_OK) {
+    warn_of_span(&s->plan.engine);
     start_engine(s);
     return;
   }
@@ -366,8 +374,9 @@ int mob__serve(const mob_serve_options_t *options) {
     note_end(mob_errmsg());
     stop(s, 1);
   } else if (s->cluster) {
-    mob__cluster_wait(&s->loop, s->cluster, s->plan.engine.tp, s->plan.engine.pp,
-                      (uint64_t)(options->ready_timeout * 1000), on_group, s, &s->wait);
+    mob_engine_config_t *e = &s->plan.engine;
+    mob__cluster_wait(&s->loop, s->cluster, e->tp, e->pp, e->device,
+                      (uint64_t)(options->ready_timeout * 1000), on_group, s, &e->parts, &s->wait);
   } else {
     start_engine(s);
   }

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "engine/backend.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
 #include "runtime/node/session.h"
@@ -85,31 +86,49 @@ mob_status mob__cluster_find(char **out) {
 // ---------------------------------------------------------------------------------------------
 // judging
 
-mob_status mob__cluster_judge(const double *gpus, size_t count, size_t wanted, int tp, int pp) {
+// How many processes of `ranks` GPUs the nodes have room for.
+static size_t room(const double *gpus, size_t count, int ranks) {
+  size_t fit = 0;
+  for (size_t i = 0; i < count; i++) fit += (size_t)(gpus[i] / ranks);
+  return fit;
+}
+
+// The fewest pods that a stage can be in, all with as many ranks; 0: there is no way.
+static int parts_of(const double *gpus, size_t count, int tp, int pp, bool may_span) {
+  for (int parts = 1; parts <= (may_span ? tp : 1); parts++)
+    if (tp % parts == 0 && room(gpus, count, tp / parts) >= (size_t)(parts * pp)) return parts;
+  return 0;
+}
+
+mob_status mob__cluster_judge(const double *gpus, size_t count, size_t wanted, int tp, int pp,
+                              bool may_span, int *parts) {
   double total = 0, most = 0;
-  size_t with = 0, fit = 0; // nodes that have GPUs; stages that fit
+  size_t with = 0; // nodes that have GPUs
   for (size_t i = 0; i < count; i++) {
     total += gpus[i];
     if (gpus[i] > 0) with++;
     if (gpus[i] > most) most = gpus[i];
-    fit += (size_t)(gpus[i] / tp);
   }
+  *parts = parts_of(gpus, count, tp, pp, may_span);
   long long need = (long long)tp * pp, have = (long long)total;
   if (count < wanted) {
     return mob_fail(MOB_E_UNAVAILABLE, "%zu of %zu nodes and %lld GPUs are there", count, wanted,
                     have);
   }
-  if (have == 0) return MOB_OK; // every stage runs on its node's CPUs
+  if (have == 0) { // every stage runs on its node's CPUs
+    *parts = 1;
+    return MOB_OK;
+  }
   bool whole = wanted > 0;
-  if (tp > most && need <= have) {
+  if (tp > most && need <= have && !may_span) {
     int fitting = (int)most;
     while (fitting > 1 && need % fitting != 0) fitting--;
     return mob_fail(MOB_E_INVALID,
-                    "tensor parallel size %d does not fit a pod of %d GPUs, and it would cross the "
-                    "network in every layer: use -tp %d -pp %lld",
+                    "tensor parallel size %d does not fit a pod of %d GPUs, and only the CUDA "
+                    "backend computes a stage in several pods: use -tp %d -pp %lld",
                     tp, (int)most, fitting, need / fitting);
   }
-  if (need > have || fit < (size_t)pp) {
+  if (need > have || *parts == 0) {
     if (!whole) {
       return mob_fail(MOB_E_UNAVAILABLE, "%lld of %lld GPUs are there, on %zu nodes", have, need,
                       count);
@@ -137,6 +156,8 @@ struct mob__cluster_wait {
   uv_loop_t *loop;
   char *address, *missing; // what was missing when it was last looked at
   int tp, pp;
+  const char *device;
+  int *parts;
   size_t wanted;
   uint64_t deadline, told;
   uv_timer_t timer;
@@ -194,6 +215,12 @@ static void note_missing(mob__cluster_wait_t *w, const char *text) {
            (double)(w->deadline > w->told ? w->deadline - w->told : 0) / 1000);
 }
 
+// This pod has what the others have. Asked only where it matters: CUDA takes a while to look.
+static bool can_span(const char *device) {
+  const mob_backend_t *backend = NULL;
+  return mob_backend_find(device, &backend) == MOB_OK && backend->join;
+}
+
 static void on_nodes(void *arg, mob_status status, const char *why, const mob_node_info_t *nodes,
                      size_t count) {
   mob__cluster_wait_t *w = arg;
@@ -208,7 +235,10 @@ static void on_nodes(void *arg, mob_status status, const char *why, const mob_no
   for (size_t i = 0; i < count; i++) {
     if (nodes[i].alive) gpus[alive++] = nodes[i].gpus;
   }
-  mob_status verdict = mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp);
+  mob_status verdict =
+      mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp, false, w->parts);
+  if (verdict == MOB_E_INVALID && can_span(w->device))
+    verdict = mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp, true, w->parts);
   free(gpus);
   if (verdict == MOB_E_UNAVAILABLE)
     note_missing(w, mob_errmsg());
@@ -278,14 +308,16 @@ static void on_tick(uv_timer_t *timer) {
 }
 
 mob_status mob__cluster_wait(uv_loop_t *loop, const char *address, int tp, int pp,
-                             uint64_t timeout_ms, mob_done_fn done, void *arg,
-                             mob__cluster_wait_t **out) {
+                             const char *device, uint64_t timeout_ms, mob_done_fn done,
+                             void *arg, int *parts, mob__cluster_wait_t **out) {
   mob__cluster_wait_t *w = MOB_NEW(mob__cluster_wait_t);
   const char *size = getenv("LWS_GROUP_SIZE");
   *w = (mob__cluster_wait_t){.loop = loop,
                              .address = mob_strdup(address),
                              .tp = tp,
                              .pp = pp,
+                             .device = device,
+                             .parts = parts,
                              .done = done,
                              .arg = arg,
                              .wanted = size && atoi(size) > 0 ? (size_t)atoi(size) : 0,

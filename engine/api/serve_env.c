@@ -18,6 +18,7 @@ static const struct {
 } known[] = {
     {"VLLM_API_KEY", NULL},
     {"VLLM_HOST_IP", NULL},
+    {"VLLM_NCCL_SO_PATH", NULL},
     {"VLLM_LOGGING_LEVEL", NULL},
     {"VLLM_PP_LAYER_PARTITION", NULL},
     {"VLLM_ALLOW_LONG_MAX_MODEL_LEN", NULL},
@@ -29,7 +30,8 @@ static const struct {
     {"VLLM_DO_NOT_TRACK", NULL},
     {"VLLM_*", "this program has no part that reads them"},
     {"NCCL_SOCKET_IFNAME", NULL}, // chooses the address of the node
-    {"NCCL_*", "activations between pods travel over TCP on the interface of NCCL_SOCKET_IFNAME"},
+    {"NCCL_*", "between stages, activations travel over TCP on the interface of NCCL_SOCKET_IFNAME; a "
+               "stage that spans pods uses NCCL, which reads them in its own pods"},
     {"GLOO_*", "NCCL_SOCKET_IFNAME or VLLM_HOST_IP choose the interface"},
 };
 

@@ -1,5 +1,5 @@
-// Stages as actors of a cluster: one bundle a stage, stage 0 on the head's node, and a stream to
-// each.
+// Stages as actors of a cluster: one bundle an actor, the first of stage 0 on the head's node, and
+// a stream to each. What is called a stage here is one of its actors where it has several.
 //
 // Whatever ends a stage is told by the first who notices: its stream, the GCS's word on the actor
 // or on its node, or the loss of the GCS itself.
@@ -29,7 +29,7 @@ struct mob__transport {
   void *owner;
   mob_cluster_t *cluster;
   remote_stage_t *stages;
-  int count, tp;
+  int count, ranks;
   bool gpus; // the cluster has them
   uint64_t timeout_ms;
   uint8_t pg_id[MOB_PG_ID_LEN];
@@ -128,7 +128,7 @@ static void on_dead(void *owner, mob_actor_t *actor, bool restarting, const char
 
 static void resources_of(const mob__transport_t *t, mob_resource_t *out) {
   // Without GPUs a stage asks for next to nothing: stages share the CPUs there are.
-  *out = t->gpus ? (mob_resource_t){"GPU", t->tp} : (mob_resource_t){"CPU", 0.01};
+  *out = t->gpus ? (mob_resource_t){"GPU", t->ranks} : (mob_resource_t){"CPU", 0.01};
 }
 
 static void on_start_timeout(uv_timer_t *timer) {
@@ -272,7 +272,7 @@ static mob_status cluster_start(uv_loop_t *loop, const mob__transport_spec_t *sp
   t->events = *events;
   t->owner = owner;
   t->count = spec->stages;
-  t->tp = spec->tp;
+  t->ranks = spec->ranks;
   t->timeout_ms = spec->timeout_ms;
   mob_status status =
       mob_cluster_connect(loop, spec->cluster, &cluster_events, t, on_connected, t, &t->cluster);

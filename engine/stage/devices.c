@@ -20,10 +20,10 @@ static mob_status choose(const mob__device_ask_t *ask, int *out) {
                     "stage %d on %s was given %zu GPUs of its node, and its %d tensor-parallel "
                     "ranks need one each",
                     ask->stage, ask->node, ask->leased_count, ask->tp);
-  int first = ask->stage * ask->tp;
-  if (!leased && ask->visible < ask->stages * ask->tp) {
-    if (ask->stages > 1 && ask->visible >= ask->tp)
-      MOB_WARN("%d stages of %d GPUs, and this process sees %d: stages share GPUs", ask->stages,
+  int first = ask->place * ask->tp;
+  if (!leased && ask->visible < ask->places * ask->tp) {
+    if (ask->places > 1 && ask->visible >= ask->tp)
+      MOB_WARN("%d stages of %d GPUs, and this process sees %d: stages share GPUs", ask->places,
                ask->tp, ask->visible);
     first = 0;
   }

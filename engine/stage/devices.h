@@ -8,7 +8,9 @@
 
 typedef struct mob__device_ask {
   const char *node; // for messages
-  int stage, stages, tp;
+  int stage;        // for messages
+  int place, places; // of the processes that compute stages
+  int tp;           // ranks in this one
   // The GPUs that the stage's process was leased, by their place in the node's list, ascending;
   // none when it runs outside a cluster.
   const int *leased;

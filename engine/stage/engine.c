@@ -31,7 +31,7 @@ static void send_beat(mob_engine_t *e) {
   Mobula__StageDown down = MOBULA__STAGE_DOWN__INIT;
   down.message_case = MOBULA__STAGE_DOWN__MESSAGE_BEAT;
   down.beat = &beat;
-  for (int s = 0; s < e->config.pp; s++) mob__engine_send(e, s, &down);
+  for (int s = 0; s < e->actors; s++) mob__engine_send(e, s, &down);
 }
 
 static void send_shutdown(mob_engine_t *e) {
@@ -39,7 +39,7 @@ static void send_shutdown(mob_engine_t *e) {
   Mobula__StageDown down = MOBULA__STAGE_DOWN__INIT;
   down.message_case = MOBULA__STAGE_DOWN__MESSAGE_SHUTDOWN;
   down.shutdown = &shutdown;
-  for (int s = 0; s < e->config.pp; s++) mob__engine_send(e, s, &down);
+  for (int s = 0; s < e->actors; s++) mob__engine_send(e, s, &down);
 }
 
 static void progress(mob_engine_t *e, const char *phase, uint64_t bytes) {
@@ -54,7 +54,11 @@ static void describe(const mob_engine_t *e, int stage, char *text, size_t size) 
   int pid = 0;
   if (e->link) e->transport->describe(e->link, stage, ip, &pid);
   if (s->pid) pid = s->pid;
-  int n = snprintf(text, size, "stage %d of %d", stage, e->config.pp);
+  int n = snprintf(text, size, "stage %d of %d", stage / e->parts, e->config.pp);
+  int ranks = e->config.tp / e->parts, first = stage % e->parts * ranks;
+  if (e->parts > 1)
+    n += snprintf(text + n, size - (size_t)n, ", ranks %d-%d of %d", first, first + ranks - 1,
+                  e->config.tp);
   if (!ip[0] && !s->ip[0]) return;
   n += snprintf(text + n, size - (size_t)n, " (%s, pid %d", ip[0] ? ip : s->ip, pid);
   if (s->heard_ms)
@@ -77,12 +81,23 @@ void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char 
   if (e->state == MOB__ENGINE_LOST) e->events.on_lost(e->owner, cause, text);
 }
 
+// Parts of one stage, and neighbours on the ring.
+static bool works_with(const mob_engine_t *e, int a, int b) {
+  int pp = e->config.pp, from = a / e->parts, to = b / e->parts;
+  if (a == b) return false;
+  if (from == to) return true;
+  bool first = a % e->parts == 0 && b % e->parts == 0;
+  return first && (to == (from + 1) % pp || from == (to + 1) % pp);
+}
+
 static void on_peer_grace(uv_timer_t *timer) {
   mob_engine_t *e = timer->data;
-  // Nothing said more: blame the neighbour that has been quiet for longest.
-  int said = e->peer_lost_stage, pp = e->config.pp;
-  int before = (said + pp - 1) % pp, after = (said + 1) % pp;
-  int peer = e->stages[before].heard_ms < e->stages[after].heard_ms ? before : after;
+  // Nothing said more: blame the one it works with that has been quiet for longest.
+  int said = e->peer_lost_stage, peer = -1;
+  for (int a = 0; a < e->actors; a++)
+    if (works_with(e, said, a) && (peer < 0 || e->stages[a].heard_ms < e->stages[peer].heard_ms))
+      peer = a;
+  if (peer < 0) peer = said;
   bool silent = mob_now_ms() - e->stages[peer].heard_ms > SILENT_FOR_MS;
   mob__engine_lose(e, peer, silent ? "silent" : "actor_died", e->peer_lost);
 }
@@ -91,7 +106,7 @@ static void on_peer_grace(uv_timer_t *timer) {
 // here.
 static void on_peer_lost(mob_engine_t *e, int stage, const char *why) {
   if (e->peer_lost[0] || e->state >= MOB__ENGINE_LOST) return;
-  snprintf(e->peer_lost, sizeof e->peer_lost, "stage %d: %s", stage, why);
+  snprintf(e->peer_lost, sizeof e->peer_lost, "stage %d: %s", stage / e->parts, why);
   e->peer_lost_stage = stage;
   uv_timer_start(&e->peer_grace, on_peer_grace, PEER_GRACE_MS, 0);
 }
@@ -107,7 +122,7 @@ static void on_transport_lost(void *owner, int stage, const char *cause, const c
 // ---------------------------------------------------------------------------------------- loading
 
 static bool all(const mob_engine_t *e, size_t flag_offset) {
-  for (int s = 0; s < e->config.pp; s++)
+  for (int s = 0; s < e->actors; s++)
     if (!*(const bool *)((const char *)&e->stages[s] + flag_offset)) return false;
   return true;
 }
@@ -115,12 +130,14 @@ static bool all(const mob_engine_t *e, size_t flag_offset) {
 static void connect_stages(mob_engine_t *e) {
   e->state = MOB__ENGINE_OPENED;
   progress(e, "loading", 0);
-  for (int s = 0; s < e->config.pp; s++) {
-    const mob__stage_t *next = &e->stages[(s + 1) % e->config.pp];
+  for (int s = 0; s < e->actors; s++) {
+    const mob__stage_t *next = &e->stages[(s + e->parts) % e->actors];
     Mobula__Connect connect = MOBULA__CONNECT__INIT;
     connect.next_ip = (char *)next->ip;
-    connect.next_port = (uint32_t)next->port;
+    connect.next_port = s % e->parts == 0 ? (uint32_t)next->port : 0;
     connect.timeout_ms = JOIN_TIMEOUT_MS;
+    if (e->parts > 1)
+      connect.group_id = (ProtobufCBinaryData){MOB_GROUP_ID, e->group_ids[s / e->parts].bytes};
     Mobula__StageDown down = MOBULA__STAGE_DOWN__INIT;
     down.message_case = MOBULA__STAGE_DOWN__MESSAGE_CONNECT;
     down.connect = &connect;
@@ -133,7 +150,7 @@ static void connect_stages(mob_engine_t *e) {
 static int64_t choose_pages(const mob_engine_t *e) {
   if (e->config.pages > 0) return e->config.pages;
   int64_t pages = INT64_MAX;
-  for (int s = 0; s < e->config.pp; s++)
+  for (int s = 0; s < e->actors; s++)
     if (e->stages[s].pages < pages) pages = e->stages[s].pages;
   int64_t per_seq = (e->config.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS;
   int64_t useful = 4 * per_seq * e->config.max_seqs;
@@ -143,7 +160,7 @@ static int64_t choose_pages(const mob_engine_t *e) {
 static void allocate(mob_engine_t *e) {
   e->state = MOB__ENGINE_ALLOCATING;
   int64_t pages = choose_pages(e);
-  for (int s = 0; s < e->config.pp; s++) {
+  for (int s = 0; s < e->actors; s++) {
     e->stages[s].pages = pages;
     Mobula__Allocate m = MOBULA__ALLOCATE__INIT;
     m.pages = pages;
@@ -152,6 +169,13 @@ static void allocate(mob_engine_t *e) {
     down.allocate = &m;
     mob__engine_send(e, s, &down);
   }
+}
+
+// Of the model's files: every part of a stage counts the stage's.
+static uint64_t loaded_bytes(const mob_engine_t *e) {
+  uint64_t bytes = 0;
+  for (int s = 0; s < e->actors; s++) bytes += e->stages[s].loaded_bytes;
+  return bytes / (uint64_t)e->parts;
 }
 
 static void become_ready(mob_engine_t *e) {
@@ -176,8 +200,8 @@ static void become_ready(mob_engine_t *e) {
   mob__tables_init(&e->tables, mob_sched_slots(&config));
   e->state = MOB__ENGINE_READY;
   mob_engine_info_t info = {.pages = config.pages};
-  for (int s = 0; s < c->pp; s++) {
-    info.load_bytes += e->stages[s].loaded_bytes;
+  info.load_bytes = loaded_bytes(e);
+  for (int s = 0; s < e->actors; s++) {
     if (e->stages[s].load_seconds > info.load_seconds)
       info.load_seconds = e->stages[s].load_seconds;
   }
@@ -186,9 +210,7 @@ static void become_ready(mob_engine_t *e) {
 }
 
 static void report_loading(mob_engine_t *e) {
-  uint64_t bytes = 0;
-  for (int s = 0; s < e->config.pp; s++) bytes += e->stages[s].loaded_bytes;
-  progress(e, "loading", bytes);
+  progress(e, "loading", loaded_bytes(e));
 }
 
 static void on_opened(mob_engine_t *e, mob__stage_t *stage, const Mobula__Opened *m) {
@@ -196,6 +218,14 @@ static void on_opened(mob_engine_t *e, mob__stage_t *stage, const Mobula__Opened
   snprintf(stage->ip, sizeof stage->ip, "%s", m->ip);
   stage->port = (int)m->port;
   stage->pid = (int)m->pid;
+  int index = (int)(stage - e->stages);
+  if (e->parts > 1 && index % e->parts == 0) {
+    if (m->group_id.len != MOB_GROUP_ID) {
+      mob__engine_lose(e, index, "start_failed", "it names no group for the others of its stage");
+      return;
+    }
+    memcpy(e->group_ids[index / e->parts].bytes, m->group_id.data, MOB_GROUP_ID);
+  }
   if (e->state == MOB__ENGINE_STARTING && all(e, offsetof(mob__stage_t, opened))) connect_stages(e);
 }
 
@@ -204,7 +234,7 @@ static void on_loaded(mob_engine_t *e, mob__stage_t *stage, const Mobula__Loaded
   stage->pages = m->pages;
   stage->loaded_bytes = m->bytes;
   stage->load_seconds = m->seconds;
-  MOB_INFO("stage %d: layers %d-%d, %.1f MB in %.2f s; %s", (int)(stage - e->stages),
+  MOB_INFO("stage %d: layers %d-%d, %.1f MB in %.2f s; %s", (int)(stage - e->stages) / e->parts,
            stage->first_layer, stage->last_layer - 1, (double)m->bytes / 1e6, m->seconds,
            m->memory);
   report_loading(e);
@@ -301,7 +331,7 @@ static void init_handles(mob_engine_t *e) {
 }
 
 static mob_status check_config(const mob_engine_config_t *c) {
-  if (c->tp < 1 || c->pp < 1)
+  if (c->tp < 1 || c->pp < 1 || c->parts < 0 || (c->parts && c->tp % c->parts != 0))
     return mob_fail(MOB_E_INVALID, "tensor parallel size %d, pipeline parallel size %d", c->tp,
                     c->pp);
   if (c->max_len < 2 || c->max_seqs < 1 || c->max_batched_tokens < 1)
@@ -314,17 +344,19 @@ static char *text_or_empty(const char *text) {
   return (char *)(text ? text : "");
 }
 
-static void put_config(const mob_engine_t *e, int stage, mob_buf_t *out) {
+static void put_config(const mob_engine_t *e, int actor, mob_buf_t *out) {
   const mob_engine_config_t *c = &e->config;
   Mobula__StageConfig m = MOBULA__STAGE_CONFIG__INIT;
   m.protocol = MOB__STAGE_PROTOCOL;
   m.group = (ProtobufCBinaryData){sizeof e->group, (uint8_t *)e->group};
   m.epoch = e->epoch;
-  m.stage = (uint32_t)stage;
+  m.stage = (uint32_t)(actor / e->parts);
   m.stages = (uint32_t)c->pp;
   m.tp = (uint32_t)c->tp;
-  m.first_layer = (uint32_t)e->stages[stage].first_layer;
-  m.last_layer = (uint32_t)e->stages[stage].last_layer;
+  m.ranks = (uint32_t)(c->tp / e->parts);
+  m.first_rank = m.ranks * (uint32_t)(actor % e->parts);
+  m.first_layer = (uint32_t)e->stages[actor].first_layer;
+  m.last_layer = (uint32_t)e->stages[actor].last_layer;
   m.model_dir = text_or_empty(c->model_dir ? c->model_dir : mob_model_dir(c->model));
   m.fingerprint = mob_model_fingerprint(c->model);
   m.device = text_or_empty(c->device ? c->device : "auto");
@@ -346,23 +378,23 @@ static void put_config(const mob_engine_t *e, int stage, mob_buf_t *out) {
 static mob_status start_transport(mob_engine_t *e, const mob_backend_t *backend) {
   static const mob__transport_events_t events = {on_phase, on_message, on_transport_lost};
   const mob_engine_config_t *c = &e->config;
-  mob_buf_t *packed = MOB_NEW_ARRAY(mob_buf_t, (size_t)c->pp);
-  mob_bytes_t *configs = MOB_NEW_ARRAY(mob_bytes_t, (size_t)c->pp);
-  for (int s = 0; s < c->pp; s++) {
+  mob_buf_t *packed = MOB_NEW_ARRAY(mob_buf_t, (size_t)e->actors);
+  mob_bytes_t *configs = MOB_NEW_ARRAY(mob_bytes_t, (size_t)e->actors);
+  for (int s = 0; s < e->actors; s++) {
     put_config(e, s, &packed[s]);
     configs[s] = (mob_bytes_t){packed[s].data, packed[s].len};
   }
   mob__transport_spec_t spec = {
       .cluster = c->cluster,
-      .stages = c->pp,
-      .tp = c->tp,
+      .stages = e->actors,
+      .ranks = c->tp / e->parts,
       .gpus = true,
       .configs = configs,
       .timeout_ms = c->start_timeout_ms ? c->start_timeout_ms : DEFAULT_START_TIMEOUT_MS,
       .backend = backend,
   };
   mob_status status = e->transport->start(e->loop, &spec, &events, e, &e->link);
-  for (int s = 0; s < c->pp; s++) mob_buf_free(&packed[s]);
+  for (int s = 0; s < e->actors; s++) mob_buf_free(&packed[s]);
   free(packed);
   free(configs);
   return status;
@@ -400,10 +432,13 @@ mob_status mob__engine_start_on(uv_loop_t *loop, const mob_engine_config_t *conf
   e->warn_preemptions = 1;
   e->total_bytes = mob_model_bytes(config->model);
   mob_random(e->group, sizeof e->group);
-  e->stages = MOB_NEW_ARRAY(mob__stage_t, (size_t)config->pp);
-  for (int s = 0; s < config->pp; s++) {
-    e->stages[s].first_layer = split[s];
-    e->stages[s].last_layer = split[s + 1];
+  e->parts = config->parts ? config->parts : 1;
+  e->actors = config->pp * e->parts;
+  e->group_ids = MOB_NEW_ARRAY(mob__group_id_t, (size_t)config->pp);
+  e->stages = MOB_NEW_ARRAY(mob__stage_t, (size_t)e->actors);
+  for (int s = 0; s < e->actors; s++) {
+    e->stages[s].first_layer = split[s / e->parts];
+    e->stages[s].last_layer = split[s / e->parts + 1];
   }
   free(split);
   init_handles(e);
@@ -438,6 +473,7 @@ static void on_handle_closed(uv_handle_t *handle) {
   mob_vec_free(&e->delivering);
   mob_buf_free(&e->out);
   free(e->stages);
+  free(e->group_ids);
   free(e);
   if (stopped) stopped(arg);
 }
@@ -492,14 +528,16 @@ void mob_engine_stats(const mob_engine_t *e, mob_engine_stats_t *out) {
 
 int mob_engine_stages(const mob_engine_t *e, mob_stage_health_t *out, int max) {
   uint64_t now_ms = mob_now_ms(), now_ns = mob_now_ns();
-  for (int s = 0; s < e->config.pp && s < max; s++) {
+  int ranks = e->config.tp / e->parts;
+  for (int s = 0; s < e->actors && s < max; s++) {
     const mob__stage_t *stage = &e->stages[s];
     uint64_t limit, age = mob__watch_step_age(e, s, now_ns, &limit);
     out[s] = (mob_stage_health_t){
-        .stage = s,
+        .stage = s / e->parts,
         .first_layer = stage->first_layer,
         .last_layer = stage->last_layer,
-        .ranks = e->config.tp,
+        .first_rank = s % e->parts * ranks,
+        .ranks = ranks,
         .pid = stage->pid,
         .alive = stage->heard_ms && stage->silent_checks < MOB__SILENCE_CHECKS &&
                  e->state < MOB__ENGINE_LOST,
@@ -508,5 +546,5 @@ int mob_engine_stages(const mob_engine_t *e, mob_stage_health_t *out, int max) {
     };
     snprintf(out[s].node_ip, sizeof out[s].node_ip, "%s", stage->ip);
   }
-  return e->config.pp;
+  return e->actors;
 }

@@ -19,6 +19,7 @@ typedef struct mob_engine_config {
   const char *cluster;      // GCS address "host:port"; NULL: the stages are threads of this process
   const char *device;       // "auto", "cpu", "cuda"
   int tp, pp;
+  int parts; // processes of a stage, each in a pod and with tp / parts ranks; 0: 1
   bool expert_parallel;
   // [pp] layers of each stage (VLLM_PP_LAYER_PARTITION); NULL: balanced by bytes.
   const int *layer_split;
@@ -43,10 +44,10 @@ typedef struct mob_engine_info {
   uint64_t load_bytes;
 } mob_engine_info_t;
 
-typedef struct mob_stage_health {
+typedef struct mob_stage_health { // of a process of a stage
   int stage;
   int first_layer, last_layer; // [first, last)
-  int ranks;                   // tensor-parallel ones
+  int first_rank, ranks;       // tensor-parallel ones of this process
   char node_ip[64];
   int pid;
   bool alive;
@@ -118,7 +119,7 @@ typedef struct mob_engine_stats {
   uint64_t step_p50_us, step_p99_us;    // of the last 1,000
 } mob_engine_stats_t;
 void mob_engine_stats(const mob_engine_t *engine, mob_engine_stats_t *out);
-int mob_engine_stages(const mob_engine_t *engine, mob_stage_health_t *out,
-                      int max); // returns the count
+// Every stage's processes, in order; returns the count.
+int mob_engine_stages(const mob_engine_t *engine, mob_stage_health_t *out, int max);
 
 #endif

@@ -20,7 +20,7 @@ typedef enum mob__engine_state {
   MOB__ENGINE_STOPPED,
 } mob__engine_state_t;
 
-typedef struct mob__stage {
+typedef struct mob__stage { // a process of a stage
   bool opened, loaded, ready;
   char ip[64]; // where its neighbour reaches it
   int port, pid;
@@ -33,12 +33,16 @@ typedef struct mob__stage {
   uint64_t last_step, last_ack_ns;
 } mob__stage_t;
 
+typedef struct mob__group_id { // by which the parts of a stage meet
+  uint8_t bytes[MOB_GROUP_ID];
+} mob__group_id_t;
+
 // A step that at least one stage has not finished.
 typedef struct mob__sent_step {
   uint64_t id;
   uint32_t tokens;
   uint64_t sent_ns;
-  uint64_t *acked_ns; // [pp], 0: not yet
+  uint64_t *acked_ns; // [actors], 0: not yet
 } mob__sent_step_t;
 
 struct mob_gen {
@@ -61,7 +65,9 @@ struct mob_engine {
   mob__transport_t *link;
   uint8_t group[16];
   uint64_t epoch;
-  mob__stage_t *stages; // [pp]
+  int parts, actors;    // processes of a stage, of all
+  mob__stage_t *stages; // [actors]: the parts of stage 0, that with rank 0 first, those of stage 1, ...
+  mob__group_id_t *group_ids; // [pp]
   uint64_t total_bytes;
   uint64_t start_ms;
 
@@ -71,7 +77,7 @@ struct mob_engine {
   int handles;         // open ones
   char peer_lost[512]; // what a stage said about its neighbour, until the neighbour's own fate is
                        // known
-  int peer_lost_stage; // who said it
+  int peer_lost_stage; // who said it: an actor
 
   mob_sched_t *sched;
   mob__tables_t tables;
@@ -91,7 +97,7 @@ struct mob_engine {
 
 // engine.c
 void mob__engine_send(mob_engine_t *e, int stage, const Mobula__StageDown *message);
-// Ends everything, once; later causes are dropped. `stage` -1: none in particular.
+// Ends everything, once; later causes are dropped. `stage`: of the actors; -1: none in particular.
 void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char *why);
 
 // generate.c

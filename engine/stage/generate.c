@@ -144,7 +144,7 @@ void mob__engine_pump(mob_engine_t *e) {
     e->out.len = 0;
     mob__wire_plan(&e->tables, e->epoch, step, &e->out);
     mob__watch_sent(e, step);
-    for (int s = 0; s < e->config.pp; s++)
+    for (int s = 0; s < e->actors; s++)
       e->transport->send(e->link, s, (mob_bytes_t){e->out.data, e->out.len});
   }
   if (e->state == MOB__ENGINE_READY) warn_of_preemptions(e);
@@ -197,7 +197,7 @@ static void deliver(mob_engine_t *e, size_t i) {
 void mob__engine_result(mob_engine_t *e, int stage, const Mobula__StepResult *message) {
   if (message->epoch != e->epoch || e->state != MOB__ENGINE_READY) return;
   mob__watch_acked(e, stage, message->id);
-  if (stage != e->config.pp - 1) return;
+  if (stage != e->actors - e->parts) return; // that with rank 0 of the last stage
   mob_arena_t arena = {0};
   mob_step_result_t result;
   const mob_sched_event_t *events = NULL;

@@ -54,6 +54,7 @@ struct mob__runner {
   mob_link_t *next, *prev; // around the ring
   char next_ip[64];
   int next_port;
+  uint8_t group_id[MOB_GROUP_ID]; // of the stage, when it is in several processes
   uint64_t join_timeout_ms;
   int64_t pages;
   uint64_t load_total;
@@ -87,6 +88,10 @@ static void put_failed(mob_buf_t *out, const char *cause, const char *why) {
 
 // ---------------------------------------------------------------------------------- blocking jobs
 
+static bool has_others(const Mobula__StageConfig *c) {
+  return c->ranks < c->tp;
+}
+
 static mob_status open_model(mob__runner_t *r, int *port) {
   const Mobula__StageConfig *c = r->config;
   mob_model_options_t options = {
@@ -105,8 +110,15 @@ static mob_status open_model(mob__runner_t *r, int *port) {
                     desc->n_layers);
   r->limits.vocab = (uint32_t)desc->vocab;
   *port = 0;
-  if (c->stages > 1) MOB_TRY(mob_ring_open(r->ip, &r->ring, port));
-  return MOB_OK;
+  if (c->stages > 1 && c->first_rank == 0) MOB_TRY(mob_ring_open(r->ip, &r->ring, port));
+  if (!r->backend) MOB_TRY(mob_backend_find(c->device, &r->backend));
+  if (!has_others(c)) return MOB_OK;
+  if (!r->backend->join)
+    return mob_fail(MOB_E_UNSUPPORTED,
+                    "the %s backend computes a stage in one pod, and --tensor-parallel-size %u "
+                    "takes %u: use --pipeline-parallel-size between pods",
+                    r->backend->name, c->tp, c->tp / c->ranks);
+  return c->first_rank == 0 ? r->backend->group_id(r->group_id) : MOB_OK;
 }
 
 static bool job_open(mob__runner_t *r, mob_buf_t *reply) {
@@ -119,6 +131,8 @@ static bool job_open(mob__runner_t *r, mob_buf_t *reply) {
   opened.ip = r->ip;
   opened.port = (uint32_t)port;
   opened.pid = (uint32_t)getpid();
+  if (has_others(r->config) && r->config->first_rank == 0)
+    opened.group_id = (ProtobufCBinaryData){sizeof r->group_id, r->group_id};
   Mobula__StageUp up = MOBULA__STAGE_UP__INIT;
   up.message_case = MOBULA__STAGE_UP__MESSAGE_OPENED;
   up.opened = &opened;
@@ -128,7 +142,7 @@ static bool job_open(mob__runner_t *r, mob_buf_t *reply) {
 
 static mob_status join_ring(mob__runner_t *r) {
   const Mobula__StageConfig *c = r->config;
-  if (c->stages == 1) return MOB_OK;
+  if (!r->ring) return MOB_OK;
   mob_ring_self_t self = {
       .epoch = c->epoch, .model = c->fingerprint, .stage = c->stage, .stages = c->stages};
   memcpy(self.group, c->group.data, sizeof self.group);
@@ -143,8 +157,9 @@ static mob_status choose_devices(mob__runner_t *r, int *devices, const int **out
   if (strcmp(r->backend->name, "cuda") != 0) return MOB_OK;
   mob__device_ask_t ask = {.node = r->ip,
                            .stage = (int)c->stage,
-                           .stages = (int)c->stages,
-                           .tp = (int)c->tp,
+                           .place = (int)(c->stage * (c->tp / c->ranks) + c->first_rank / c->ranks),
+                           .places = (int)(c->stages * (c->tp / c->ranks)),
+                           .tp = (int)c->ranks,
                            .leased = r->devices,
                            .leased_count = r->device_count,
                            .visible = r->backend->device_count()};
@@ -156,11 +171,14 @@ static mob_status choose_devices(mob__runner_t *r, int *devices, const int **out
 static mob_status open_exec(mob__runner_t *r) {
   const Mobula__StageConfig *c = r->config;
   bool first = c->stage == 0, last = c->stage + 1 == c->stages;
+  bool links = c->stages > 1 && c->first_rank == 0;
   mob_exec_spec_t spec = {
       .model = r->model,
       .first_layer = (int)c->first_layer,
       .last_layer = (int)c->last_layer,
       .tp = (int)c->tp,
+      .ranks = (int)c->ranks,
+      .first_rank = (int)c->first_rank,
       .expert_parallel = c->expert_parallel,
       .threads = (int)c->threads,
       .max_tokens = (int)c->max_tokens,
@@ -170,16 +188,15 @@ static mob_status open_exec(mob__runner_t *r) {
       .memory_share = c->memory_share,
       .prev = first ? NULL : r->prev,
       .next = last ? NULL : r->next,
-      .ids = c->stages == 1 ? NULL
-             : first        ? r->prev
-             : last         ? r->next
-                            : NULL,
+      .ids = !links  ? NULL
+             : first ? r->prev
+             : last  ? r->next
+                     : NULL,
       .link = &mob_link_tcp,
   };
   MOB_TRY(mob__dtypes(c->dtype, c->kv_cache_dtype, mob_model_desc(r->model), &spec));
-  if (!r->backend) MOB_TRY(mob_backend_find(c->device, &r->backend));
   mob_exec_t *exec = NULL;
-  r->chosen = MOB_NEW_ARRAY(int, c->tp);
+  r->chosen = MOB_NEW_ARRAY(int, c->ranks);
   MOB_TRY(choose_devices(r, r->chosen, &spec.devices));
   MOB_TRY(r->backend->open(&spec, &exec));
   atomic_store(&r->exec, exec);
@@ -199,6 +216,7 @@ static mob_status connect_and_load(mob__runner_t *r, mob_memory_plan_t *plan) {
   MOB_TRY(join_ring(r));
   MOB_TRY(open_exec(r));
   mob_exec_t *exec = atomic_load(&r->exec);
+  if (has_others(r->config)) MOB_TRY(r->backend->join(exec, r->group_id, r->join_timeout_ms));
   MOB_TRY(r->backend->plan(exec, plan));
   if (plan->pages < 1)
     return mob_fail(MOB_E_NO_RESOURCES, "the model does not fit: %s", plan->text);
@@ -327,6 +345,11 @@ static void on_connect(mob__runner_t *r, const Mobula__Connect *m) {
   snprintf(r->next_ip, sizeof r->next_ip, "%s", m->next_ip);
   r->next_port = (int)m->next_port;
   r->join_timeout_ms = m->timeout_ms;
+  if (has_others(r->config) && m->group_id.len != MOB_GROUP_ID) {
+    fail(r, "start_failed", "the gateway names no group for a stage in several pods");
+    return;
+  }
+  if (m->group_id.len == MOB_GROUP_ID) memcpy(r->group_id, m->group_id.data, MOB_GROUP_ID);
   start_job(r, job_load);
 }
 
@@ -447,7 +470,8 @@ static mob_status check_config(const Mobula__StageConfig *c) {
                     "install the same release everywhere",
                     c->protocol, MOB__STAGE_PROTOCOL);
   if (c->group.len != 16 || c->stage >= c->stages || c->tp < 1 || c->first_layer >= c->last_layer ||
-      c->max_tokens < 1 || c->slots < 1 || c->max_len < 1)
+      c->max_tokens < 1 || c->slots < 1 || c->max_len < 1 || c->ranks < 1 || c->tp % c->ranks != 0 ||
+      c->first_rank % c->ranks != 0 || c->first_rank >= c->tp)
     return mob_fail(MOB_E_INVALID, "the configuration of stage %u of %u is not usable", c->stage,
                     c->stages);
   return MOB_OK;

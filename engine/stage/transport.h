@@ -20,8 +20,8 @@ typedef struct mob__transport_events {
 
 typedef struct mob__transport_spec {
   const char *cluster; // GCS address
-  int stages, tp;
-  bool gpus;                    // stages hold {GPU: tp}
+  int stages, ranks;            // processes, GPUs of each
+  bool gpus;                    // they hold {GPU: ranks}
   const mob_bytes_t *configs;   // [stages] packed StageConfig; copied
   uint64_t timeout_ms;          // until all stages exist
   const mob_backend_t *backend; // local only: instead of the configuration's device

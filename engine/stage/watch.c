@@ -37,12 +37,15 @@ static uint64_t later(uint64_t a, uint64_t b) {
 
 // When `stage` could begin with the step, 0 while it still waits for another stage. A stage waits
 // for its predecessor's part of the same step; the first waits for ids, that is for earlier steps
-// of the last.
+// of the last. The parts of a stage begin together; of another stage, that with rank 0 tells.
 static uint64_t could_begin(const mob_engine_t *e, size_t index, int stage) {
   const mob__sent_step_t *step = &e->sent.at[index];
   uint64_t begin = later(step->sent_ns, e->stages[stage].last_ack_ns);
-  if (stage > 0) return step->acked_ns[stage - 1] ? later(begin, step->acked_ns[stage - 1]) : 0;
-  int last = e->config.pp - 1;
+  int own = stage - stage % e->parts, last = e->actors - e->parts;
+  if (own > 0) {
+    uint64_t before = step->acked_ns[own - e->parts];
+    return before ? later(begin, before) : 0;
+  }
   if (index > 0 && last > 0) {
     uint64_t before = e->sent.at[index - 1].acked_ns[last];
     return before ? later(begin, before) : 0;
@@ -55,11 +58,11 @@ void mob__watch_sent(mob_engine_t *e, const mob_step_t *step) {
       (mob__sent_step_t){.id = step->id,
                          .tokens = step->token_count,
                          .sent_ns = mob_now_ns(),
-                         .acked_ns = MOB_NEW_ARRAY(uint64_t, (size_t)e->config.pp)};
+                         .acked_ns = MOB_NEW_ARRAY(uint64_t, (size_t)e->actors)};
 }
 
 static bool everybody(const mob_engine_t *e, const mob__sent_step_t *step) {
-  for (int s = 0; s < e->config.pp; s++)
+  for (int s = 0; s < e->actors; s++)
     if (!step->acked_ns[s]) return false;
   return true;
 }
@@ -75,7 +78,7 @@ void mob__watch_acked(mob_engine_t *e, int stage, uint64_t id) {
       *slow = later(now - begin, *slow - *slow / 512); // recent: half forgotten after 350 steps
     // Without the time it stood behind another step.
     uint64_t since = later(step->sent_ns, e->stages[stage].last_ack_ns);
-    if (stage == e->config.pp - 1)
+    if (stage == e->actors - e->parts)
       e->step_us[e->steps_timed++ % MOB__RECENT_STEPS] = (uint32_t)((now - since) / 1000);
     step->acked_ns[stage] = now;
     e->stages[stage].last_ack_ns = now;
@@ -103,7 +106,7 @@ uint64_t mob__watch_step_age(const mob_engine_t *e, int stage, uint64_t now_ns,
 void mob__watch_check(mob_engine_t *e) {
   uint64_t now = mob_now_ns();
   char why[160];
-  for (int s = 0; s < e->config.pp && e->state < MOB__ENGINE_LOST; s++) {
+  for (int s = 0; s < e->actors && e->state < MOB__ENGINE_LOST; s++) {
     mob__stage_t *stage = &e->stages[s];
     // Counts checks, not time: when this process was stopped for a while, the messages of that
     // while come first.

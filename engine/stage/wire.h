@@ -10,7 +10,7 @@
 #include "runtime/base/status.h"
 #include "runtime/base/vec.h"
 
-enum { MOB__STAGE_PROTOCOL = 1 };
+enum { MOB__STAGE_PROTOCOL = 2 };
 
 // A block table as both ends of the stream remember it between the steps of a slot.
 typedef struct mob__table {

@@ -259,7 +259,8 @@ static void test_histograms(void **state) {
 
 static void judge(mob_status want, const char *part, size_t wanted, int tp, int pp, size_t count,
                   const double *gpus) {
-  mob_status got = mob__cluster_judge(gpus, count, wanted, tp, pp);
+  int parts = -1;
+  mob_status got = mob__cluster_judge(gpus, count, wanted, tp, pp, false, &parts);
   if (got != want) fail_msg("tp %d pp %d: %s %s", tp, pp, mob_status_name(got), mob_errmsg());
   if (part && !strstr(mob_errmsg(), part)) fail_msg("no \"%s\" in \"%s\"", part, mob_errmsg());
 }
@@ -278,6 +279,26 @@ static void test_group_verdicts(void **state) {
   judge(MOB_E_INVALID, "no divisor of the group's 16", 2, 3, 2, 2, two);
   judge(MOB_E_INVALID, "8 x 4 = 32 GPUs, but the group has 16", 2, 8, 4, 2, two);
   judge(MOB_E_INVALID, "use -tp 8 -pp 2", 2, 3, 5, 2, two);
+}
+
+static void spans(int want, size_t wanted, int tp, int pp, size_t count, const double *gpus) {
+  int parts = -1;
+  mob_status got = mob__cluster_judge(gpus, count, wanted, tp, pp, true, &parts);
+  if (got != (want ? MOB_OK : MOB_E_INVALID)) fail_msg("tp %d pp %d: %s", tp, pp, mob_errmsg());
+  if (want) assert_int_equal(parts, want);
+}
+
+static void test_stages_that_span_pods(void **state) {
+  (void)state;
+  static const double two[] = {8, 8}, ones[] = {1, 1, 1, 1}, odd[] = {6, 2}, none[] = {0, 0};
+  spans(1, 2, 8, 2, 2, two); // in one pod where it fits
+  spans(2, 2, 16, 1, 2, two);
+  spans(2, 4, 2, 2, 4, ones);
+  spans(4, 4, 4, 1, 4, ones);
+  spans(4, 2, 8, 1, 2, odd); // four processes of two: three in one pod
+  spans(1, 2, 16, 1, 2, none);
+  spans(0, 2, 8, 4, 2, two);
+  spans(0, 2, 3, 5, 2, two);
 }
 
 static void test_layer_partition(void **state) {
@@ -310,6 +331,7 @@ int main(void) {
       cmocka_unit_test(test_reasoning),
       cmocka_unit_test(test_histograms),
       cmocka_unit_test(test_group_verdicts),
+      cmocka_unit_test(test_stages_that_span_pods),
       cmocka_unit_test(test_layer_partition),
   };
   return cmocka_run_group_tests_name("text", tests, NULL, NULL);

@@ -72,7 +72,7 @@ static void test_leased(void **state) {
   (void)state;
   const int ids[] = {2, 3};
   mob__device_ask_t ask = {
-      .stage = 1, .stages = 2, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
+      .stage = 1, .place = 1, .places = 2, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
   // The process sees all of the node's: the lease's places are CUDA's numbers.
   gets(ask, 2, 3);
   // The node daemon shows it its own: CUDA numbers them from 0.
@@ -87,21 +87,21 @@ static void test_leased(void **state) {
 
 static void test_alone(void **state) {
   (void)state;
-  gets((mob__device_ask_t){.stage = 0, .stages = 2, .tp = 2, .visible = 4}, 0, 1);
-  gets((mob__device_ask_t){.stage = 1, .stages = 2, .tp = 2, .visible = 4}, 2, 3);
-  gets((mob__device_ask_t){.stage = 1, .stages = 2, .tp = 1, .visible = 1}, 0, -1); // shared
+  gets((mob__device_ask_t){.stage = 0, .place = 0, .places = 2, .tp = 2, .visible = 4}, 0, 1);
+  gets((mob__device_ask_t){.stage = 1, .place = 1, .places = 2, .tp = 2, .visible = 4}, 2, 3);
+  gets((mob__device_ask_t){.stage = 1, .place = 1, .places = 2, .tp = 1, .visible = 1}, 0, -1); // shared
 }
 
 static void test_too_few(void **state) {
   (void)state;
   const int ids[] = {0, 5};
-  mob__device_ask_t ask = {.stages = 1, .tp = 4, .visible = 2};
+  mob__device_ask_t ask = {.places = 1, .tp = 4, .visible = 2};
   refuses(ask, MOB_E_NO_RESOURCES,
           "stage 0 on 10.0.0.2 needs 4 GPUs (--tensor-parallel-size), and its process sees 2:");
   setenv("CUDA_VISIBLE_DEVICES", "1,2", 1);
   refuses(ask, MOB_E_NO_RESOURCES, "sees 2 of CUDA_VISIBLE_DEVICES=1,2:");
   unsetenv("CUDA_VISIBLE_DEVICES");
-  ask = (mob__device_ask_t){.stages = 1, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
+  ask = (mob__device_ask_t){.places = 1, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
   refuses(ask, MOB_E_NO_RESOURCES, "needs 2 GPUs");
   ask.leased_count = 1;
   refuses(ask, MOB_E_NO_RESOURCES, "was given 1 GPUs of its node");
@@ -110,20 +110,20 @@ static void test_too_few(void **state) {
 static void test_unlike(void **state) {
   (void)state;
   const int ids[] = {1, 2};
-  mob__device_ask_t ask = {.stages = 1, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
+  mob__device_ask_t ask = {.places = 1, .tp = 2, .leased = ids, .leased_count = 2, .visible = 4};
   refuses(ask, MOB_E_INVALID,
           "the GPUs of stage 0 on 10.0.0.2 are not alike: GPU 1 is NVIDIA H200 (140 GiB), GPU 2 is "
           "NVIDIA H100 80GB HBM3 (80 GiB)");
   ask.tp = 1; // one of them is alike with itself
   gets(ask, 1, -1);
   setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-4", 1);
-  refuses((mob__device_ask_t){.stages = 1, .tp = 2, .visible = 2}, MOB_E_INVALID,
+  refuses((mob__device_ask_t){.places = 1, .tp = 2, .visible = 2}, MOB_E_INVALID,
           "GPU 0 is NVIDIA H200 (140 GiB), GPU 3 is NVIDIA H100");
   setenv("CUDA_VISIBLE_DEVICES", "GPU-4,GPU-3", 1);
-  gets((mob__device_ask_t){.stages = 1, .tp = 2, .visible = 2}, 0, 1);
+  gets((mob__device_ask_t){.places = 1, .tp = 2, .visible = 2}, 0, 1);
   setenv("MOB_NVML_DOUBLE", "/nowhere", 1); // nobody can say
   setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-4", 1);
-  gets((mob__device_ask_t){.stages = 1, .tp = 2, .visible = 2}, 0, 1);
+  gets((mob__device_ask_t){.places = 1, .tp = 2, .visible = 2}, 0, 1);
   setenv("MOB_NVML_DOUBLE", path, 1);
 }
 
