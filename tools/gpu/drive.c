@@ -152,12 +152,15 @@ static mob_status open_stage(drive_t *d, int i) {
   spec.prev = spec.first_layer == 0 ? NULL : taped ? &d->in : &d->links[i - 1][1];
   spec.next = spec.last_layer == layers ? NULL : taped ? &d->out : &d->links[i][0];
   spec.ids = taped || d->pp == 1 ? NULL : i == 0 ? &d->ids[0] : i + 1 == d->pp ? &d->ids[1] : NULL;
+  spec.ranks = c->ranks;
+  spec.first_rank = c->first_rank;
   int devices[64];
   const int count = c->backend->device_count();
-  for (int r = 0; r < c->tp && r < 64; r++) devices[r] = count > 0 ? (i * c->tp + r) % count : r;
+  for (int r = 0; r < c->tp && r < 64; r++) devices[r] = count > 0 ? (i * c->tp + c->first_rank + r) % count : r;
   spec.devices = devices;
   mob_memory_plan_t plan;
   MOB_TRY(c->backend->open(&spec, &d->execs[i]));
+  if (c->group_id) MOB_TRY(c->backend->join(d->execs[i], c->group_id, (uint64_t)c->timeout_s * 1000));
   MOB_TRY(c->backend->plan(d->execs[i], &plan));
   MOB_TRY(c->backend->load(d->execs[i], NULL, NULL));
   return c->backend->alloc_kv(d->execs[i], c->pages);

@@ -11,6 +11,8 @@ typedef struct drive_config {
   const mob_backend_t *backend;
   const mob_model_t *model;
   int tp, pp;                  // 0: 1
+  int ranks, first_rank;       // of tp, in this process; ranks 0: all
+  const uint8_t *group_id;     // [MOB_GROUP_ID] where not all are
   bool expert_parallel, eager, contract, tensor_sums, quiet;
   int first_layer, last_layer; // taped when last_layer > 0: input by drive_feed() unless it is the first of all
   int max_tokens, max_len;     // 0: 512, 1024
