@@ -218,7 +218,7 @@ const mob_option_t mob__serve_table[] = {
 
     HEAD("Parallelism"),
     BRIEF("--tensor-parallel-size", "-tp", INT, tp, "1",
-          "GPUs that share each layer, all in one pod."),
+          "GPUs that share each layer: of one pod, or of several, through NCCL."),
     BRIEF("--pipeline-parallel-size", "-pp", INT, pp, "1",
           "Stages that share the layers out, one or more a pod."),
     BRIEF("--enable-expert-parallel", "-ep", FLAG, expert_parallel, NULL,

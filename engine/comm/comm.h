@@ -1,5 +1,5 @@
-// Collectives among the tensor-parallel ranks of a stage, and links between stages. Two tables of function
-// pointers: `host` (threads of one process; TCP between processes) is always there, `nccl` comes with the CUDA plug-in.
+// Collectives among the CPU backend's tensor-parallel ranks (threads of one process), and links between stages (TCP). GPUs have collectives
+// of their own: engine/cuda/comm.cuh within a process, engine/cuda/across.h between processes.
 // Every wait ends: with its result, or with MOB_E_ABORTED after abort() or MOB_E_UNAVAILABLE when the peer died.
 #ifndef MOB_COMM_COMM_H
 #define MOB_COMM_COMM_H
