@@ -1,5 +1,6 @@
 #include "engine/cuda/across.h"
 
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -14,6 +15,7 @@ struct Member { // of a stage's ranks, one that is here
   std::mutex lock;  // of the communicator: NCCL wants one caller at a time
   NcclComm comm = nullptr;
   std::thread ender; // within ncclCommAbort, which waits for graphs that use the communicator
+  std::atomic<bool> ended{false};
 };
 
 struct Across {
@@ -26,6 +28,16 @@ struct Across {
 };
 
 namespace {
+
+constexpr uint64_t kCloseNs = 1000000000; // an actor gives its executor two seconds
+
+template <class F> bool in_time(uint64_t until, F done) {
+  while (!done()) {
+    if (mob_now_ns() > until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
 
 mob_status aborted() { return mob_fail(MOB_E_ABORTED, "the executor was aborted"); }
 
@@ -225,19 +237,35 @@ void across_abort(Exec *exec) {
         std::swap(comm, member->comm);
       }
       if (comm) a->nccl->abort(comm);
+      member->ended = true;
     });
   }
 }
 
-void across_close(Exec *exec) {
+bool across_close(Exec *exec) {
   Across *a = exec->across;
-  if (!a) return;
-  {
-    std::lock_guard<std::mutex> hold(a->ending);
-    for (std::unique_ptr<Member> &m : a->members)
-      if (m->ender.joinable()) m->ender.join();
+  if (!a) return true;
+  const uint64_t until = mob_now_ns() + kCloseNs;
+  std::lock_guard<std::mutex> hold(a->ending);
+  for (Rank &rank : exec->ranks) {
+    if (!rank.stream) continue;
+    cudaSetDevice(rank.device);
+    if (!in_time(until, [&] { return cudaStreamQuery(rank.stream) != cudaErrorNotReady; })) return false;
   }
-  delete a;
+  for (Rank &rank : exec->ranks) {
+    cudaSetDevice(rank.device);
+    for (auto &graph : rank.graphs) cudaGraphExecDestroy(graph.second);
+    rank.graphs.clear();
+  }
+  for (std::unique_ptr<Member> &m : a->members) {
+    if (!in_time(until, [&] { return m->ended.load(); })) return false;
+    m->ender.join();
+  }
+  return true;
+}
+
+void across_free(Exec *exec) {
+  delete exec->across;
   exec->across = nullptr;
 }
 

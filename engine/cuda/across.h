@@ -26,8 +26,10 @@ mob_status across_join(Exec *exec, const uint8_t id[MOB_GROUP_ID], uint64_t time
 bool across_joined(const Exec *exec);
 // From any thread, returns at once; the first call acts. Without `across`: nothing.
 void across_abort(Exec *exec);
-// After across_abort(), when no stream runs and no graph is left: frees everything.
-void across_close(Exec *exec);
+// After across_abort(): waits until the streams have run out, frees graphs and communicators. False when that does not end in time (a GPU
+// or NCCL waits for a process that does not run): nothing on the GPUs may be freed then, but by the end of this process.
+bool across_close(Exec *exec);
+void across_free(Exec *exec); // when that was true
 
 // The end of what was recorded at `event`; else MOB_E_UNAVAILABLE (a rank elsewhere is gone, or nothing has ended for long) or
 // MOB_E_ABORTED.

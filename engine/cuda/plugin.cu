@@ -228,13 +228,17 @@ void close_exec(Exec *exec) {
   if (exec->reporter.joinable()) exec->reporter.join();
   ranks_end(exec);
   across_abort(exec);
+  if (!across_close(exec)) {
+    mob_log(MOB_LOG_WARNING, "cuda", "the stage's GPUs still wait for ranks in other pods: what is on them is freed by the end of this process");
+    return;
+  }
+  across_free(exec);
   for (Rank &rank : exec->ranks) {
     if (!rank.stream) continue;
     cudaSetDevice(rank.device);
     cudaStreamSynchronize(rank.stream);
     for (auto &graph : rank.graphs) cudaGraphExecDestroy(graph.second);
   }
-  across_close(exec);
   if (exec->profile) profile_print(exec->profile_steps);
   for (RingSlot &ring : exec->ring) {
     if (ring.begin) cudaEventDestroy(ring.begin);
