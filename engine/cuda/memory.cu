@@ -145,6 +145,7 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   r->scratch.waits = r->waits;
   if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * kPartialFloats * 4));
+  if (r->scratch.segments_partial) CU_TRY(cudaMemset(r->scratch.segments_partial, 0xff, segments_partial_floats(r->sms) * 4));
   return MOB_OK;
 }
 
@@ -153,7 +154,6 @@ namespace {
 mob_status plan_rank(const Exec *exec, const Rank *rank, mob_memory_plan_t *out) {
   const double gib = 1024.0 * 1024 * 1024;
   const mob_exec_spec_t &s = exec->spec;
-  if (r->scratch.segments_partial) CU_TRY(cudaMemset(r->scratch.segments_partial, 0xff, segments_partial_floats(r->sms) * 4));
   *out = mob_memory_plan_t();
   CU_TRY(cudaSetDevice(rank->device));
   size_t free_bytes, total;
