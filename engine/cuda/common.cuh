@@ -135,9 +135,7 @@ __device__ __forceinline__ float block_sum(float v, float *scratch) {
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[warp] = v;
   __syncthreads();
-  float s = 0;
-  for (int i = 0; i < warps; i++) s += scratch[i];
-  return s;
+  return warp_sum((int)threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : 0.0f);
 }
 
 // For measurements (MOB_CUDA_PROFILE): called before and after every launch. `launch_label` names what is launched next.

@@ -75,7 +75,7 @@ struct Rank {
   uint8_t *workspace = nullptr;
   int *bad = nullptr;
   // workspace (memory.cu)
-  float *x, *norm_f32, *logits, *router_logits, *expert_weight, *latent;
+  float *x, *norm_f32, *logits, *router_logits, *router_words, *expert_weight, *latent;
   bf16 *a, *q, *attn, *y, *up, *expert_y, *absorbed;
   uint8_t *tiles;
   MlaParts parts;
@@ -83,7 +83,7 @@ struct Rank {
   float *gqa_partial; // of attend_gqa
   int *gqa_arrived;
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
-  int *expert_ids, *expert_row, *row_place, *active;
+  int *expert_ids, *router_list, *expert_row, *row_place, *active;
   TokenTile *token_tiles;
   ExpertRows *rows_of;
   unsigned long long *best;

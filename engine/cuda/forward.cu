@@ -18,6 +18,8 @@ struct Pass {
   bool experts;
   int sums; // over ranks, so far
   mob_status status; // of sums across processes: the first failure
+  bool embed = false;                // the residual stream begins with the next norm
+  const float *stream_at = nullptr;  // where it is, if not in r->x
 };
 
 StepRows step_rows(const Exec *exec, const Rank *r, int from) {
@@ -35,6 +37,8 @@ int expert_slots(const Pass &p) { return p.d->top_k + shared_slots(p); }
 NormIn norm_in(const Pass &p, const float *w, float eps) {
   NormIn in = {};
   in.x = p.r->x;
+  in.from = p.stream_at;
+  in.embed = p.embed ? p.r->embed : nullptr;
   in.step = p.step;
   in.vocab = p.d->vocab;
   in.add = p.add;
@@ -63,7 +67,8 @@ void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
   }
   p->add = nullptr;
   p->add_bias = nullptr;
-  p->experts = false;
+  p->experts = p->embed = false;
+  p->stream_at = nullptr;
 }
 
 // ------------------------------------------------------------------------------------------ attention
@@ -201,13 +206,45 @@ void dense_ffn(Pass *p, const Layer &layer) {
   dense_network(p, layer, hidden);
 }
 
-constexpr int kFewRouter = 4; // up to here the router runs on CUDA cores
-
 // Tokens of the largest tile: hardly any expert should need a second one (mean + three deviations), because it reads the weights again;
 // where an expert has more than the largest, arithmetic bounds the product.
 int most_tokens(double mean) {
   const double most = mean + 3 * __builtin_sqrt(mean);
   return most <= kLeastTile ? kLeastTile : kTileTokens;
+}
+
+// What every plan says.
+MoePlan plan_of(const Pass &p, int shared) {
+  MoePlan plan = {};
+  plan.ids = p.r->expert_ids;
+  plan.count = p.step.count;
+  plan.top_k = p.d->top_k;
+  plan.first = p.r->first_expert;
+  plan.experts = p.r->experts;
+  plan.shared = shared;
+  plan.rows = p.rows;
+  plan.active = p.r->active;
+  plan.active_ids = p.r->active + 1;
+  plan.expert_row = p.r->expert_row;
+  plan.elsewhere = p.exec->spec.expert_parallel;
+  return plan;
+}
+
+// Logits on tensor cores, in parts by columns unless the rows are many; then the routes.
+void route_rows(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec) {
+  Rank *r = p.r;
+  const int slots = expert_slots(p);
+  if (p.rows > 2 * kRouterRows) {
+    linear(w, split, r->router_logits, spec.experts, true, p.rows, 2, r->scratch, p.stream);
+    route(spec, {r->router_logits, 1, 0}, r->expert_ids, r->expert_weight, slots, p.rows, p.stream);
+    return;
+  }
+  for (int from = 0; from < p.rows; from += kRouterRows) {
+    const int n = p.rows - from < kRouterRows ? p.rows - from : kRouterRows;
+    const RouterParts logits = {r->router_logits, 2 * router_cuts(w), (size_t)n * spec.experts};
+    linear_router(w, {split.data + (size_t)from * 128, split.mp, 0}, r->router_logits, n, r->router_list, r->scratch, p.stream);
+    route(spec, logits, r->expert_ids + from * spec.top_k, r->expert_weight + from * slots, slots, n, p.stream);
+  }
 }
 
 void moe_ffn(Pass *p, const Layer &layer) {
@@ -220,31 +257,30 @@ void moe_ffn(Pass *p, const Layer &layer) {
   // A slice of shared experts may be bf16 where whole experts are FP8: it reads the first half of the router's two.
   const bool shared_b16 = shared < d->n_shared && up.f8 && !layer.g[G_DENSE_UP].f8;
   const Records split = {few_router && !shared_b16 ? nullptr : r->split_records, padded_rows(p->rows), 0};
-  launch_label = "ffn";
-  add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps,
-               {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0});
-  if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
-  launch_label = "router";
-  if (few_router) router_logits(r->norm_f32, layer.router, r->router_logits, d->n_experts, d->hidden, p->rows, p->stream);
-  else linear(router.m, split, r->router_logits, d->n_experts, true, p->rows, 2, r->scratch, p->stream);
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
                            d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
-  route(spec, r->router_logits, r->expert_ids, r->expert_weight, slots, p->rows, p->stream);
-  MoePlan plan = {};
-  plan.ids = r->expert_ids;
-  plan.count = p->step.count;
-  plan.top_k = d->top_k;
-  plan.first = r->first_expert;
-  plan.experts = r->experts;
-  plan.shared = shared;
-  plan.rows = p->rows;
-  plan.active = r->active;
-  plan.active_ids = r->active + 1;
-  plan.expert_row = r->expert_row;
-  plan.elsewhere = p->exec->spec.expert_parallel;
+  MoePlan plan = plan_of(*p, shared);
+  NormOut normed = {hidden, up.m.k, split, router.m.k, true, few_router ? r->norm_f32 : nullptr, d->quant_ue8m0};
+  const NormIn in = norm_in(*p, layer.v[MOB_W_FFN_NORM], d->rms_eps);
+  const RouteFew route_few_rows = {spec, layer.router, r->router_words, r->expert_ids, r->expert_weight, slots, plan, r->waits};
+  launch_label = "ffn";
+  if (few_router && p->exec->spec.tp == 1 && norm_route_serves(in, normed)) {
+    normed.f32 = nullptr;
+    norm_route_few(route_few_rows, in, normed, r->norm_f32, p->rows, p->stream);
+    p->add = nullptr;
+    p->add_bias = nullptr;
+    p->stream_at = r->norm_f32;
+    if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
+  } else {
+    add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps, normed);
+    if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
+    launch_label = "router";
+    if (few_router) route_few(route_few_rows, r->norm_f32, d->hidden, p->rows, p->stream);
+    else route_rows(*p, router.m, split, spec);
+  }
   if (few) {
     const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
-    moe_plan_few(plan, p->stream);
+    if (!few_router) moe_plan_few(plan, p->stream);
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
@@ -280,20 +316,22 @@ void moe_ffn(Pass *p, const Layer &layer) {
 
 } // namespace
 
-mob_status forward(Exec *exec, Rank *r, int rows) {
+// All layers; what the last block left is still to be added.
+static Pass layers(Exec *exec, Rank *r, int rows) {
   const mob_model_desc_t *d = exec->desc;
   Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
             nullptr, nullptr, false, 0, MOB_OK};
-  if (exec->spec.first_layer == 0) {
-    NormIn in = norm_in(p, nullptr, 0);
-    in.embed = r->embed;
-    norm_rows(in, NormOut(), rows, r->stream);
-  }
+  p.embed = exec->spec.first_layer == 0;
   for (int i = 0; i < (int)r->layers.size(); i++) {
     attention(&p, i);
     if (d->is_moe[exec->spec.first_layer + i]) moe_ffn(&p, r->layers[(size_t)i]);
     else dense_ffn(&p, r->layers[(size_t)i]);
   }
+  return p;
+}
+
+mob_status forward(Exec *exec, Rank *r, int rows) {
+  Pass p = layers(exec, r, rows);
   add_and_norm(&p, nullptr, 0, NormOut()); // the last sum
   MOB_TRY(p.status);
   CU_TRY(cudaGetLastError());
@@ -308,18 +346,17 @@ void sample_slots(Exec *exec, Rank *r, int first, int rows) {
               rows, r->stream);
 }
 
-mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
+static NormOut head_input(const Rank *r, int rows) {
+  const Group &g = r->outer.g[G_HEAD];
+  return {records(r->head_records, g, rows), g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false};
+}
+
+// From rows that are normed.
+static mob_status head_normed(Exec *exec, Rank *r, int first, int rows, bool plain) {
   const mob_model_desc_t *d = exec->desc;
   const int *slots = r->meta + exec->layout.slot + first, *wanted = r->meta + exec->layout.wanted + first;
   const Group &g = r->outer.g[G_HEAD];
-  NormIn in = {};
-  in.x = r->x;
-  in.rows = row_list;
-  in.w = r->outer.v[MOB_W_FINAL_NORM];
-  in.eps = d->rms_eps;
-  in.hidden = d->hidden;
-  const Records x = records(r->head_records, g, rows);
-  norm_rows(in, {x, g.m.k, {nullptr, 0, 0}, 0, false, nullptr, false}, rows, r->stream);
+  const Records x = head_input(r, rows).a;
   launch_label = "head";
   const bool alone = exec->spec.tp == 1;
   const int ld = exec->across ? across_columns(exec) : r->number == 0 ? d->vocab : g.m.n; // rank 0 has room for all columns
@@ -342,15 +379,34 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, b
   return MOB_OK;
 }
 
+mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
+  NormIn in = {};
+  in.x = r->x;
+  in.rows = row_list;
+  in.w = r->outer.v[MOB_W_FINAL_NORM];
+  in.eps = exec->desc->rms_eps;
+  in.hidden = exec->desc->hidden;
+  launch_label = "head";
+  norm_rows(in, head_input(r, rows), rows, r->stream);
+  return head_normed(exec, r, first, rows, plain);
+}
+
 mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
   const int key = 2 * rows + !plain;
   auto found = r->graphs.find(key);
   if (found == r->graphs.end()) {
     cudaGraph_t graph;
     CU_TRY(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
-    mob_status status = forward(exec, r, rows);
-    if (status == MOB_OK && exec->spec.last_layer == exec->desc->n_layers)
-      status = head(exec, r, nullptr, 0, rows, plain);
+    mob_status status;
+    if (exec->spec.last_layer == exec->desc->n_layers) { // the last sum and the head's norm in one kernel
+      Pass p = layers(exec, r, rows);
+      launch_label = "head";
+      add_and_norm(&p, r->outer.v[MOB_W_FINAL_NORM], exec->desc->rms_eps, head_input(r, rows));
+      status = p.status;
+      if (status == MOB_OK) status = head_normed(exec, r, 0, rows, plain);
+    } else {
+      status = forward(exec, r, rows);
+    }
     const cudaError_t error = cudaStreamEndCapture(r->stream, &graph);
     MOB_TRY(status);
     CU_TRY(error);

@@ -3,6 +3,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <vector>
+
 #include "common.cuh"
 #include "linear_many.cuh"
 
@@ -45,6 +47,12 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 // read the same.
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
                         int m, const LinearScratch &s, cudaStream_t stream);
+// A router's product for m <= kRouterRows rows whose bf16 records hold hi parts, then lo parts of w's columns: its columns are cut, and every
+// cut is a part of its own, of the hi columns, then of the lo ones: y [2 * cuts][m][n]. `list`: router_list() on the device.
+constexpr int kRouterRows = 128;
+int router_cuts(const Matrix &w);
+std::vector<int> router_list(const Matrix &w);
+void linear_router(const Matrix &w, const Records &x, float *y, int m, const int *list, const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits
 
 // ---- linear_segments.cu: experts over tokens gathered by expert
@@ -85,7 +93,8 @@ void linear_segments_prepare(); // once a device, by linear_prepare()
 
 // ---- norm.cu
 struct NormIn {
-  float *x;             // [T][hidden] residual stream, updated in place when something is added
+  float *x;             // [T][hidden] residual stream, updated when something is added
+  const float *from;    // where it is until then; nullptr: in x (as it must be where sums go over ranks)
   const int *rows;      // row r of the output is row rows[r] of x; nullptr: r
   const bf16 *embed;    // [vocab][hidden]: x = embed[token]; nullptr: no
   StepRows step;        // for `embed`
@@ -301,9 +310,13 @@ struct RouterSpec {
   float routed_scale;
   const float *bias; // may be null
 };
-// logits [T][experts] = x w^T in fp32 for up to 4 rows; w [experts][hidden] bf16 row-major
-void router_logits(const float *x, const bf16 *w, float *logits, int experts, int hidden, int rows, cudaStream_t stream);
-void route(const RouterSpec &spec, const float *logits, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
+struct RouterParts { // logits [rows][experts] are the sum of `parts` such arrays, `stride` floats apart
+  const float *logits;
+  int parts;
+  size_t stride;
+};
+// ids [rows][top_k] in ascending order, weights [rows][weight_ld]: 1 behind the first top_k
+void route(const RouterSpec &spec, const RouterParts &from, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
 
 // ---- moe.cu
 struct ExpertRows { // in tiles of even size
@@ -348,6 +361,24 @@ struct Activate {
   TileRows tiles;              // many: instead of `out`
 };
 void activate(const Activate &p, int rows, cudaStream_t stream);
+
+// ---- router_few.cu
+constexpr int kFewRouter = 4; // up to here the router's product runs on CUDA cores, and the plan is made with it
+struct RouteFew {
+  RouterSpec spec;
+  const bf16 *w;  // [experts][hidden]
+  float *words;   // [experts][4], every bit set before and after
+  int *ids;       // as route()
+  float *weights;
+  int weight_ld;
+  MoePlan plan;   // as moe_plan_few()
+  Waits *waits;   // may be null
+};
+// From normed rows x [rows <= 4][hidden].
+void route_few(const RouteFew &p, const float *x, int hidden, int rows, cudaStream_t stream);
+// From the residual stream, with norm_rows() in the same kernel; the stream goes to `x` [rows][hidden], which is not in.x.
+void norm_route_few(const RouteFew &p, const NormIn &in, const NormOut &out, float *x, int rows, cudaStream_t stream);
+bool norm_route_serves(const NormIn &in, const NormOut &out);
 
 // ---- sample.cu
 // Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.

@@ -114,6 +114,41 @@ static LinearMany grouped(const Matrix &w, const Records &x, bf16 *y, const int 
   return p;
 }
 
+int router_cuts(const Matrix &w) {
+  const int pairs = (int)column_pairs(w);
+  int cuts = pairs < 14 ? pairs : 14;
+  while (pairs % cuts) cuts--;
+  return cuts;
+}
+
+std::vector<int> router_list(const Matrix &w) {
+  const int cuts = router_cuts(w);
+  std::vector<int> list = {2 * cuts};
+  for (int i = 0; i < 2 * cuts; i++) list.push_back(i % cuts);
+  return list;
+}
+
+// As experts whose matrices stand beside each other: each has its columns of w and of x.
+void linear_router(const Matrix &w, const Records &x, float *y, int m, const int *list, const LinearScratch &s, cudaStream_t stream) {
+  const int pairs = (int)column_pairs(w), cut = pairs / router_cuts(w);
+  LinearMany p = {};
+  p.w = w.data;
+  p.w_stride = (size_t)cut * kPairBytes;
+  p.segment_count = list;
+  p.experts = list + 1;
+  p.x = x.data;
+  p.x_stride = (size_t)cut * record_bytes(false, x.mp);
+  p.mp = x.mp;
+  p.y = y;
+  p.ldy = p.n = w.n;
+  p.partial = s.partial;
+  p.waits = s.waits;
+  p.pairs = p.min_run = cut;
+  p.w_pairs = pairs;
+  p.m = m;
+  many_by_tile<false, true>(p, m, s.sms, stream);
+}
+
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
                         int m, const LinearScratch &s, cudaStream_t stream) {
   LinearMany p = grouped(w, x, y, active, s);

@@ -13,7 +13,7 @@ __device__ __forceinline__ void gather8(const NormIn &in, int row, int token, in
     unpack_bf16(*(const uint4 *)(in.embed + (size_t)token * in.hidden + col), v);
     return;
   }
-  load8(in.x + (size_t)row * in.hidden + col, v);
+  load8((in.from ? in.from : in.x) + (size_t)row * in.hidden + col, v);
   if (in.add) {
     unpack_bf16(*(const uint4 *)(in.add + (size_t)row * in.hidden + col), u);
 #pragma unroll
@@ -41,6 +41,8 @@ __device__ __forceinline__ void gather8(const NormIn &in, int row, int token, in
 template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) norm_kernel(const NormIn in, const NormOut out, int width) {
   __shared__ float scratch[33];
   depend_launch();
+  float w[8] = {}; // does not depend on the kernel before
+  if (!Long && in.w && (int)threadIdx.x * 8 < in.hidden) load8(in.w + threadIdx.x * 8, w);
   depend_wait();
   const int r = blockIdx.x, row = in.rows ? in.rows[r] : r;
   int token = 0;
@@ -49,7 +51,7 @@ template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) nor
     if (token < 0) token = in.step.last_token[-1 - token];
     token = min(max(token, 0), in.vocab - 1);
   }
-  const bool changed = in.embed || in.add || in.bias || in.expert_y;
+  const bool changed = in.embed || in.from || in.add || in.bias || in.expert_y;
   float *x = in.x + (size_t)row * in.hidden, v[8] = {}, square = 0;
   auto take = [&](int col) {
     gather8(in, row, token, col, v);
@@ -63,7 +65,7 @@ template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) nor
   if (!in.w) return;
   const float factor = norm_factor(in, square, scratch);
   if (Long) put_long(in, out, r, x, width, factor);
-  else put_normed(in, out, r, threadIdx.x * 8, factor, v);
+  else put_normed(in, out, r, threadIdx.x * 8, factor, v, w);
 }
 
 __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, int cols, const Records out, int k, bool ue8m0) {

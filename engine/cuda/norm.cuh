@@ -21,11 +21,10 @@ __device__ __forceinline__ float norm_factor(const NormIn &in, float square, flo
   return rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);
 }
 
-// Eight columns of a row (zeros behind the last), normalised, then to the row's records. Every thread of a warp calls this.
-__device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out, int r, int col, float factor, float v[8]) {
+// Eight columns of a row (zeros behind the last), normalised with their weights `w`, then to the row's records. Every thread of a warp
+// calls this.
+__device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out, int r, int col, float factor, float v[8], const float w[8]) {
   if (col < in.hidden) {
-    float w[8];
-    load8(in.w + col, w);
 #pragma unroll
     for (int k = 0; k < 8; k++) v[k] = w[k] * (v[k] * factor);
   }
@@ -40,6 +39,11 @@ __device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out,
     }
   }
   if (out.f32 && col < in.hidden) store8(out.f32 + (size_t)r * in.hidden + col, v);
+}
+__device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out, int r, int col, float factor, float v[8]) {
+  float w[8] = {};
+  if (col < in.hidden) load8(in.w + col, w);
+  put_normed(in, out, r, col, factor, v, w);
 }
 
 // The same for a row longer than the block's turn, whose columns are read again from x.

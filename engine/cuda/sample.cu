@@ -23,10 +23,35 @@ __global__ void __launch_bounds__(kThreads) best_kernel(const float *logits, int
   depend_launch();
   depend_wait();
   const int row = blockIdx.y, part = blockIdx.x;
-  const int v0 = (int)((int64_t)vocab * part / kParts), v1 = (int)((int64_t)vocab * (part + 1) / kParts);
+  const float *from = logits + (size_t)row * ld;
+  const int quads = ld % 4 ? 0 : vocab / 4, q1 = (int)((int64_t)quads * (part + 1) / kParts);
+  const int first = (int)((int64_t)quads * part / kParts) + threadIdx.x;
   Key b = 0;
-  for (int i = v0 + threadIdx.x; i < v1; i += kThreads) {
-    const Key key = key_of(logits[(size_t)row * ld + i], i);
+  if (first < q1) {
+    constexpr int kBatch = 4; // loads in flight
+    float top = NAN;
+    int at = 4 * first;
+    for (int q = first; q < q1; q += kThreads * kBatch) {
+      float4 v[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+        const int i = q + k * kThreads;
+        v[k] = i < q1 ? *(const float4 *)(from + 4 * i) : make_float4(NAN, NAN, NAN, NAN);
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+        const float each[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) // the first of equals, numbers before NaN
+          if (each[j] > top || (top != top && each[j] == each[j])) top = each[j], at = 4 * (q + k * kThreads) + j;
+      }
+    }
+    b = key_of(top, at);
+  }
+  // What is no whole quad; all of a row when rows are not aligned.
+  const int rest = vocab - 4 * quads, v1 = 4 * quads + (int)((int64_t)rest * (part + 1) / kParts);
+  for (int i = 4 * quads + (int)((int64_t)rest * part / kParts) + threadIdx.x; i < v1; i += kThreads) {
+    const Key key = key_of(from[i], i);
     b = key > b ? key : b;
   }
   store_best(b, warps, &best[(size_t)row * kParts + part]);

@@ -398,7 +398,7 @@ static void check_route(int rows) {
   int *ids = device<int>((size_t)rows * 8);
   RouterSpec with = spec;
   with.bias = db;
-  auto run = [&](int) { route(with, dl, ids, weights, 9, rows, stream); };
+  auto run = [&](int) { route(with, {dl, 1, 0}, ids, weights, 9, rows, stream); };
   run(0);
   CUDA(cudaStreamSynchronize(stream));
   const std::vector<int> got = fetch(ids, (size_t)rows * 8);
