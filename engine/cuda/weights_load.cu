@@ -9,6 +9,7 @@
 // so short that cutting costs the engine more than they do, they go to every rank and the packing kernel cuts.
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -23,9 +24,9 @@ extern "C" {
 namespace mob {
 namespace {
 
-constexpr size_t kRingBytes = (size_t)256 << 20, kLargestChunk = (size_t)8 << 20;
+constexpr size_t kRingBytes = (size_t)256 << 20, kLargestChunk = (size_t)4 << 20; // larger ones take longer to pin than they save
 constexpr int kStreams = 4; // per device: one slot's kernels run beside the next one's copies
-constexpr long kRowCost = 1024; // what a row of a copy with a pitch costs at least, as bytes of a plain copy
+constexpr long kRowCost = 256; // what a row of a copy with a pitch costs at least, as bytes of a plain copy
 
 struct Item { // a tensor
   mob_slot_t slot;
@@ -63,6 +64,7 @@ struct Loading {
   mob_status status = MOB_OK;
   std::string why;
   std::deque<Slot *> free; // the one whose work was queued first in front
+  std::condition_variable freed;
   // the ring
   size_t slot_bytes = 0, row_cost = kRowCost;
   std::vector<Slot> slots;
@@ -75,6 +77,14 @@ struct Loading {
       why = mob_errmsg();
     }
     stop = true;
+    freed.notify_all();
+  }
+  void give(Slot *slot) {
+    {
+      std::lock_guard<std::mutex> hold(lock);
+      free.push_back(slot);
+    }
+    freed.notify_one();
   }
   void report(uint64_t bytes) {
     const mob_load_progress_t now = {done.fetch_add(bytes) + bytes, exec->file_bytes};
@@ -118,28 +128,43 @@ int reader_count() {
   return (int)setting("MOB_LOAD_THREADS", cpus < 4 ? 4 : cpus > 32 ? 32 : cpus);
 }
 
-// Of the scales that rows [begin, end) do not need.
-uint64_t scale_bytes_left(const Loading *l, const Item &item, int64_t begin, int64_t end) {
-  if (!item.scales) return 0;
-  int64_t first, count = 0;
-  if (end > begin) scale_rows(l->exec, begin, end - begin, &first, &count);
-  return (uint64_t)(item.scales->shape[0] - count) * scale_row_bytes(item);
+// Whole experts lie in a file one rank's behind another's, and in that order only one device's link would be busy at a time. So the
+// chunks of one rank alone are dealt out in turns, each rank's in the order of the files; all others stay where they are.
+void deal(Loading *l) {
+  const size_t ranks = l->exec->ranks.size();
+  if (!l->exec->spec.expert_parallel || ranks == 1) return;
+  std::vector<std::vector<size_t>> of(ranks);
+  const auto only = [&](const Chunk &chunk) -> int {
+    const std::vector<WeightTarget> &targets = l->items[(size_t)chunk.item].targets;
+    for (const WeightTarget &t : targets)
+      if (t.rank != targets[0].rank) return -1;
+    return targets[0].rank->index;
+  };
+  std::vector<size_t> places;
+  for (size_t i = 0; i < l->chunks.size(); i++) {
+    const int rank = only(l->chunks[i]);
+    if (rank < 0) continue;
+    of[(size_t)rank].push_back(i);
+    places.push_back(i);
+  }
+  const std::vector<Chunk> before = l->chunks;
+  size_t to = 0;
+  for (size_t turn = 0; to < places.size(); turn++)
+    for (const std::vector<size_t> &mine : of)
+      if (turn < mine.size()) l->chunks[places[to++]] = before[mine[turn]];
 }
 
-// Cuts tensors into chunks, in the order of the files. Rows that only ranks in other processes need are not read.
+// Cuts tensors into chunks, in the order of the files.
 void cut(Loading *l, size_t chunk_bytes) {
   for (size_t i = 0; i < l->items.size(); i++) {
     const Item &item = l->items[i];
-    int64_t begin = item.slot.rows, end = 0;
-    for (const WeightTarget &t : item.targets) begin = std::min(begin, t.from.row0), end = std::max(end, t.from.row0 + t.from.rows);
-    if (begin >= end) begin = end = 0;
-    l->done += (uint64_t)(item.slot.rows - (end - begin)) * item.row_bytes() + scale_bytes_left(l, item, begin, end);
+    if (item.targets.empty()) continue;
     int64_t step = (int64_t)(chunk_bytes / item.row_bytes());
     const int64_t whole = std::max<int64_t>(64, block_rows(l->exec)); // so that tiles and blocks of scales stay whole
     if (step > whole) step -= step % whole;
     if (step < 1) step = 1;
-    for (int64_t r = begin, rows; r < end; r += rows) {
-      rows = std::min(step > whole ? step - r % whole : step, end - r);
+    for (int64_t r = 0; r < item.slot.rows; r += step) {
+      const int64_t rows = std::min(step, item.slot.rows - r);
       int64_t first, count = 0;
       if (item.scales) scale_rows(l->exec, r, rows, &first, &count);
       l->slot_bytes = std::max(l->slot_bytes, scales_at(item, rows) + (size_t)count * scale_row_bytes(item));
@@ -151,29 +176,41 @@ void cut(Loading *l, size_t chunk_bytes) {
     if (x->file != y->file) return x->file < y->file;
     return x->offset != y->offset ? x->offset < y->offset : a.row0 < b.row0;
   });
+  deal(l);
 }
 
-mob_status make_ring(Loading *l, size_t slots) {
-  l->slots.resize(slots);
+mob_status make_streams(Loading *l) {
   l->streams.assign(l->exec->ranks.size() * kStreams, nullptr);
-  l->slot_bytes = (l->slot_bytes + 255) / 256 * 256;
-  for (size_t i = 0; i < slots; i++) {
-    // Any device's copies may come from it: pinned memory is portable under unified addressing.
-    CU_TRY(cudaMallocHost(&l->slots[i].host, l->slot_bytes));
-    l->slots[i].lanes.resize(l->exec->ranks.size());
-    l->slots[i].stream = (int)(i % kStreams);
-    l->free.push_back(&l->slots[i]);
-  }
   return on_ranks(l->exec, [&](Rank *rank) {
     for (int s = 0; s < kStreams; s++)
       CU_TRY(cudaStreamCreateWithFlags(&l->streams[(size_t)(rank->index * kStreams + s)], cudaStreamNonBlocking));
-    for (Slot &slot : l->slots) {
-      Lane *lane = &slot.lanes[(size_t)rank->index];
-      CU_TRY(cudaMalloc(&lane->device, l->slot_bytes));
-      CU_TRY(cudaEventCreateWithFlags(&lane->done, cudaEventDisableTiming | cudaEventBlockingSync));
-    }
     return MOB_OK;
   });
+}
+
+mob_status make_slot(Loading *l, Slot *slot) {
+  // Any device's copies may come from it: pinned memory is portable under unified addressing.
+  CU_TRY(cudaMallocHost(&slot->host, l->slot_bytes));
+  for (Rank &rank : l->exec->ranks) {
+    CU_TRY(cudaSetDevice(rank.device));
+    Lane *lane = &slot->lanes[(size_t)rank.index];
+    CU_TRY(cudaMalloc(&lane->device, l->slot_bytes));
+    CU_TRY(cudaEventCreateWithFlags(&lane->done, cudaEventDisableTiming | cudaEventBlockingSync));
+  }
+  return MOB_OK;
+}
+
+// Pinning memory takes a tenth of a second: readers begin with the first slot, while the others are made.
+void make_slots(Loading *l) {
+  for (Slot &slot : l->slots) {
+    if (l->stop) return;
+    const mob_status status = make_slot(l, &slot);
+    if (status != MOB_OK) {
+      l->fail(status);
+      return;
+    }
+    l->give(&slot);
+  }
 }
 
 // Waits for what is under way, then frees.
@@ -194,11 +231,12 @@ void free_ring(Loading *l) {
   for (Slot &slot : l->slots) cudaFreeHost(slot.host);
 }
 
-// There are more slots than readers, so one is always free to be waited for.
+// There are more slots than readers, so that one is free as soon as all are made. NULL: another thread has failed.
 mob_status take_slot(Loading *l, Slot **out) {
   {
-    std::lock_guard<std::mutex> hold(l->lock);
-    MOB_ASSERT(!l->free.empty());
+    std::unique_lock<std::mutex> hold(l->lock);
+    l->freed.wait(hold, [&] { return l->stop || !l->free.empty(); });
+    if (l->free.empty()) return MOB_OK;
     *out = l->free.front();
     l->free.pop_front();
   }
@@ -313,13 +351,13 @@ void reader_main(Loading *l) {
     }
     Slot *slot = nullptr;
     mob_status status = take_slot(l, &slot);
+    if (status == MOB_OK && !slot) return;
     if (status == MOB_OK) status = load_chunk(l, l->chunks[i], slot);
     if (status != MOB_OK) {
       l->fail(status);
       return; // with the slot: nobody takes one any more
     }
-    std::lock_guard<std::mutex> hold(l->lock);
-    l->free.push_back(slot);
+    l->give(slot);
   }
 }
 
@@ -329,14 +367,20 @@ mob_status load_files(Loading *l) {
   const auto slots_for = [](size_t n) { return n + std::max<size_t>(2, n / 2); };
   cut(l, (size_t)setting("MOB_LOAD_CHUNK_KIB", (long)(std::min(kLargestChunk, kRingBytes / slots_for(readers)) >> 10)) << 10);
   readers = std::min(readers, l->chunks.size());
-  const size_t slots = slots_for(readers);
-  mob_status status = make_ring(l, slots);
+  l->slots.resize(slots_for(readers));
+  l->slot_bytes = (l->slot_bytes + 255) / 256 * 256;
+  for (size_t i = 0; i < l->slots.size(); i++) {
+    l->slots[i].lanes.resize(l->exec->ranks.size());
+    l->slots[i].stream = (int)(i % kStreams);
+  }
+  mob_status status = make_streams(l);
   if (status == MOB_OK) {
     std::vector<std::thread> threads;
     try {
       for (size_t i = 1; i < readers; i++) threads.emplace_back(reader_main, l);
     } catch (const std::system_error &) { // fewer, then
     }
+    make_slots(l);
     reader_main(l);
     for (std::thread &t : threads) t.join();
     status = l->status;
