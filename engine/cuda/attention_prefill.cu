@@ -13,6 +13,7 @@ namespace mob {
 namespace {
 
 constexpr int kBox = 8192, kQ = 2 * 3 * kBox, kStage = 5 * kBox, kStages = 4;
+constexpr float kSlack = 8;
 constexpr int kShared = 1024 + kQ + kStages * kStage;
 
 // 64 keys of a page: the latent's 512 columns, quantised 1 x 128.
@@ -146,29 +147,34 @@ __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPref
       for (int k = 0; k < 32; k++)
         if (i * 64 + k / 4 * 8 + 2 * t4 + k % 2 > pair.position + r + k % 4 / 2 * 8) score[k] = -INFINITY;
     }
+    // What the sums are relative to moves only when a score is far above it: see attention_mla.cu.
     float shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float m = top[h];
+      float m = score[2 * h];
 #pragma unroll
       for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(score[4 * j + 2 * h], score[4 * j + 2 * h + 1]));
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-      shrink[h] = exp2f((top[h] - m) * scale);
+      if ((m - top[h]) * scale <= kSlack) m = top[h];
+      shrink[h] = exp2_approx((top[h] - m) * scale);
       top[h] = m;
-      sum[h] *= shrink[h];
+    }
+    if (__any_sync(~0u, shrink[0] != 1 || shrink[1] != 1)) {
+      sum[0] *= shrink[0];
+      sum[1] *= shrink[1];
+#pragma unroll
+      for (int k = 0; k < 64; k++) o[k] *= shrink[k % 4 / 2];
     }
     uint32_t prob[4][4];
 #pragma unroll
     for (int k = 0; k < 32; k += 2) {
       const int h = k % 4 / 2;
       const float base = top[h] * scale;
-      const uint32_t two = pack_bf16(exp2f(score[k] * scale - base), exp2f(score[k + 1] * scale - base));
+      const uint32_t two = pack_bf16(exp2_approx(score[k] * scale - base), exp2_approx(score[k + 1] * scale - base));
       sum[h] += __uint_as_float(two << 16) + __uint_as_float(two & 0xffff0000u);
       prob[k / 8][k % 8 / 4 * 2 + h] = two;
     }
-#pragma unroll
-    for (int k = 0; k < 64; k++) o[k] *= shrink[k % 4 / 2];
     keep_registers(o);
     wgmma_fence();
     const uint64_t v = swizzled_operand_mn(ring + s * kStage + 2 * kBox, kBox);

@@ -55,10 +55,6 @@ __device__ __forceinline__ void bulk_load(void *dst, const void *src, uint32_t b
                "l"(src), "r"(bytes), "r"(smem_address(bar)), "l"(policy)
                : "memory");
 }
-// Brings it as far as the L2; 16-byte aligned, a multiple of 16 bytes [cp.async.bulk.prefetch.L2].
-__device__ __forceinline__ void bulk_prefetch(const void *src, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
-}
 // Weights are read once a step: they should not push activations out of the L2 [createpolicy].
 __device__ __forceinline__ uint64_t policy_evict_first() {
   uint64_t policy;

@@ -20,7 +20,6 @@ inline void mbar_arrive(uint64_t *bar) { emu::mbarrier_arrive(bar, 0); }
 inline void mbar_wait(uint64_t *bar, uint32_t parity) { emu::mbarrier_wait(bar, parity); }
 
 inline void bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar, uint64_t) { emu::copy_to_shared(dst, src, bytes, bar); }
-inline void bulk_prefetch(const void *, uint32_t) {}
 inline uint64_t policy_evict_first() { return 0; }
 inline uint64_t policy_evict_normal() { return 0; }
 inline uint64_t policy_evict_last() { return 0; }
