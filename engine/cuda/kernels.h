@@ -29,7 +29,7 @@ struct Matrix {
   int n, k;        // outputs; inputs, padded to whole pairs of tiles
   Weights kind;
 };
-constexpr int kPartialFloats = 2 * 256 * 128; // of an SM: its parts of two tiles
+constexpr int kPartialFloats = 256 * 128; // of an SM: its part of a tile
 struct LinearScratch {
   float *partial;  // [sms][kPartialFloats] partial sums, every bit set
   float *segments_partial; // [segments_partial_floats()] likewise, of linear_segments
@@ -319,6 +319,7 @@ struct RouterParts { // logits [rows][experts] are the sum of `parts` such array
 void route(const RouterSpec &spec, const RouterParts &from, int *ids, float *weights, int weight_ld, int rows, cudaStream_t stream);
 
 // ---- moe.cu
+constexpr int kMaxExperts = 520; // with shared ones
 struct ExpertRows { // in tiles of even size
   int first, each, tokens; // first row; tokens of a tile, a multiple of 8; tokens in all
 };

@@ -101,7 +101,7 @@ static LinearMany grouped(const Matrix &w, const Records &x, bf16 *y, const int 
   LinearMany p = {};
   p.w = w.data;
   p.w_stride = w.stride;
-  p.segment_count = count;
+  p.expert_count = count;
   p.x = x.data;
   p.mp = x.mp;
   p.y = y;

@@ -13,27 +13,20 @@
 
 namespace mob {
 
-struct Segment {
-  int matrix, row, count, tile; // expert; first row of x and y (a multiple of 8); tokens; its first tile
-};
-
-constexpr int kMaxSegments = 520;
-
-// Three forms: one matrix (neither list), the same m <= Tokens tokens for every expert of a list, segments of gathered tokens.
+// Two forms: one matrix, or the same m <= Tokens tokens for every expert of a list.
 struct LinearMany {
   const uint8_t *w;    // packed tiles; matrix e begins at e * w_stride
   size_t w_stride;
   const int *experts;  // of the list; records of its i-th at x + i * x_stride, rows of y at i * m
   size_t x_stride;
-  const Segment *segments; // and one behind the last, whose `tile` is the number of tiles
-  const int *segment_count; // of either
+  const int *expert_count; // of them
   const uint8_t *x;    // records of mp rows
   int mp;
   void *y;             // [rows][ldy], bf16 or fp32
   int ldy;
   int key_blocks;      // > 0: y is kv tiles (attention_prefill.cu), rows are keys
   float *partial;      // [gridDim.x][128 * Tokens], every bit set before and after
-  int m, n;            // tokens (without segments), outputs
+  int m, n;            // tokens, outputs
   int pairs, w_pairs;  // column pairs of x; of w, which are read again from the first after the last
   Waits *waits;        // may be null
   int min_run;         // column pairs that a CTA takes at least of a tile that is cut
@@ -47,7 +40,7 @@ template <bool Fp8, int Tokens> struct LinearManyShared {
   static constexpr int kCtas = Tokens == 8 ? 2 : 1;
   static constexpr int kStages = Tokens == 8 ? 2 : Tokens >= 80 ? 3 : Tokens >= 32 ? 4 : 5;
   static constexpr int kPitch = 136, kStaged = Tokens < 32 ? Tokens : 32; // tokens of results staged at a time
-  static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + (kMaxSegments + 1) * (int)sizeof(Segment) + 2 * kStages * 8;
+  static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + 2 * kStages * 8;
 };
 
 template <bool Fp8, int N> struct WgmmaOf { using Type = WgmmaF8<N>; };
@@ -95,25 +88,13 @@ struct TilePlace {
   size_t x;                       // where the records begin
 };
 
-template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const LinearMany &p, const Segment *segments, int count, int tile) {
-  const int high_blocks = (p.n + 127) / 128;
-  if (!p.segments) {
-    if (p.experts) {
-      const int i = tile / high_blocks;
-      return {i, i * p.m, p.m, tile % high_blocks * 2, (size_t)i * p.x_stride};
-    }
-    const int across = (p.m + Tokens - 1) / Tokens, token = tile % across * Tokens;
-    return {0, token, min(Tokens, p.m - token), tile / across * 2, 0};
+template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const LinearMany &p, int tile) {
+  if (p.experts) {
+    const int high_blocks = (p.n + 127) / 128, i = tile / high_blocks;
+    return {i, i * p.m, p.m, tile % high_blocks * 2, (size_t)i * p.x_stride};
   }
-  int low = 0, high = count - 1;
-  while (low < high) {
-    const int mid = (low + high + 1) / 2;
-    if (segments[mid].tile <= tile) low = mid;
-    else high = mid - 1;
-  }
-  const Segment s = segments[low];
-  const int across = (s.count + Tokens - 1) / Tokens, local = tile - s.tile, token = local % across * Tokens;
-  return {s.matrix, s.row + token, min(Tokens, s.count - token), local / across * 2, 0};
+  const int across = (p.m + Tokens - 1) / Tokens, token = tile % across * Tokens;
+  return {0, token, min(Tokens, p.m - token), tile / across * 2, 0};
 }
 
 // ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
@@ -130,7 +111,7 @@ template <int Words, int Stride = 1024> __device__ __forceinline__ void give_par
   }
 }
 
-template <int Words> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
+template <int Words, int Stride = 1024> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
   constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
   uint32_t start = 0;
 #pragma unroll
@@ -141,7 +122,7 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
 #pragma unroll
       for (int j = 0; j < kBatch; j++) {
         if (first + j >= Words / 4) break;
-        const uint4 word = load_relaxed_gpu(from + (first + j) * 1024);
+        const uint4 word = load_relaxed_gpu(from + (first + j) * Stride);
         v[j][0] = word.x, v[j][1] = word.y, v[j][2] = word.z, v[j][3] = word.w;
       }
 #pragma unroll
@@ -160,7 +141,7 @@ template <int Words> __device__ __forceinline__ void take_partial(float *from, f
 #pragma unroll
     for (int j = 0; j < kBatch; j++) {
       if (first + j >= Words / 4) break;
-      store_relaxed_gpu(from + (first + j) * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
+      store_relaxed_gpu(from + (first + j) * Stride, make_uint4(~0u, ~0u, ~0u, ~0u));
 #pragma unroll
       for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
     }
@@ -195,12 +176,11 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
   bf16 *staging = (bf16 *)(ring + S::kStage * S::kStages);
-  Segment *segments = (Segment *)(staging + S::kStaged * S::kPitch);
-  uint64_t *full = (uint64_t *)(segments + kMaxSegments + 1), *empty = full + S::kStages;
+  uint64_t *full = (uint64_t *)(staging + S::kStaged * S::kPitch), *empty = full + S::kStages;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
 
   depend_launch();
-  const bool dense = p.segment_count == nullptr;
+  const bool dense = p.experts == nullptr;
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
       mbar_init(&full[i], 1);
@@ -211,13 +191,11 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   int count = 1;
   if (!dense) {
     depend_wait();
-    count = *p.segment_count;
-    if (p.segments)
-      for (int i = tid; i <= count; i += 384) segments[i] = p.segments[i];
+    count = *p.expert_count;
   }
   __syncthreads();
   const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows;
-  const int tiles = p.segments ? segments[count].tile : p.experts ? count * high_blocks : (p.m + Tokens - 1) / Tokens * high_blocks;
+  const int tiles = p.experts ? count * high_blocks : (p.m + Tokens - 1) / Tokens * high_blocks;
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
@@ -228,19 +206,19 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
       int s = 0, phase = 1;
       bool waited = !dense;
       while (pieces.next()) {
-        const TilePlace t = place_tile<Tokens>(p, segments, count, pieces.tile);
+        const TilePlace t = place_tile<Tokens>(p, pieces.tile);
         const int rows = (t.tokens + 7) / 8 * 8;
         const bool both = t.block + 1 < blocks, whole = rows == p.mp;
         const int matrix = p.experts ? p.experts[t.matrix] : t.matrix;
         const uint8_t *w = p.w + (size_t)matrix * p.w_stride + (size_t)t.block * p.w_pairs * kPairBytes;
         const uint8_t *x = p.x + t.x + (p.experts ? 0 : (size_t)t.row * 128), *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
-        const uint32_t bytes = (both ? 2 : 1) * kPairBytes + rows * (Fp8 ? 264 : 256);
+        const uint32_t bytes = (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256);
         const uint64_t policy = dense && p.m > Tokens ? keep : once;
         auto load_w = [&](int pair, uint8_t *stage, uint64_t *bar) {
           const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
           mbar_arrive_expect(bar, bytes);
-          bulk_load(stage, from, kPairBytes, bar, policy);
-          if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairBytes, bar, policy);
+          bulk_load(stage, from, kPairUsed, bar, policy);
+          if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairUsed, bar, policy);
         };
         auto load_x = [&](int pair, uint8_t *stage, uint64_t *bar) {
           const uint8_t *from = x + (size_t)pair * record, *scales = xs + (size_t)pair * record;
@@ -282,7 +260,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
   while (pieces.next()) {
-    const TilePlace t = place_tile<Tokens>(p, segments, count, pieces.tile);
+    const TilePlace t = place_tile<Tokens>(p, pieces.tile);
     const int x_rows = (t.tokens + 7) / 8 * 8 == p.mp ? p.mp : Tokens;
     float sum[kWords];
 #pragma unroll

@@ -52,7 +52,7 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
     return mob_fail(MOB_E_UNSUPPORTED, "the CUDA backend keeps keys and values in bfloat16; use --kv-cache-dtype auto");
   if (d->hidden % 8 != 0 || d->hidden > 32768)
     return mob_fail(MOB_E_UNSUPPORTED, "hidden size %d: the CUDA backend needs a multiple of 8 up to 32768", d->hidden);
-  if (d->n_experts + d->n_shared > kMaxSegments || d->n_experts > 512 || d->top_k + d->n_shared > 32 || d->n_group > 64)
+  if (d->n_experts + d->n_shared > kMaxExperts || d->n_experts > 512 || d->top_k + d->n_shared > 32 || d->n_group > 64)
     return mob_fail(MOB_E_UNSUPPORTED, "%d experts in %d groups, %d a token: the CUDA backend takes up to 512, 64 and 31", d->n_experts,
                     d->n_group, d->top_k);
   if (d->attn == MOB_ATTN_GQA && (d->head_dim % 8 != 0 || d->head_dim > 256))
