@@ -118,6 +118,7 @@ __device__ __forceinline__ void route_row(const RouterSpec &spec, const float (&
     chosen |= 1u << best;
   }
   sum = warp_sum(sum) + (spec.sigmoid ? 1e-20f : 0.0f);
+  const float factor = spec.norm ? spec.routed_scale / sum : spec.routed_scale;
   int before = 0; // of chosen experts
 #pragma unroll
   for (int i = 0; i < kPer; i++) before += __popc(__ballot_sync(~0u, chosen >> i & 1) & ((1u << lane) - 1));
@@ -125,7 +126,7 @@ __device__ __forceinline__ void route_row(const RouterSpec &spec, const float (&
   for (int i = 0; i < kPer; i++) {
     if (!(chosen >> i & 1)) continue;
     ids[before] = first + i;
-    weights[before++] = (spec.norm ? score[i] / sum : score[i]) * spec.routed_scale;
+    weights[before++] = score[i] * factor;
   }
   if (lane >= numbers && lane < spec.top_k) { // stays in bounds
     ids[lane] = lane;
@@ -142,12 +143,12 @@ __device__ __forceinline__ int expert_here(const MoePlan &p, int id) {
 
 // Few tokens: every active expert computes all of them; row of y = (index among the active) * tokens + token, nothing moves.
 struct PlanFewShared {
-  int index[kMaxSegments];
-  int counts[(kMaxSegments + 255) / 256][8];
+  int index[kMaxExperts];
+  int counts[(kMaxExperts + 255) / 256][8];
 };
 // A block of 256 threads; `ids` [count][top_k] may be shared memory, written before a meeting of the block.
 __device__ __forceinline__ void plan_few(const MoePlan &p, const int *ids, int count, PlanFewShared &sh) {
-  constexpr int kTurns = (kMaxSegments + 255) / 256;
+  constexpr int kTurns = (kMaxExperts + 255) / 256;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, experts = p.experts + p.shared, slots = p.top_k + p.shared;
   for (int e = tid; e < experts; e += 256) sh.index[e] = e >= p.experts;
   __syncthreads();
