@@ -26,10 +26,10 @@ struct WideTile {
 #define TILE(fp8, groups, tall, outputs, f32, pair_us, end_us) \
   {(groups) * (tall) * 64, outputs, pair_us, end_us, set_limit<fp8, groups, tall, outputs, f32>, run<fp8, groups, tall, outputs, f32>}
 const WideTile kTiles[3][kWideTiles] = {
-    {TILE(true, 2, 1, 128, false, 0.96, 0.8), TILE(true, 2, 1, 192, false, 1.27, 1.4), TILE(true, 3, 1, 128, false, 1.27, 1.6),
-     TILE(true, 2, 2, 128, false, 1.6, 1.9)},
-    {TILE(false, 2, 1, 128, false, 0.92, 0.8), TILE(false, 2, 1, 192, false, 1.15, 1.4), TILE(false, 2, 2, 128, false, 1.37, 1.9)},
-    {TILE(false, 2, 1, 128, true, 0.92, 0.8), TILE(false, 2, 2, 128, true, 1.37, 1.9)},
+    {TILE(true, 2, 1, 128, false, 0.97, 0.9), TILE(true, 2, 1, 192, false, 1.28, 1.4), TILE(true, 3, 1, 128, false, 1.31, 1.4),
+     TILE(true, 2, 2, 128, false, 1.6, 2.1)},
+    {TILE(false, 2, 1, 128, false, 0.74, 0.8), TILE(false, 2, 1, 192, false, 1.04, 1.4), TILE(false, 2, 2, 128, false, 1.37, 1.9)},
+    {TILE(false, 2, 1, 128, true, 0.74, 0.8), TILE(false, 2, 2, 128, true, 1.37, 1.9)},
 };
 #undef TILE
 
@@ -67,10 +67,12 @@ double microseconds(const LinearWide &p, const WideTile &tile, WideDeal how, int
   const double whole = p.waves * (p.pairs * tile.pair_us * share + tile.end_us);
   if (how == WideDeal::kWhole) return whole;
   const int tiles = (p.tiles - p.waves * sms) / p.beside;
-  // CTAs that work at different columns of the same weights or tokens fetch them anew.
-  const double apart = how == WideDeal::kCut && p.across > 1 ? (f8 ? 1.15 : 1.5) : 1;
-  const double run = (double)tiles * p.pairs / p.sharers * tile.pair_us * apart;
-  return whole + run + tile.end_us + 3 + 2.0 * tile.tokens * tile.outputs / 16384; // sums go through the L2
+  // CTAs that work at different columns of the same weights and tokens fetch them anew, unless all stay in the L2.
+  const bool resident = (double)(p.n + p.m) * p.pairs * 256 < 36e6;
+  const double apart = how == WideDeal::kBeside ? (f8 ? 1.05 : 1.25) : p.across == 1 || resident ? 1 : f8 && p.across <= 4 ? 1.15 : 1.45;
+  const double run = (double)tiles * p.pairs / p.sharers * tile.pair_us * share * apart;
+  const double sums = std::ceil((double)p.sharers / tiles) * tile.tokens * tile.outputs / 16384; // of 64 KiB, one after the other
+  return whole + run + tile.end_us + 4 + 2 * sums;
 }
 
 } // namespace

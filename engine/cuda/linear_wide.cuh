@@ -1,4 +1,4 @@
-// The dense linear of many tokens: wgmma with the tokens on the M side, warpgroups of 64 tokens each, tiles of 128 or 192 tokens x
+// The dense linear of many tokens: wgmma with the tokens on the M side, warpgroups of 64 or 128 tokens each, tiles of 128 to 256 tokens x
 // `Outputs`. (The few-token kernel has the weights there. Here a thread's sums belong to two tokens, so that it needs two of their
 // scales, not one for each of its columns.)
 //
@@ -6,8 +6,8 @@
 // warpgroups fill one another's gaps. bf16: one sum, the next products queued before the last are done.
 //
 // Persistent CTAs, one an SM: whole tiles are dealt out in waves, what does not fill the last is cut into equal runs of column pairs
-// where that pays (linear_wide.cu; stream-K). The CTAs of a tile in several runs give away their sums and then each adds up a part of
-// the tile, in the order of columns: no atomics, the result does not depend on timing.
+// where that pays (linear_wide.cu; stream-K). A tile in several runs is summed by the CTA with its first columns, in the order of
+// columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "common.cuh"
 #include "linear_many.cuh"
@@ -20,7 +20,7 @@ struct LinearWide {
   const uint8_t *w;   // packed tiles
   const uint8_t *x;   // records of mp rows
   void *y;            // [rows][ldy], bf16 or fp32
-  float *partial;     // [gridDim.x][2][tile], every bit set before and after: sums of a tile cut at its front, of one only behind
+  float *partial;     // [gridDim.x][tile], every bit set before and after
   Waits *waits;       // may be null
   int mp, ldy;
   int key_blocks;     // > 0: y is kv tiles (attention_prefill.cu), rows are keys
@@ -74,11 +74,11 @@ struct WidePieces {
     at += last - first;
     return true;
   }
-  __device__ bool cut(const LinearWide &p) const { return first > 0 || last < p.pairs; }
-  // Runs with columns of the current tile.
-  __device__ int first_run(const LinearWide &p) const { return run_of(p, (tile - whole(p)) / p.beside * p.pairs); }
-  __device__ int last_run(const LinearWide &p) const { return run_of(p, ((tile - whole(p)) / p.beside + 1) * p.pairs - 1); }
-  static __device__ int run_of(const LinearWide &p, int pair) { return (int)(((int64_t)(pair + 1) * p.sharers - 1) / rest(p)); }
+  // The last run with columns of the current tile.
+  __device__ int last_run(const LinearWide &p) const {
+    const int64_t tile_end = (int64_t)((tile - whole(p)) / p.beside + 1) * p.pairs;
+    return (int)((tile_end * p.sharers - 1) / rest(p));
+  }
 };
 
 struct WidePlace {
@@ -92,10 +92,13 @@ template <int Tokens, int Outputs> __device__ __forceinline__ WidePlace wide_pla
   return {row, min(Tokens, p.m - row), local / width * (Outputs / kTileRows)};
 }
 
-template <int Words> __device__ __forceinline__ float (&part_of(float *sum, int part))[Words] { return *(float(*)[Words])(sum + part * Words); }
+template <int Words> __device__ __forceinline__ float (&part_of(float *sum, int part))[Words] {
+  return *(float(*)[Words])(sum + part * Words);
+}
 
 // A thread's sums of tokens `row` and row + 8 of the tile.
-template <int Words> __device__ __forceinline__ void store_wide_f32(const LinearWide &p, const WidePlace &t, int row, int lane, const float *sum) {
+template <int Words> __device__ __forceinline__ void store_wide_f32(const LinearWide &p, const WidePlace &t, int row, int lane,
+                                                                          const float *sum) {
 #pragma unroll
   for (int i = 0; i < Words; i += 2) {
     const int token = row + i % 4 / 2 * 8, n = t.block * kTileRows + i / 4 * 8 + lane % 4 * 2;
@@ -144,235 +147,184 @@ __device__ __forceinline__ void store_wide(const LinearWide &p, const WidePlace 
   }
 }
 
-// Two neighbouring results.
-template <bool F32> __device__ __forceinline__ void store_two(const LinearWide &p, int row, int n, float a, float b) {
-  if (p.key_blocks) {
-    *(uint32_t *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + row / 64) * 4 + n % 256 / 64) * 8192 + row % 64 * 128 +
-                  ((n % 64 / 8 ^ (row & 7)) << 4) + n % 8 * 2) = pack_bf16(a, b);
-    return;
+struct WideRing {
+  uint8_t *data;
+  uint64_t *full, *empty;
+  int s, phase; // of the consumers: the stage that is next
+  __device__ __forceinline__ void next(int stages) {
+    if (++s == stages) s = 0, phase ^= 1;
   }
-  const size_t at = (size_t)row * p.ldy + n;
-  const bool both = n + 2 <= p.n && p.ldy % 2 == 0;
-  if constexpr (F32) {
-    float *to = (float *)p.y + at;
-    if (both) *(float2 *)to = make_float2(a, b);
-    else if (n < p.n) to[0] = a;
-    if (!both && n + 1 < p.n) to[1] = b;
-  } else {
-    bf16 *to = (bf16 *)p.y + at;
-    if (both) *(uint32_t *)to = pack_bf16(a, b);
-    else if (n < p.n) to[0] = __float2bfloat16(a);
-    if (!both && n + 1 < p.n) to[1] = __float2bfloat16(b);
+};
+
+// The producer, one thread: all stages of all pieces.
+template <bool Fp8, int Groups, int Tall, int Outputs>
+__device__ __forceinline__ void wide_fill(const LinearWide &p, WidePieces &pieces, const WideRing &ring) {
+  using S = WideShared<Fp8, Groups, Tall, Outputs>;
+  const int blocks = (p.n + kTileRows - 1) / kTileRows;
+  const uint64_t once = policy_evict_first(), keep = policy_evict_last(), policy = p.across > 1 ? keep : once;
+  const size_t record = record_bytes(Fp8, p.mp);
+  int s = 0, phase = 1;
+  bool waited = false;
+  while (pieces.next(p)) {
+    const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
+    const int rows = (t.tokens + 7) / 8 * 8, here = min(S::kBlocks, blocks - t.block);
+    const uint8_t *w = p.w + (size_t)t.block * p.w_pairs * kPairBytes;
+    const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
+    auto load_w = [&](int half, uint8_t *stage, uint64_t *bar) {
+      const int pair = half / 2, second = half % 2;
+      const uint8_t *tile = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
+      mbar_arrive_expect(bar, here * kTileBytes + rows * (Fp8 ? 132 : 128) + (Fp8 && !second ? here * 16 : 0));
+#pragma unroll 1
+      for (int b = 0; b < here; b++, tile += (size_t)p.w_pairs * kPairBytes) {
+        bulk_load(stage + S::kW + b * kTileBytes, tile + second * kTileBytes, kTileBytes, bar, policy);
+        if (Fp8 && !second) bulk_load(stage + S::kWScales + b * 16, tile + kPairScales, 16, bar, policy);
+      }
+    };
+    auto load_x = [&](int half, uint8_t *stage, uint64_t *bar) {
+      const size_t at = (size_t)(half / 2) * record, second = half % 2 * (size_t)p.mp;
+      bulk_load(stage, x + at + second * 128, rows * 128, bar, keep);
+      if (Fp8) bulk_load(stage + S::kXScales, xs + at + second * 4, rows * 4, bar, keep);
+    };
+    int begin = pieces.first * 2;
+    const int end = pieces.last * 2;
+    if (!waited) { // weights do not depend on the kernel before
+      const int ahead = min(S::kStages, end - begin);
+#pragma unroll 1
+      for (int i = 0; i < ahead; i++) load_w(begin + i, ring.data + i * S::kStage, &ring.full[i]);
+      depend_wait();
+      waited = true;
+#pragma unroll 1
+      for (int i = 0; i < ahead; i++) load_x(begin + i, ring.data + i * S::kStage, &ring.full[i]);
+      begin += ahead;
+      s = ahead % S::kStages;
+      if (ahead == S::kStages) phase = 0;
+    }
+#pragma unroll 1
+    for (int half = begin; half < end; half++) {
+      mbar_wait(&ring.empty[s], phase);
+      load_w(half, ring.data + s * S::kStage, &ring.full[s]);
+      load_x(half, ring.data + s * S::kStage, &ring.full[s]);
+      if (++s == S::kStages) s = 0, phase ^= 1;
+    }
+  }
+  if (!waited) depend_wait();
+}
+
+// sum += the piece's products, of this warpgroup's tokens; `row`: the first of this thread's.
+template <int Groups, int Tall, int Outputs>
+__device__ __forceinline__ void wide_sums_f8(const WidePieces &pieces, WideRing &ring, int group, int row, int lane, float (&sum)[Tall * Outputs / 2]) {
+  using S = WideShared<true, Groups, Tall, Outputs>;
+  using Mma = WgmmaF8<Outputs>;
+  constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
+  float2 ws[kBlocks];
+  for (int pair = pieces.first; pair < pieces.last; pair++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      mbar_wait(&ring.full[ring.s], ring.phase);
+      const uint8_t *stage = ring.data + ring.s * S::kStage;
+#pragma unroll
+      for (int part = 0; part < Tall; part++) {
+        float acc[kWords];
+        keep_registers(acc);
+        wgmma_fence();
+        tile_group<Mma>(acc, stage + (group * Tall + part) * 64 * 128, stage + S::kW, 0);
+        const float *xs = (const float *)(stage + S::kXScales) + row + part * 64;
+        const float x0 = xs[0], x1 = xs[8];
+        float s0[kBlocks], s1[kBlocks];
+#pragma unroll
+        for (int b = 0; b < kBlocks; b++) {
+          if (half == 0 && part == 0) ws[b] = *(const float2 *)(stage + S::kWScales + b * 16);
+          s0[b] = x0 * (half ? ws[b].y : ws[b].x);
+          s1[b] = x1 * (half ? ws[b].y : ws[b].x);
+        }
+        wgmma_wait<0>();
+        keep_registers(acc);
+        if (part + 1 == Tall) {
+          __syncwarp();
+          if (lane == 0) mbar_arrive(&ring.empty[ring.s]);
+          ring.next(S::kStages);
+        }
+#pragma unroll
+        for (int j = 0; j < kWords / 4; j++) {
+          sum[part * kWords + 4 * j] += acc[4 * j] * s0[j / 8];
+          sum[part * kWords + 4 * j + 1] += acc[4 * j + 1] * s0[j / 8];
+          sum[part * kWords + 4 * j + 2] += acc[4 * j + 2] * s1[j / 8];
+          sum[part * kWords + 4 * j + 3] += acc[4 * j + 3] * s1[j / 8];
+        }
+      }
+    }
   }
 }
 
-// This CTA's part of a cut tile from the sums of all its runs. Words that are not there yet, marks, waits: as in take_partial().
-template <int Tall, int Groups, int Outputs, bool F32>
-__device__ __forceinline__ void add_up(const LinearWide &p, const WidePieces &piece, const WidePlace &t, int tid, int row, int lane) {
-  constexpr int kFours = Tall * Outputs / 8, kStride = Groups * 512, kMany = Groups == 2 ? 4 : 2; // a thread's fours of sums; so many, of so many runs at a time
-  constexpr size_t kTile = (size_t)Groups * Tall * 64 * Outputs;
-  const int first = piece.first_run(p), runs = piece.last_run(p) - first + 1, own = blockIdx.x / p.beside - first;
-  const int end = kFours * (own + 1) / runs;
-  float *from = p.partial + (size_t)(first * p.beside + blockIdx.x % p.beside) * 2 * kTile + tid * 4;
-  const size_t step = p.beside * 2 * kTile; // from run to run
-  uint32_t start = 0;
-  for (int j = kFours * own / runs; j < end; j += kMany) {
-    float sum[kMany][4] = {};
-    for (int r = 0; r < runs; r += kMany) {
-      uint4 v[kMany][kMany];
-      for (int tries = 0;; tries++) {
-        bool there = true;
+template <int Groups, int Tall, int Outputs>
+__device__ __forceinline__ void wide_sums_b16(const WidePieces &pieces, WideRing &ring, int group, int lane, float (&sum)[Tall * Outputs / 2]) {
+  using S = WideShared<false, Groups, Tall, Outputs>;
+  using Mma = WgmmaB16<Outputs>;
+  constexpr int kWords = Outputs / 2;
+  int last_stage = -1;
+  for (int half = pieces.first * 2; half < pieces.last * 2; half++) {
+    mbar_wait(&ring.full[ring.s], ring.phase);
+    const uint8_t *stage = ring.data + ring.s * S::kStage;
 #pragma unroll
-        for (int a = 0; a < kMany; a++)
+    for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
+    wgmma_fence();
 #pragma unroll
-          for (int b = 0; b < kMany; b++) {
-            if (r + a >= runs || j + b >= end) continue;
-            v[a][b] = load_relaxed_gpu(from + (r + a) * step + (r + a == 0 ? kTile : 0) + (j + b) * kStride);
-          }
-#pragma unroll
-        for (int a = 0; a < kMany; a++)
-#pragma unroll
-          for (int b = 0; b < kMany; b++) {
-            if (r + a >= runs || j + b >= end) continue;
-            there = there && v[a][b].x != ~0u && v[a][b].y != ~0u && v[a][b].z != ~0u && v[a][b].w != ~0u;
-          }
-        if (there) break;
-        spin_pause();
-        if (tries % 1024 == 1023) {
-          const uint32_t now = clock_ticks();
-          if (!start) start = now;
-          if (give_up_here(p.waits, now - start)) break;
-        }
-      }
-#pragma unroll
-      for (int a = 0; a < kMany; a++)
-#pragma unroll
-        for (int b = 0; b < kMany; b++) {
-          if (r + a >= runs || j + b >= end) continue;
-          store_relaxed_gpu(from + (r + a) * step + (r + a == 0 ? kTile : 0) + (j + b) * kStride, make_uint4(~0u, ~0u, ~0u, ~0u));
-          sum[b][0] += __uint_as_float(v[a][b].x);
-          sum[b][1] += __uint_as_float(v[a][b].y);
-          sum[b][2] += __uint_as_float(v[a][b].z);
-          sum[b][3] += __uint_as_float(v[a][b].w);
-        }
-    }
-#pragma unroll
-    for (int b = 0; b < kMany; b++) {
-      if (j + b >= end) break;
-      const int part = (j + b) / (Outputs / 8), token = row + part * 64, n = t.block * kTileRows + (j + b) % (Outputs / 8) * 8 + lane % 4 * 2;
-      if (n >= p.n) continue;
-      if (token < t.tokens) store_two<F32>(p, t.row + token, n, sum[b][0], sum[b][1]);
-      if (token + 8 < t.tokens) store_two<F32>(p, t.row + token + 8, n, sum[b][2], sum[b][3]);
-    }
+    for (int part = 0; part < Tall; part++) tile_group<Mma>(part_of<kWords>(sum, part), stage + (group * Tall + part) * 64 * 128, stage + S::kW, 1);
+    wgmma_wait<Tall>();
+    if (last_stage >= 0 && lane == 0) mbar_arrive(&ring.empty[last_stage]);
+    last_stage = ring.s;
+    ring.next(S::kStages);
   }
+  wgmma_wait<0>();
+#pragma unroll
+  for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
+  if (lane == 0) mbar_arrive(&ring.empty[last_stage]);
 }
 
 template <bool Fp8, int Groups, int Tall, int Outputs, bool F32>
 __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(const LinearWide p) {
   using S = WideShared<Fp8, Groups, Tall, Outputs>;
-  using Mma = typename WgmmaOf<Fp8, Outputs>::Type;
   constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
   DYNAMIC_SHARED(uint8_t, raw);
-  uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-  uint8_t *staging = ring + S::kStage * S::kStages;
-  uint64_t *full = (uint64_t *)(staging + Groups * 4 * S::kStaging), *empty = full + S::kStages;
+  uint8_t *data = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *staging = data + S::kStage * S::kStages;
+  uint64_t *full = (uint64_t *)(staging + Groups * 4 * S::kStaging);
+  WideRing ring = {data, full, full + S::kStages, 0, 0};
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, group = warp / 4;
 
   depend_launch();
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
-      mbar_init(&full[i], 1);
-      mbar_init(&empty[i], Groups * 4);
+      mbar_init(&ring.full[i], 1);
+      mbar_init(&ring.empty[i], Groups * 4);
     }
     mbar_init_fence();
   }
   __syncthreads();
-  const int blocks = (p.n + kTileRows - 1) / kTileRows;
   WidePieces pieces(p);
 
   if (group == Groups) { // producer
     registers_shrink<Groups == 2 ? 40 : 56>();
-    if (warp == Groups * 4 && lane == 0) {
-      const uint64_t once = policy_evict_first(), keep = policy_evict_last(), policy = p.across > 1 ? keep : once;
-      const size_t record = record_bytes(Fp8, p.mp);
-      int s = 0, phase = 1;
-      bool waited = false;
-      while (pieces.next(p)) {
-        const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
-        const int rows = (t.tokens + 7) / 8 * 8, here = min(kBlocks, blocks - t.block);
-        const uint8_t *w = p.w + (size_t)t.block * p.w_pairs * kPairBytes;
-        const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
-        auto load_w = [&](int half, uint8_t *stage, uint64_t *bar) {
-          const int pair = half / 2, second = half % 2;
-          const uint8_t *tile = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
-          mbar_arrive_expect(bar, here * kTileBytes + rows * (Fp8 ? 132 : 128) + (Fp8 && !second ? here * 16 : 0));
-#pragma unroll 1
-          for (int b = 0; b < here; b++, tile += (size_t)p.w_pairs * kPairBytes) {
-            bulk_load(stage + S::kW + b * kTileBytes, tile + second * kTileBytes, kTileBytes, bar, policy);
-            if (Fp8 && !second) bulk_load(stage + S::kWScales + b * 16, tile + kPairScales, 16, bar, policy);
-          }
-        };
-        auto load_x = [&](int half, uint8_t *stage, uint64_t *bar) {
-          const size_t at = (size_t)(half / 2) * record, second = half % 2 * (size_t)p.mp;
-          bulk_load(stage, x + at + second * 128, rows * 128, bar, keep);
-          if (Fp8) bulk_load(stage + S::kXScales, xs + at + second * 4, rows * 4, bar, keep);
-        };
-        int begin = pieces.first * 2;
-        const int end = pieces.last * 2;
-        if (!waited) { // weights do not depend on the kernel before
-          const int ahead = min(S::kStages, end - begin);
-#pragma unroll 1
-          for (int i = 0; i < ahead; i++) load_w(begin + i, ring + i * S::kStage, &full[i]);
-          depend_wait();
-          waited = true;
-#pragma unroll 1
-          for (int i = 0; i < ahead; i++) load_x(begin + i, ring + i * S::kStage, &full[i]);
-          begin += ahead;
-          s = ahead % S::kStages;
-          if (ahead == S::kStages) phase = 0;
-        }
-#pragma unroll 1
-        for (int half = begin; half < end; half++) {
-          mbar_wait(&empty[s], phase);
-          load_w(half, ring + s * S::kStage, &full[s]);
-          load_x(half, ring + s * S::kStage, &full[s]);
-          if (++s == S::kStages) s = 0, phase ^= 1;
-        }
-      }
-      if (!waited) depend_wait();
-    }
+    if (warp == Groups * 4 && lane == 0) wide_fill<Fp8, Groups, Tall, Outputs>(p, pieces, ring);
     return;
   }
 
   registers_grow<Groups == 2 ? 232 : 152>();
   const int row = group * Tall * 64 + warp % 4 * 16 + lane / 4; // of the tile's tokens; also + 8, + 64 ...
-  int s = 0, phase = 0;
   while (pieces.next(p)) {
     float sum[Tall * kWords];
 #pragma unroll
     for (int i = 0; i < Tall * kWords; i++) sum[i] = 0;
-    if constexpr (Fp8) {
-      float2 ws[kBlocks];
-      for (int pair = pieces.first; pair < pieces.last; pair++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          mbar_wait(&full[s], phase);
-          const uint8_t *stage = ring + s * S::kStage;
-#pragma unroll
-          for (int part = 0; part < Tall; part++) {
-            float acc[kWords];
-            keep_registers(acc);
-            wgmma_fence();
-            tile_group<Mma>(acc, stage + (group * Tall + part) * 64 * 128, stage + S::kW, 0);
-            const float *xs = (const float *)(stage + S::kXScales) + row + part * 64;
-            const float x0 = xs[0], x1 = xs[8];
-            float s0[kBlocks], s1[kBlocks];
-#pragma unroll
-            for (int b = 0; b < kBlocks; b++) {
-              if (half == 0 && part == 0) ws[b] = *(const float2 *)(stage + S::kWScales + b * 16);
-              s0[b] = x0 * (half ? ws[b].y : ws[b].x);
-              s1[b] = x1 * (half ? ws[b].y : ws[b].x);
-            }
-            wgmma_wait<0>();
-            keep_registers(acc);
-            if (part + 1 == Tall) {
-              __syncwarp();
-              if (lane == 0) mbar_arrive(&empty[s]);
-              if (++s == S::kStages) s = 0, phase ^= 1;
-            }
-#pragma unroll
-            for (int j = 0; j < kWords / 4; j++) {
-              sum[part * kWords + 4 * j] += acc[4 * j] * s0[j / 8];
-              sum[part * kWords + 4 * j + 1] += acc[4 * j + 1] * s0[j / 8];
-              sum[part * kWords + 4 * j + 2] += acc[4 * j + 2] * s1[j / 8];
-              sum[part * kWords + 4 * j + 3] += acc[4 * j + 3] * s1[j / 8];
-            }
-          }
-        }
-      }
-    } else {
-      int last_stage = -1;
-      for (int half = pieces.first * 2; half < pieces.last * 2; half++) {
-        mbar_wait(&full[s], phase);
-        const uint8_t *stage = ring + s * S::kStage;
-#pragma unroll
-        for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
-        wgmma_fence();
-#pragma unroll
-        for (int part = 0; part < Tall; part++) tile_group<Mma>(part_of<kWords>(sum, part), stage + (group * Tall + part) * 64 * 128, stage + S::kW, 1);
-        wgmma_wait<Tall>();
-        if (last_stage >= 0 && lane == 0) mbar_arrive(&empty[last_stage]);
-        last_stage = s;
-        if (++s == S::kStages) s = 0, phase ^= 1;
-      }
-      wgmma_wait<0>();
-#pragma unroll
-      for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
-      if (lane == 0) mbar_arrive(&empty[last_stage]);
-    }
-    if (pieces.cut(p)) {
-      give_partial<Tall * kWords, Groups * 512>(p.partial + ((size_t)blockIdx.x * 2 + (pieces.first == 0)) * (S::kTokens * Outputs) + tid * 4, sum);
+    if constexpr (Fp8) wide_sums_f8<Groups, Tall, Outputs>(pieces, ring, group, row, lane, sum);
+    else wide_sums_b16<Groups, Tall, Outputs>(pieces, ring, group, lane, sum);
+    float *partial = p.partial + (size_t)blockIdx.x * (S::kTokens * Outputs) + tid * 4;
+    if (pieces.first > 0) { // another CTA has the first columns
+      give_partial<Tall * kWords, Groups * 512>(partial, sum);
       continue;
+    }
+    if (pieces.last < p.pairs) {
+      const int runs = pieces.last_run(p) - blockIdx.x / p.beside;
+      for (int i = 1; i <= runs; i++)
+        take_partial<Tall * kWords, Groups * 512>(partial + (size_t)i * p.beside * (S::kTokens * Outputs), sum, p.waits);
     }
     const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
 #pragma unroll
@@ -381,9 +333,6 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
       else store_wide<kBlocks>(p, t, (group * Tall + part) * 64 + warp % 4 * 16, lane, staging + warp * S::kStaging, sum + part * kWords);
     }
   }
-  WidePieces again(p);
-  while (again.next(p))
-    if (again.cut(p)) add_up<Tall, Groups, Outputs, F32>(p, again, wide_place<S::kTokens, Outputs>(p, again.tile), tid, row, lane);
 }
 
 // ---- linear_wide.cu
