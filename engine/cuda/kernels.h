@@ -29,7 +29,7 @@ struct Matrix {
   int n, k;        // outputs; inputs, padded to whole pairs of tiles
   Weights kind;
 };
-constexpr int kPartialFloats = 2 * 256 * 128; // of an SM: its parts of two tiles
+constexpr int kPartialFloats = 256 * 128; // of an SM: its part of a tile
 struct LinearScratch {
   float *partial;  // [sms][kPartialFloats] partial sums, every bit set
   float *segments_partial; // [segments_partial_floats()] likewise, of linear_segments
