@@ -251,7 +251,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
   Rank *r = p->r;
   const mob_model_desc_t *d = p->d;
   const Group &up = layer.g[G_EXPERT_UP], &down = layer.g[G_EXPERT_DOWN], &router = layer.g[G_ROUTER];
-  const bool few_router = p->rows <= kFewRouter, few = p->rows <= kFewTokens;
+  const bool few_router = p->rows <= kFewRouter && d->n_experts <= kFewExperts, few = p->rows <= kFewTokens;
   const int shared = shared_slots(*p), experts = r->experts + shared, slots = expert_slots(*p);
   const Records hidden = records(r->hidden_records, up, p->rows);
   // A slice of shared experts may be bf16 where whole experts are FP8: it reads the first half of the router's two.

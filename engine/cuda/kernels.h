@@ -364,7 +364,8 @@ struct Activate {
 void activate(const Activate &p, int rows, cudaStream_t stream);
 
 // ---- router_few.cu
-constexpr int kFewRouter = 4; // up to here the router's product runs on CUDA cores, and the plan is made with it
+// Up to so many rows and experts the router's product runs on CUDA cores, and the plan is made with it.
+constexpr int kFewRouter = 4, kFewExperts = 256;
 struct RouteFew {
   RouterSpec spec;
   const bf16 *w;  // [experts][hidden]

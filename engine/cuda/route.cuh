@@ -70,12 +70,7 @@ template <int kPer> __device__ __forceinline__ void keep_groups(const RouterSpec
 __device__ __forceinline__ float sigmoid(float logit) { return 1.0f / (1.0f + expf(-logit)); }
 
 // Logits to scores, by a warp that has the row's: those behind the last expert are -INFINITY.
-template <int kPer> __device__ __forceinline__ void score_row(const RouterSpec &spec, float (&score)[kPer]) {
-  if (spec.sigmoid) {
-#pragma unroll
-    for (int i = 0; i < kPer; i++) score[i] = sigmoid(score[i]);
-    return;
-  }
+template <int kPer> __device__ __forceinline__ void softmax_row(float (&score)[kPer]) {
   float top = -INFINITY, sum = 0;
 #pragma unroll
   for (int i = 0; i < kPer; i++) top = fmaxf(top, score[i]);
@@ -85,6 +80,14 @@ template <int kPer> __device__ __forceinline__ void score_row(const RouterSpec &
   const float inverse = 1.0f / warp_sum(sum);
 #pragma unroll
   for (int i = 0; i < kPer; i++) score[i] *= inverse;
+}
+template <int kPer> __device__ __forceinline__ void score_row(const RouterSpec &spec, float (&score)[kPer]) {
+  if (!spec.sigmoid) {
+    softmax_row(score);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPer; i++) score[i] = sigmoid(score[i]);
 }
 
 // A warp routes a row: lane l brings the scores and biases of the experts [l * kPer, (l + 1) * kPer). Ids leave in ascending order, so
@@ -143,12 +146,12 @@ __device__ __forceinline__ int expert_here(const MoePlan &p, int id) {
 
 // Few tokens: every active expert computes all of them; row of y = (index among the active) * tokens + token, nothing moves.
 struct PlanFewShared {
-  int index[kMaxExperts];
-  int counts[(kMaxExperts + 255) / 256][8];
+  int index[kMaxSegments];
+  int counts[(kMaxSegments + 255) / 256][8];
 };
 // A block of 256 threads; `ids` [count][top_k] may be shared memory, written before a meeting of the block.
 __device__ __forceinline__ void plan_few(const MoePlan &p, const int *ids, int count, PlanFewShared &sh) {
-  constexpr int kTurns = (kMaxExperts + 255) / 256;
+  constexpr int kTurns = (kMaxSegments + 255) / 256;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, experts = p.experts + p.shared, slots = p.top_k + p.shared;
   for (int e = tid; e < experts; e += 256) sh.index[e] = e >= p.experts;
   __syncthreads();

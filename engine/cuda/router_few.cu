@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kThreads = 256, kTurns = 4, kTurn = kThreads * 8; // turns of columns whose weights are fetched before the wait
 constexpr int kExperts = 2;                                     // of a CTA
+constexpr int kPer = kFewExperts / 32;                          // experts of a lane that routes
 
 struct Few {
   RouteFew p;
@@ -138,7 +139,7 @@ __device__ __forceinline__ void norm_cta(const Few &f, int r, int turn, float *s
   put_normed(f.in, f.out, r, own, norm_factor(f.in, square, scratch), mine, w);
 }
 
-template <int kPer, int Rows> __device__ __forceinline__ void route_cta(const Few &f) {
+template <int Rows> __device__ __forceinline__ void route_cta(const Few &f) {
   __shared__ float scores[Rows][kPer * 32];
   __shared__ float groups[Rows][kPer * 32];
   __shared__ int ids[Rows * 32];
@@ -151,6 +152,7 @@ template <int kPer, int Rows> __device__ __forceinline__ void route_cta(const Fe
   depend_wait();
   const int count = *p.plan.count;
   uint32_t start = 0;
+#pragma unroll 1
   for (int e = tid; e < kPer * 32; e += kThreads) {
     uint4 word = make_uint4(0xff800000, 0xff800000, 0xff800000, 0xff800000);
     for (int tries = 0; e < n; tries++) {
@@ -175,7 +177,7 @@ template <int kPer, int Rows> __device__ __forceinline__ void route_cta(const Fe
     float score[kPer];
 #pragma unroll
     for (int i = 0; i < kPer; i++) score[i] = scores[warp][first + i];
-    if (!p.spec.sigmoid) score_row<kPer>(p.spec, score);
+    if (!p.spec.sigmoid) softmax_row(score);
     route_row<kPer>(p.spec, score, bias, groups[warp], ids + warp * top_k, p.weights + warp * p.weight_ld, p.weight_ld);
     __syncwarp();
     if (lane < top_k) p.ids[warp * top_k + lane] = ids[warp * top_k + lane];
@@ -184,21 +186,19 @@ template <int kPer, int Rows> __device__ __forceinline__ void route_cta(const Fe
   plan_few(p.plan, ids, count, plan);
 }
 
-template <int kPer, int Rows, bool Norm> __global__ void __launch_bounds__(kThreads) route_few_kernel(const Few f) {
+template <int Rows, bool Norm> __global__ void __launch_bounds__(kThreads) route_few_kernel(const Few f) {
   __shared__ float scratch[Rows * (kExperts + 1) * 8 + 33];
   depend_launch();
   const int routers = (f.p.spec.experts + kExperts - 1) / kExperts, rest = (int)blockIdx.x - routers, turns = (f.width + kTurn - 1) / kTurn;
   if (rest < 0) logits_cta<Rows, Norm>(f, scratch);
   else if (Norm && rest < f.rows * turns) norm_cta(f, rest / turns, rest % turns, scratch);
-  else route_cta<kPer, Rows>(f);
+  else route_cta<Rows>(f);
 }
 
 template <bool Norm> void launch_few(const Few &f, cudaStream_t stream) {
   const int grid = (f.p.spec.experts + kExperts - 1) / kExperts + (Norm ? f.rows * ((f.width + kTurn - 1) / kTurn) : 0) + 1;
-  const bool small = f.p.spec.experts <= 256;
-  if (small && f.rows == 1) launch(route_few_kernel<8, 1, Norm>, grid, kThreads, 0, stream, f);
-  else if (small) launch(route_few_kernel<8, kFewRouter, Norm>, grid, kThreads, 0, stream, f);
-  else launch(route_few_kernel<16, kFewRouter, Norm>, grid, kThreads, 0, stream, f);
+  if (f.rows == 1) launch(route_few_kernel<1, Norm>, grid, kThreads, 0, stream, f);
+  else launch(route_few_kernel<kFewRouter, Norm>, grid, kThreads, 0, stream, f);
 }
 
 } // namespace

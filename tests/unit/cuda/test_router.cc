@@ -281,7 +281,7 @@ static void few_rows(void **state) {
   check_few({groups, 2304, 4, 3, 0, 32, 1, true});
   check_few({groups, 200, 2, 2, 8, 16, 0, false}); // the experts of one of two ranks
   check_few({one, 520, 3, 3, 0, 7, 0, true});
-  check_few({{300, 6, 1, 1, true, true, 1.0f, nullptr}, 128, 4, 4, 0, 300, 2, false});
+  check_few({{250, 6, 1, 1, true, true, 1.0f, nullptr}, 128, 4, 4, 0, 250, 2, false});
 }
 
 // ------------------------------------------------------------------------------------ on tensor cores
