@@ -146,12 +146,12 @@ __device__ __forceinline__ int expert_here(const MoePlan &p, int id) {
 
 // Few tokens: every active expert computes all of them; row of y = (index among the active) * tokens + token, nothing moves.
 struct PlanFewShared {
-  int index[kMaxSegments];
-  int counts[(kMaxSegments + 255) / 256][8];
+  int index[kMaxExperts];
+  int counts[(kMaxExperts + 255) / 256][8];
 };
 // A block of 256 threads; `ids` [count][top_k] may be shared memory, written before a meeting of the block.
 __device__ __forceinline__ void plan_few(const MoePlan &p, const int *ids, int count, PlanFewShared &sh) {
-  constexpr int kTurns = (kMaxSegments + 255) / 256;
+  constexpr int kTurns = (kMaxExperts + 255) / 256;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, experts = p.experts + p.shared, slots = p.top_k + p.shared;
   for (int e = tid; e < experts; e += 256) sh.index[e] = e >= p.experts;
   __syncthreads();
