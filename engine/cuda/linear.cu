@@ -134,7 +134,7 @@ void linear_router(const Matrix &w, const Records &x, float *y, int m, const int
   LinearMany p = {};
   p.w = w.data;
   p.w_stride = (size_t)cut * kPairBytes;
-  p.segment_count = list;
+  p.expert_count = list;
   p.experts = list + 1;
   p.x = x.data;
   p.x_stride = (size_t)cut * record_bytes(false, x.mp);
