@@ -282,13 +282,14 @@ void moe_ffn(Pass *p, const Layer &layer) {
     const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
     if (!few_router) moe_plan_few(plan, p->stream);
     launch_label = "expert up";
-    linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->scratch, p->stream);
+    linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->experts, shared, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
     const size_t stride = records_bytes(down.f8, act.mp, down.m.k);
     activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, d->quant_ue8m0},
              active * p->rows, p->stream);
     launch_label = "expert down";
-    linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->scratch, p->stream);
+    linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->experts, shared, r->scratch,
+                       p->stream);
   } else {
     plan.most = most_tokens((double)p->rows * d->top_k / d->n_experts);
     plan.tiles = r->token_tiles;

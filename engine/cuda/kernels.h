@@ -43,10 +43,6 @@ inline size_t column_pairs(const Matrix &w) { return (size_t)w.k / (w.kind == We
 // y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream);
-// Active experts, all of `m` <= 16 tokens each: y [active][m][n]; x_stride bytes from an expert's records to the next one's, 0: all
-// read the same.
-void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
-                        int m, const LinearScratch &s, cudaStream_t stream);
 // A router's product for m <= kRouterRows rows whose bf16 records hold hi parts, then lo parts of w's columns: its columns are cut, and every
 // cut is a part of its own, of the hi columns, then of the lo ones: y [2 * cuts][m][n]. `list`: router_list() on the device.
 constexpr int kRouterRows = 128;
@@ -54,6 +50,16 @@ int router_cuts(const Matrix &w);
 std::vector<int> router_list(const Matrix &w);
 void linear_router(const Matrix &w, const Records &x, float *y, int m, const int *list, const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits
+
+// ---- linear_few.cu: few tokens, dense (as linear() says) or by expert
+constexpr int kFewRows = 16;
+void linear_few(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
+                cudaStream_t stream);
+// Active experts, all of `m` <= kFewRows tokens each: y [active][m][n]; x_stride bytes from an expert's records to the next one's, 0: all
+// read the same. The last `shared` of the list are the matrices first_shared and those behind it, whatever a router chose.
+void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y, int m,
+                        int first_shared, int shared, const LinearScratch &s, cudaStream_t stream);
+void linear_few_prepare(); // once a device, by linear_prepare()
 
 // ---- linear_segments.cu: experts over tokens gathered by expert
 constexpr int kTileTokens = 96, kLeastTile = 64; // of a tile, at most; the least that may be its largest

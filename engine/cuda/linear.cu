@@ -1,4 +1,4 @@
-// Which instance of the kernel computes a linear: by its weights' kind and the number of tokens.
+// Which kernel computes a dense linear, and which instance: by its weights' kind and the number of tokens.
 #include "kernels.h"
 #include "linear_wide.cuh"
 
@@ -10,8 +10,10 @@ template <bool Fp8, int Tokens, bool F32> void set_limit() {
                        LinearManyShared<Fp8, Tokens>::kBytes);
 }
 template <bool Fp8, bool F32> void set_limits() {
-  set_limit<Fp8, 8, F32>();
-  set_limit<Fp8, 16, F32>();
+  if constexpr (F32) { // routers
+    set_limit<Fp8, 8, F32>();
+    set_limit<Fp8, 16, F32>();
+  }
   set_limit<Fp8, 32, F32>();
   set_limit<Fp8, 64, F32>();
   set_limit<Fp8, 80, F32>();
@@ -24,9 +26,11 @@ template <bool Fp8, int Tokens, bool F32> void many(const LinearMany &p, int sms
 }
 
 template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {
-  if (tile <= 8) many<Fp8, 8, F32>(p, sms, stream);
-  else if (tile <= 16) many<Fp8, 16, F32>(p, sms, stream);
-  else if (tile <= 32) many<Fp8, 32, F32>(p, sms, stream);
+  if constexpr (F32) {
+    if (tile <= 8) return many<Fp8, 8, F32>(p, sms, stream);
+    if (tile <= 16) return many<Fp8, 16, F32>(p, sms, stream);
+  }
+  if (tile <= 32) many<Fp8, 32, F32>(p, sms, stream);
   else if (tile <= 64) many<Fp8, 64, F32>(p, sms, stream);
   else if (tile <= 80) many<Fp8, 80, F32>(p, sms, stream);
   else if (tile <= 96) many<Fp8, 96, F32>(p, sms, stream);
@@ -36,6 +40,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 } // namespace
 
 void linear_prepare() {
+  linear_few_prepare();
   linear_wide_prepare();
   linear_segments_prepare();
   set_limits<true, false>();
@@ -48,6 +53,10 @@ static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
 
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream) {
+  if (m <= kFewRows) {
+    linear_few(w, x, y, ldy, f32, m, x_parts, s, stream);
+    return;
+  }
   const int pairs = (int)column_pairs(w);
   if (is_wide(w, m)) {
     const LinearWide p = {w.data, x.data, y, s.partial, s.waits, x.mp, ldy, 0, m, w.n, pairs * x_parts, pairs};
@@ -67,7 +76,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   p.pairs = pairs * x_parts;
   p.w_pairs = pairs;
   // A short matrix with many columns is summed from few runs: each costs the first CTA a trip through the L2.
-  p.min_run = w.n <= 256 ? 10 : m <= 8 ? 4 : 3;
+  p.min_run = w.n <= 256 ? 10 : 3;
   const int tile = m <= 96 ? m : 128;
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
   else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);
@@ -95,23 +104,6 @@ void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_
   p.pairs = p.w_pairs = pairs;
   p.min_run = 2;
   many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
-}
-
-static LinearMany grouped(const Matrix &w, const Records &x, bf16 *y, const int *count, const LinearScratch &s) {
-  LinearMany p = {};
-  p.w = w.data;
-  p.w_stride = w.stride;
-  p.expert_count = count;
-  p.x = x.data;
-  p.mp = x.mp;
-  p.y = y;
-  p.ldy = w.n;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.n = w.n;
-  p.pairs = p.w_pairs = (int)column_pairs(w);
-  p.min_run = 2;
-  return p;
 }
 
 int router_cuts(const Matrix &w) {
@@ -147,16 +139,6 @@ void linear_router(const Matrix &w, const Records &x, float *y, int m, const int
   p.w_pairs = pairs;
   p.m = m;
   many_by_tile<false, true>(p, m, s.sms, stream);
-}
-
-void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y,
-                        int m, const LinearScratch &s, cudaStream_t stream) {
-  LinearMany p = grouped(w, x, y, active, s);
-  p.experts = experts;
-  p.x_stride = x_stride;
-  p.m = m;
-  if (w.kind == Weights::F8) many_by_tile<true, false>(p, m, s.sms, stream);
-  else many_by_tile<false, false>(p, m, s.sms, stream);
 }
 
 } // namespace mob

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(256) activate_kernel(const Activate p, int cap
       to = record_row(p.out, p.m ? row % p.m : row);
       if (p.m) to.data += (size_t)(row / p.m) * p.stride, to.scales += (size_t)(row / p.m) * p.stride;
     }
-    for (int from = 0; from < p.k; from += 256 * 8) {
+    for (int from = blockIdx.y * 256 * 8; from < p.k; from += gridDim.y * 256 * 8) {
       const int col = from + threadIdx.x * 8;
       float v[8] = {};
       if (col + 8 <= p.inter && p.ldy % 8 == 0 && p.up_at % 8 == 0) {
@@ -201,7 +201,8 @@ void moe_gather(const Records &x, const MoePlan &p, const TileRows &out, cudaStr
 }
 
 void activate(const Activate &p, int rows, cudaStream_t stream) {
-  launch(activate_kernel, rows < 4096 ? rows : 4096, 256, 0, stream, p, rows);
+  const int parts = rows <= 64 ? (p.k + 2047) / 2048 : 1; // few rows: a CTA for every 2,048 columns
+  launch(activate_kernel, dim3(rows < 4096 ? rows : 4096, parts), 256, 0, stream, p, rows);
 }
 
 } // namespace mob

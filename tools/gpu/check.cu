@@ -319,7 +319,7 @@ static void check_experts(const char *name, const char *routing, int tokens, int
   bf16 *y = device<bf16>((size_t)std::max(capacity, (experts + 1) * kFewTokens) * (size_t)n);
   const TileRows gathered = {device<uint8_t>(records_bytes(true, capacity, w.k)), (int)column_pairs(w), 1};
   auto run = [&](int) {
-    if (few) linear_experts_few(w, plan.active_ids, plan.active, hidden, 0, y, tokens, scratch, stream);
+    if (few) linear_experts_few(w, plan.active_ids, plan.active, hidden, 0, y, tokens, experts, 1, scratch, stream);
     else linear_segments(w, plan.tiles, active, gathered.data, y, plan.most, scratch, stream);
   };
   if (few) moe_plan_few(plan, stream);

@@ -260,7 +260,7 @@ static void check_experts(int tokens, int experts, int top_k, int n, int k, int 
   bf16 *y = device<bf16>(rows_of_y * n);
   if (few) {
     moe_plan_few(e.plan, stream);
-    linear_experts_few(w, e.plan.active_ids, e.plan.active, hidden, 0, y, tokens, scratch, stream);
+    linear_experts_few(w, e.plan.active_ids, e.plan.active, hidden, 0, y, tokens, experts, 1, scratch, stream);
   } else {
     const TileRows gathered = e.rows(w);
     moe_plan_many(e.plan, stream);

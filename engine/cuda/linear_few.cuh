@@ -1,0 +1,266 @@
+// The linear of up to 16 tokens, dense or by expert. Reading weights bounds it, and what counts besides is that the memory does not
+// rest between one linear and the next.
+//
+// Persistent CTAs, one an SM: a producer warp fills a deep ring of column pairs with bulk copies, two warpgroups of 64 outputs each
+// consume them. The ring is full, 25 MB on all SMs together, before the kernels in front of this one have ended: weights depend on
+// none of them. Where experts are chosen by a router, the shared ones, which are always among them, come first for that. Each of the
+// two kinds is dealt out as in linear_many.cuh, in whole tiles and equal runs of column pairs; a tile in several runs is summed by the
+// CTA with its first columns, in the order of columns: no atomics, the result does not depend on timing.
+#pragma once
+#include "kernels.h"
+
+namespace mob {
+
+// Two forms: one matrix (no list), the same m tokens for every expert of a list.
+struct LinearFew {
+  const uint8_t *w;   // packed tiles; matrix e begins at e * w_stride
+  size_t w_stride;
+  const int *experts; // of the list; records of its i-th at x + i * x_stride, rows of y at i * m
+  const int *active;  // [1] how many; the last `shared` of them are first_shared and those behind it, whatever the router chose
+  int first_shared, shared;
+  size_t x_stride;
+  const uint8_t *x;   // records of mp rows
+  int mp;
+  void *y;            // [rows][ldy], bf16 or fp32
+  int ldy;
+  float *partial;     // [2][gridDim.x][128 * Tokens], every bit set before and after
+  int m, n;           // tokens, outputs
+  int pairs, w_pairs; // column pairs of x; of w, which are read again from the first after the last
+  Waits *waits;       // may be null
+  int min_run;        // column pairs that a CTA takes at least of a tile that is cut
+};
+
+template <bool Fp8, int Tokens> struct LinearFewShared {
+  static constexpr int kSlot = 17408; // a pair, so that the next begins at 1,024 again
+  static constexpr int kX = 2 * kSlot;
+  static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
+  static constexpr int kStages = 5, kThreads = 288;
+  static constexpr int kBytes = 1024 + kStage * kStages + 2 * kStages * 8;
+};
+
+// The CTA with the first columns adds what `givers` CTAs behind it computed, `step` words apart, in their order; a word is its own flag, as
+// in linear_many.cuh.
+template <int Words> __device__ __forceinline__ void take_partials(float *from, int givers, size_t step, float (&sum)[Words], Waits *waits) {
+  constexpr int kBatch = 64 / Words, kEach = Words / 4; // givers whose words are in flight; loads of one
+  uint32_t start = 0;
+#pragma unroll 1
+  for (int first = 0; first < givers; first += kBatch) {
+    uint4 v[kBatch][kEach];
+    for (int tries = 0;; tries++) {
+      bool there = true;
+#pragma unroll
+      for (int g = 0; g < kBatch; g++)
+#pragma unroll
+        for (int j = 0; j < kEach; j++)
+          if (first + g < givers) v[g][j] = load_relaxed_gpu(from + (size_t)(first + g) * step + j * 1024);
+#pragma unroll
+      for (int g = 0; g < kBatch; g++)
+#pragma unroll
+        for (int j = 0; j < kEach; j++)
+          if (first + g < givers) there = there && v[g][j].x != ~0u && v[g][j].y != ~0u && v[g][j].z != ~0u && v[g][j].w != ~0u;
+      if (there) break;
+      spin_pause();
+      if (tries % 1024 == 1023) {
+        const uint32_t now = clock_ticks();
+        if (!start) start = now;
+        if (give_up_here(waits, now - start)) break;
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kBatch; g++) {
+      if (first + g >= givers) break;
+#pragma unroll
+      for (int j = 0; j < kEach; j++) {
+        store_relaxed_gpu(from + (size_t)(first + g) * step + j * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
+        sum[4 * j] += __uint_as_float(v[g][j].x);
+        sum[4 * j + 1] += __uint_as_float(v[g][j].y);
+        sum[4 * j + 2] += __uint_as_float(v[g][j].z);
+        sum[4 * j + 3] += __uint_as_float(v[g][j].w);
+      }
+    }
+  }
+}
+
+// 64 outputs of the results: of a lane, rows `row` and row + 8 of two tokens for each four words.
+template <bool F32, int Words>
+__device__ __forceinline__ void put_results(const LinearFew &p, const float (&sum)[Words], int row0, int row, int t4) {
+#pragma unroll
+  for (int i = 0; i < Words; i++) {
+    const int token = i / 4 * 8 + 2 * t4 + i % 2, n = row + (i % 4) / 2 * 8;
+    if (token >= p.m || n >= p.n) continue;
+    const size_t at = (size_t)(row0 + token) * p.ldy + n;
+    if constexpr (F32) ((float *)p.y)[at] = sum[i];
+    else ((bf16 *)p.y)[at] = __float2bfloat16(sum[i]);
+  }
+}
+
+// The column pairs of one CTA, one after the other.
+struct FewPairs {
+  Pieces pieces;
+  int high_blocks, pair = 0, expert = 0, block = 0; // of its kind; first block of 64 outputs
+  const uint8_t *w = nullptr;                       // where the block's weights begin: set by the user where `fresh`
+  bool fresh = false;                               // first of a piece
+
+  __device__ FewPairs(int tiles, const LinearFew &p) : pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run), high_blocks((p.n + 127) / 128) {
+    pieces.last = 0;
+  }
+  __device__ bool next() {
+    fresh = ++pair >= pieces.last;
+    if (!fresh) return true;
+    if (!pieces.next()) return false;
+    pair = pieces.first;
+    expert = pieces.tile / high_blocks;
+    block = pieces.tile % high_blocks * 2;
+    return true;
+  }
+};
+
+template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const LinearFew &p, uint8_t *ring, uint64_t *full, uint64_t *empty) {
+  using S = LinearFewShared<Fp8, Tokens>;
+  const uint64_t once = policy_evict_first(), keep = policy_evict_last();
+  const size_t record = record_bytes(Fp8, p.mp);
+  const bool dense = p.experts == nullptr, whole = p.mp <= Tokens;
+  const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows, rows = min(p.mp, Tokens);
+  auto find_w = [&](FewPairs &u, bool chosen) {
+    const int matrix = dense ? 0 : chosen ? p.experts[u.expert] : p.first_shared + u.expert;
+    u.w = p.w + (size_t)matrix * p.w_stride + (size_t)u.block * p.w_pairs * kPairBytes;
+  };
+  auto load_w = [&](const FewPairs &u, int s) {
+    const bool both = u.block + 1 < blocks;
+    const uint8_t *from = u.w + (size_t)(u.pair >= p.w_pairs ? u.pair - p.w_pairs : u.pair) * kPairBytes;
+    uint8_t *stage = ring + s * S::kStage;
+    mbar_arrive_expect(&full[s], (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256));
+    bulk_load(stage, from, kPairUsed, &full[s], once);
+    if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairUsed, &full[s], once);
+  };
+  auto load_x = [&](const FewPairs &u, int in_list, int s) {
+    const uint8_t *from = p.x + (size_t)in_list * p.x_stride + (size_t)u.pair * record, *scales = from + (size_t)p.mp * 256;
+    uint8_t *stage = ring + s * S::kStage + S::kX;
+    if (whole) {
+      bulk_load(stage, from, rows * (Fp8 ? 264 : 256), &full[s], keep);
+      return;
+    }
+    bulk_load(stage, from, rows * 128, &full[s], keep);
+    bulk_load(stage + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, &full[s], keep);
+    if (!Fp8) return;
+    bulk_load(stage + Tokens * 256, scales, rows * 4, &full[s], keep);
+    bulk_load(stage + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, &full[s], keep);
+  };
+  FewPairs known((dense ? 1 : p.shared) * high_blocks, p), same = known;
+  int ahead = 0;
+  for (; ahead < S::kStages && known.next(); ahead++) {
+    if (known.fresh) find_w(known, false);
+    load_w(known, ahead);
+  }
+  depend_wait();
+  const int chosen = dense ? 0 : *p.active - p.shared;
+  for (int i = 0; i < ahead; i++) {
+    same.next();
+    load_x(same, chosen + same.expert, i);
+  }
+  int s = ahead % S::kStages, phase = ahead < S::kStages;
+  auto load = [&](const FewPairs &u, int in_list) {
+    mbar_wait(&empty[s], phase);
+    load_w(u, s);
+    load_x(u, in_list, s);
+    if (++s == S::kStages) s = 0, phase ^= 1;
+  };
+  while (ahead == S::kStages && known.next()) {
+    if (known.fresh) find_w(known, false);
+    load(known, chosen + known.expert);
+  }
+  FewPairs rest(chosen * high_blocks, p);
+  while (rest.next()) {
+    if (rest.fresh) find_w(rest, true);
+    load(rest, rest.expert);
+  }
+}
+
+// A CTA's tiles and parts of tiles of one kind: `first` is the place in the list of its first expert. `at`: this thread's row of the
+// tile's 128; it has row + 8 too.
+template <bool Fp8, int Tokens, bool F32>
+__device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int first, float *partial, const uint8_t *ring, uint64_t *full,
+                                        uint64_t *empty, int at, int &s, int &phase) {
+  using S = LinearFewShared<Fp8, Tokens>;
+  using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
+  constexpr int kWords = Tokens / 2;
+  const int tid = threadIdx.x, group = tid / 128, t4 = tid % 4, high_blocks = (p.n + 127) / 128, x_rows = min(p.mp, Tokens);
+  while (pieces.next()) {
+    float sum[kWords];
+#pragma unroll
+    for (int j = 0; j < kWords; j++) sum[j] = 0;
+    for (int pair = pieces.first; pair < pieces.last; pair++) {
+      // Where there is no second block of 64, its group computes what lies there; that is not used.
+      const uint8_t *stage = ring + s * S::kStage, *w = stage + group * S::kSlot, *x = stage + S::kX;
+      mbar_wait(&full[s], phase);
+      if constexpr (Fp8) {
+        const float2 ws = *(const float2 *)(w + kPairScales);
+        const float *xs = (const float *)(x + 256 * x_rows);
+        float acc[kWords], acc2[kWords];
+        keep_registers(acc);
+        keep_registers(acc2);
+        wgmma_fence();
+        tile_group<Mma>(acc, w, x, 0);
+        tile_group<Mma>(acc2, w + kTileBytes, x + 128 * x_rows, 0);
+        wgmma_wait<1>();
+        keep_registers(acc);
+        promote(sum, acc, ws.x, xs, t4);
+        wgmma_wait<0>();
+        keep_registers(acc2);
+        promote(sum, acc2, ws.y, xs + x_rows, t4);
+      } else {
+        keep_registers(sum);
+        wgmma_fence();
+        tile_group<Mma>(sum, w, x, 1);
+        tile_group<Mma>(sum, w + kTileBytes, x + 128 * x_rows, 1);
+        wgmma_wait<0>();
+        keep_registers(sum);
+      }
+      __syncwarp();
+      if (tid % 32 == 0) mbar_arrive(&empty[s]);
+      if (++s == S::kStages) s = 0, phase ^= 1;
+    }
+    float *mine = partial + (size_t)blockIdx.x * (128 * Tokens) + tid * 4;
+    if (pieces.first > 0) { // another CTA has the first columns
+      give_partial<kWords>(mine, sum);
+      continue;
+    }
+    if (pieces.last < p.pairs)
+      take_partials(mine + 128 * Tokens, pieces.last_cta() - (int)blockIdx.x, (size_t)(128 * Tokens), sum, p.waits);
+    put_results<F32>(p, sum, (first + pieces.tile / high_blocks) * p.m, pieces.tile % high_blocks * 128 + at, t4);
+  }
+}
+
+template <bool Fp8, int Tokens, bool F32>
+__global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear_few_kernel(const LinearFew p) {
+  using S = LinearFewShared<Fp8, Tokens>;
+  DYNAMIC_SHARED(uint8_t, raw);
+  uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+  uint64_t *full = (uint64_t *)(ring + S::kStage * S::kStages), *empty = full + S::kStages;
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+
+  depend_launch();
+  if (tid == 0) {
+    for (int i = 0; i < S::kStages; i++) {
+      mbar_init(&full[i], 1);
+      mbar_init(&empty[i], 8);
+    }
+    mbar_init_fence();
+  }
+  __syncthreads();
+  if (warp == 8) {
+    if (lane == 0) produce<Fp8, Tokens>(p, ring, full, empty);
+    return;
+  }
+  depend_wait();
+  const int high_blocks = (p.n + 127) / 128, chosen = p.experts ? *p.active - p.shared : 0;
+  const int at = warp / 4 * 64 + warp % 4 * 16 + lane / 4;
+  const Pieces known((p.experts ? p.shared : 1) * high_blocks, p.pairs, gridDim.x, blockIdx.x, p.min_run);
+  int s = 0, phase = 0;
+  consume<Fp8, Tokens, F32>(p, known, chosen, p.partial, ring, full, empty, at, s, phase);
+  if (!p.experts) return;
+  const Pieces rest(chosen * high_blocks, p.pairs, gridDim.x, blockIdx.x, p.min_run);
+  consume<Fp8, Tokens, F32>(p, rest, 0, p.partial + (size_t)gridDim.x * (128 * Tokens), ring, full, empty, at, s, phase);
+}
+
+} // namespace mob

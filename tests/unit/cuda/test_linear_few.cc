@@ -1,0 +1,260 @@
+// The linear of few tokens on the emulated device, dense and by expert, against sums in double of the same quantised inputs: tiles dealt
+// out whole and in runs that other CTAs add, shared experts in front of those that a router chose, columns that are read twice, records
+// with room for more rows; and whether what is left between launches is clean and every launch gives the same.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <csetjmp>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cuda_runtime.h>
+
+#include "engine/cuda/kernels.h"
+#include "engine/cuda/linear_few.cuh"
+#define _Noreturn [[noreturn]]
+extern "C" {
+#include <cmocka.h>
+
+#include "engine/model/model.h"
+}
+
+using namespace mob;
+
+static void cuda(cudaError_t error) {
+  if (error != cudaSuccess) fail_msg("%s", cudaGetErrorString(error));
+}
+
+constexpr int kSms = 4; // the emulation has places for six blocks
+static cudaStream_t stream;
+static LinearScratch scratch;
+static std::mt19937_64 rng(23);
+static std::vector<void *> blocks; // of the test that runs
+
+template <class T> static T *device(size_t n) {
+  T *p;
+  cuda(cudaMalloc(&p, n * sizeof(T)));
+  cuda(cudaMemset(p, 0xff, n * sizeof(T))); // NaN: what nobody writes is seen
+  blocks.push_back(p);
+  return p;
+}
+template <class T> static T *upload(const std::vector<T> &v) {
+  T *p = device<T>(v.size());
+  cuda(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return p;
+}
+template <class T> static std::vector<T> fetch(const T *p, size_t n) {
+  std::vector<T> out(n);
+  cuda(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
+  return out;
+}
+static void free_all() {
+  for (void *p : blocks) cuda(cudaFree(p));
+  blocks.clear();
+}
+
+// Matrices of one shape and rows for them, as the kernels read them and as numbers.
+struct Case {
+  int m, n, k;
+  bool f8;
+  Matrix w;
+  Records x; // [sets] of rows, one behind the other
+  size_t x_stride;
+  std::vector<std::vector<float>> w_values, x_values;
+
+  Case(int m_, int n_, int k_, bool f8_, int matrices = 1, int sets = 1, int room = 0) : m(m_), n(n_), k(k_), f8(f8_) {
+    const int unit = f8 ? 256 : 128, mp = padded_rows(m) + room;
+    w = {nullptr, 0, n, (k + unit - 1) / unit * unit, f8 ? Weights::F8 : Weights::B16};
+    w.stride = (size_t)((n + 63) / 64) * column_pairs(w) * kPairBytes;
+    w.data = device<uint8_t>(w.stride * (size_t)matrices);
+    cuda(cudaMemset(w.data, 0, w.stride * (size_t)matrices));
+    for (int i = 0; i < matrices; i++) add_matrix(i);
+    x_stride = records_bytes(f8, mp, w.k);
+    x = {device<uint8_t>(x_stride * (size_t)sets), mp, f8};
+    for (int i = 0; i < sets; i++) add_rows(i);
+  }
+  void add_matrix(int index) {
+    std::normal_distribution<float> normal;
+    const int across = (k + 127) / 128;
+    std::vector<float> scales, values;
+    std::vector<uint8_t> codes;
+    std::vector<bf16> halves;
+    for (int i = 0; i < (n + 127) / 128 * across; i++) scales.push_back(0.001f + 0.0001f * (float)(rng() % 16));
+    for (int i = 0; i < n * k; i++) {
+      const __nv_fp8_e4m3 code(normal(rng) * 64);
+      codes.push_back(code.__x);
+      halves.push_back(__float2bfloat16(normal(rng) * 0.1f));
+      values.push_back(f8 ? (float)code * scales[(size_t)(i / k / 128 * across + i % k / 128)] : (float)halves.back());
+    }
+    PackSource from = {};
+    from.src = f8 ? (const void *)upload(codes) : upload(halves);
+    from.dtype = f8 ? MOB_DT_F8E4M3 : MOB_DT_BF16;
+    from.rows = n;
+    from.cols = k;
+    from.scales = upload(scales);
+    from.scale_ld = across;
+    from.block_rows = from.block_cols = 128;
+    from.bad = device<int>(1);
+    pack_tiles(from, w.data + w.stride * (size_t)index, w.k, w.kind, stream);
+    w_values.push_back(values);
+  }
+  void add_rows(int index) {
+    std::normal_distribution<float> normal;
+    std::vector<bf16> rows;
+    for (int i = 0; i < m * k; i++) rows.push_back(__float2bfloat16(normal(rng)));
+    pack_rows(upload(rows), k, k, {x.data + x_stride * (size_t)index, x.mp, x.fp8}, w.k, m, false, stream);
+    std::vector<float> values(rows.begin(), rows.end());
+    for (size_t at = 0; f8 && at < values.size(); at += (size_t)std::min(128, k - (int)(at % (size_t)k))) {
+      float *v = &values[at], amax = 0;
+      const int many = std::min(128, k - (int)(at % (size_t)k));
+      for (int i = 0; i < many; i++) amax = std::max(amax, std::fabs(v[i]));
+      const float scale = std::max(amax, 1e-10f) / 448.0f, inverse = 1.0f / scale;
+      for (int i = 0; i < many; i++) v[i] = (float)__nv_fp8_e4m3(v[i] * inverse) * scale;
+    }
+    x_values.push_back(values);
+  }
+  double dot(int matrix, int set, int token, int column) const {
+    double sum = 0;
+    for (int i = 0; i < k; i++) sum += (double)w_values[(size_t)matrix][(size_t)column * k + i] * x_values[(size_t)set][(size_t)token * k + i];
+    return sum;
+  }
+  // y [m][n] of one matrix and set
+  template <class T> void check(const T *y, int matrix, int set, double factor, double limit, const char *what) const {
+    double difference = 0, all = 0;
+    for (int t = 0; t < m; t++)
+      for (int c = t % 3; c < n; c += 3) {
+        const double want = dot(matrix, set, t, c) * factor, got = (double)(float)y[(size_t)t * n + c];
+        difference += (got - want) * (got - want);
+        all += want * want;
+      }
+    const double error = std::sqrt(difference / all);
+    if (!(error <= limit)) fail_msg("%s, %d x %d, %d tokens, %s: relative error %.1e", what, n, k, m, f8 ? "e4m3" : "bf16", error);
+  }
+};
+
+static void partials_are_clean() {
+  for (uint32_t word : fetch((const uint32_t *)scratch.partial, (size_t)kSms * kPartialFloats)) assert_int_equal(word, ~0u);
+}
+
+static void check_dense(const Case &c, bool f32) {
+  const size_t words = (size_t)c.m * c.n, guard = 64;
+  float *y = device<float>(words + guard);
+  linear(c.w, c.x, y, c.n, f32, c.m, 1, scratch, stream);
+  cuda(cudaStreamSynchronize(stream));
+  if (f32) c.check(fetch(y, words).data(), 0, 0, 1, 1e-5, "fp32");
+  else c.check(fetch((const bf16 *)y, words).data(), 0, 0, 1, 3e-3, "dense");
+  for (uint32_t word : fetch((const uint32_t *)y + (f32 ? words : words / 2 + 1), guard / 2)) assert_int_equal(word, ~0u);
+  partials_are_clean();
+}
+
+static void dense(void **state) {
+  (void)state;
+  for (int m : {1, 3, 8, 9, 16}) {
+    check_dense(Case(m, 1200, 512, true), false);  // whole tiles, then cut ones
+    check_dense(Case(m, 130, 3328, true), false);  // two tiles, cut over all CTAs; the last block of 64 has two outputs
+    check_dense(Case(m, 61, 200, true), false);    // one CTA has all
+    check_dense(Case(m, 330, 1408, false), false);
+    check_dense(Case(m, 200, 1408, false), true);
+    free_all();
+  }
+}
+
+// Rows that stand among more than the kernel takes.
+static void rows_with_room(void **state) {
+  (void)state;
+  check_dense(Case(5, 200, 512, true, 1, 1, 8), false);
+  check_dense(Case(5, 200, 256, false, 1, 1, 24), false);
+  check_dense(Case(11, 200, 512, true, 1, 1, 8), false);
+  free_all();
+}
+
+// x repeats the columns of w, as the high and low halves of a number do.
+static void columns_again(void **state) {
+  (void)state;
+  const Case c(7, 200, 256, false);
+  Records twice = {device<uint8_t>(2 * c.x_stride), c.x.mp, 0};
+  const std::vector<uint8_t> once = fetch(c.x.data, c.x_stride);
+  std::vector<uint8_t> both(once);
+  both.insert(both.end(), once.begin(), once.end());
+  cuda(cudaMemcpy(twice.data, both.data(), both.size(), cudaMemcpyHostToDevice));
+  float *y = device<float>((size_t)c.m * c.n);
+  linear(c.w, twice, y, c.n, true, c.m, 2, scratch, stream);
+  cuda(cudaStreamSynchronize(stream));
+  c.check(fetch(y, (size_t)c.m * c.n).data(), 0, 0, 2, 1e-5, "twice");
+  partials_are_clean();
+  free_all();
+}
+
+// The routed experts of `chosen`, then `shared` ones, which stand behind all routed ones. own: every expert of the list has rows of its own.
+static void check_experts(int m, int n, int k, const std::vector<int> &chosen, int shared, bool f8, bool own) {
+  const int routed = 5, active = (int)chosen.size() + shared;
+  const Case c(m, n, k, f8, routed + shared, own ? active : 1);
+  std::vector<int> list(chosen);
+  for (int i = 0; i < shared; i++) list.push_back(routed + i);
+  list.push_back(-1); // behind the last
+  bf16 *y = device<bf16>((size_t)active * m * n + 1);
+  linear_experts_few(c.w, upload(list), upload(std::vector<int>{active}), c.x, own ? c.x_stride : 0, y, m, routed, shared, scratch, stream);
+  cuda(cudaStreamSynchronize(stream));
+  const std::vector<bf16> all = fetch(y, (size_t)active * m * n + 1);
+  for (int i = 0; i < active; i++) c.check(&all[(size_t)i * m * n], list[(size_t)i], own ? i : 0, 1, 3e-3, "expert");
+  uint16_t behind;
+  memcpy(&behind, &all.back(), 2);
+  assert_int_equal(behind, 0xffff);
+  partials_are_clean();
+  free_all();
+}
+
+static void by_expert(void **state) {
+  (void)state;
+  check_experts(1, 192, 512, {0, 2, 4}, 1, true, false);
+  check_experts(8, 192, 512, {1, 3}, 1, true, true);
+  check_experts(2, 300, 768, {4}, 2, true, true);
+  check_experts(12, 130, 512, {0, 1, 2, 3, 4}, 0, true, true); // none is known before the router
+  check_experts(3, 130, 512, {}, 1, true, false);              // all others are elsewhere
+  check_experts(4, 200, 384, {2, 3}, 1, false, true);
+  check_experts(1, 64, 256, {}, 0, true, false);               // nothing to do
+}
+
+static void same_every_time(void **state) {
+  (void)state;
+  const Case c(6, 130, 3328, true);
+  std::vector<uint16_t> before;
+  for (int i = 0; i < 3; i++) {
+    bf16 *y = device<bf16>((size_t)c.m * c.n);
+    linear(c.w, c.x, y, c.n, false, c.m, 1, scratch, stream);
+    cuda(cudaStreamSynchronize(stream));
+    const std::vector<uint16_t> now = fetch((const uint16_t *)y, (size_t)c.m * c.n);
+    if (i) assert_memory_equal(now.data(), before.data(), now.size() * 2);
+    before = now;
+  }
+  free_all();
+}
+
+static int open_device(void **state) {
+  (void)state;
+  cuda(cudaStreamCreate(&stream));
+  linear_prepare();
+  scratch.sms = kSms;
+  cuda(cudaMalloc(&scratch.partial, (size_t)kSms * kPartialFloats * 4));
+  cuda(cudaMemset(scratch.partial, 0xff, (size_t)kSms * kPartialFloats * 4));
+  return 0;
+}
+static int close_device(void **state) {
+  (void)state;
+  cuda(cudaFree(scratch.partial));
+  cuda(cudaStreamDestroy(stream));
+  return 0;
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(dense),     cmocka_unit_test(rows_with_room),  cmocka_unit_test(columns_again),
+      cmocka_unit_test(by_expert), cmocka_unit_test(same_every_time),
+  };
+  return cmocka_run_group_tests(tests, open_device, close_device);
+}
