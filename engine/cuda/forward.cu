@@ -202,6 +202,7 @@ void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
 void dense_ffn(Pass *p, const Layer &layer) {
   const Group &up = layer.g[G_DENSE_UP];
   const Records hidden = records(p->r->hidden_records, up, p->rows);
+  launch_label = "ffn";
   add_and_norm(p, layer.v[MOB_W_FFN_NORM], p->d->rms_eps, {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, p->d->quant_ue8m0});
   dense_network(p, layer, hidden);
 }
@@ -333,6 +334,7 @@ static Pass layers(Exec *exec, Rank *r, int rows) {
 
 mob_status forward(Exec *exec, Rank *r, int rows) {
   Pass p = layers(exec, r, rows);
+  launch_label = "last";
   add_and_norm(&p, nullptr, 0, NormOut()); // the last sum
   MOB_TRY(p.status);
   CU_TRY(cudaGetLastError());
