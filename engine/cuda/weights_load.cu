@@ -128,6 +128,14 @@ int reader_count() {
   return (int)setting("MOB_LOAD_THREADS", cpus < 4 ? 4 : cpus > 32 ? 32 : cpus);
 }
 
+// Of the scales that rows [begin, end) do not need.
+uint64_t scale_bytes_left(const Loading *l, const Item &item, int64_t begin, int64_t end) {
+  if (!item.scales) return 0;
+  int64_t first, count = 0;
+  if (end > begin) scale_rows(l->exec, begin, end - begin, &first, &count);
+  return (uint64_t)(item.scales->shape[0] - count) * scale_row_bytes(item);
+}
+
 // Whole experts lie in a file one rank's behind another's, and in that order only one device's link would be busy at a time. So the
 // chunks of one rank alone are dealt out in turns, each rank's in the order of the files; all others stay where they are.
 void deal(Loading *l) {
@@ -154,17 +162,20 @@ void deal(Loading *l) {
       if (turn < mine.size()) l->chunks[places[to++]] = before[mine[turn]];
 }
 
-// Cuts tensors into chunks, in the order of the files.
+// Cuts tensors into chunks, in the order of the files. Rows that only ranks in other processes need are not read.
 void cut(Loading *l, size_t chunk_bytes) {
   for (size_t i = 0; i < l->items.size(); i++) {
     const Item &item = l->items[i];
-    if (item.targets.empty()) continue;
+    int64_t begin = item.slot.rows, end = 0;
+    for (const WeightTarget &t : item.targets) begin = std::min(begin, t.from.row0), end = std::max(end, t.from.row0 + t.from.rows);
+    if (begin >= end) begin = end = 0;
+    l->done += (uint64_t)(item.slot.rows - (end - begin)) * item.row_bytes() + scale_bytes_left(l, item, begin, end);
     int64_t step = (int64_t)(chunk_bytes / item.row_bytes());
     const int64_t whole = std::max<int64_t>(64, block_rows(l->exec)); // so that tiles and blocks of scales stay whole
     if (step > whole) step -= step % whole;
     if (step < 1) step = 1;
-    for (int64_t r = 0; r < item.slot.rows; r += step) {
-      const int64_t rows = std::min(step, item.slot.rows - r);
+    for (int64_t r = begin, rows; r < end; r += rows) {
+      rows = std::min(step > whole ? step - r % whole : step, end - r);
       int64_t first, count = 0;
       if (item.scales) scale_rows(l->exec, r, rows, &first, &count);
       l->slot_bytes = std::max(l->slot_bytes, scales_at(item, rows) + (size_t)count * scale_row_bytes(item));
