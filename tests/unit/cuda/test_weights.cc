@@ -67,7 +67,7 @@ mob_status bind(const mob_model_t *model, int tp, bool experts, Ranks *out) {
   exec->ranks.resize((size_t)tp);
   for (int i = 0; i < tp; i++) {
     Rank *r = &exec->ranks[(size_t)i];
-    r->index = r->device = i;
+    r->index = r->number = r->device = i;
     r->heads = exec->desc->n_heads / tp;
     r->first_expert = experts ? exec->desc->n_experts * i / tp : 0;
     r->experts = experts ? exec->desc->n_experts / tp : exec->desc->n_experts;
