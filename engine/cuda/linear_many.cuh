@@ -1,5 +1,5 @@
-// The linear of all token counts, dense or grouped by expert: wgmma with the weights on the M side, so that a tile of 128 outputs takes
-// 8 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales
+// The dense linear of 17 to 96 tokens (fewer: linear_few, more: linear_wide), of more where a matrix is short, and the router's: wgmma with
+// the weights on the M side, so that a tile of 128 outputs takes 8 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales
 // every 128 columns. bf16: one sum.
 //
 // Persistent CTAs, one an SM: a producer warp fills a ring of column pairs with bulk copies, two warpgroups of 64 outputs each
