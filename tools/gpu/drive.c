@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "runtime/base/cpus.h"
 #include "runtime/base/mem.h"
 
 enum { MAX_STAGES = 8 };
@@ -143,7 +144,9 @@ static mob_status open_stage(drive_t *d, int i) {
   const drive_config_t *c = &d->config;
   const int layers = mob_model_desc(c->model)->n_layers;
   const bool taped = c->last_layer > 0;
-  mob_exec_spec_t spec = {.model = c->model, .tp = c->tp, .expert_parallel = c->expert_parallel, .threads = 0, .dtype = MOB_DT_BF16,
+  // The models are small: on a host of 64 CPUs the reference's threads would mostly wait for each other.
+  const int most = c->tp > 8 ? c->tp : 8, threads = mob_cpu_count() < most ? 0 : most;
+  mob_exec_spec_t spec = {.model = c->model, .tp = c->tp, .expert_parallel = c->expert_parallel, .threads = threads, .dtype = MOB_DT_BF16,
                           .contract = c->contract, .tensor_sums = c->tensor_sums, .kv_dtype = c->kv_dtype == MOB_DT_F32 ? MOB_DT_COUNT : c->kv_dtype,
                           .max_tokens = c->max_tokens, .max_seqs = DRIVE_SLOTS, .max_len = c->max_len, .eager = c->eager,
                           .memory_share = 0.95, .link = &link_ops};
