@@ -128,11 +128,12 @@ int reader_count() {
   return (int)setting("MOB_LOAD_THREADS", cpus < 4 ? 4 : cpus > 32 ? 32 : cpus);
 }
 
-// Of the scales that rows [begin, end) do not need.
+// Of the scales that rows [begin, end) do not need; ones that they share with the rows before, load_chunk() takes as counted.
 uint64_t scale_bytes_left(const Loading *l, const Item &item, int64_t begin, int64_t end) {
   if (!item.scales) return 0;
   int64_t first, count = 0;
   if (end > begin) scale_rows(l->exec, begin, end - begin, &first, &count);
+  if (end > begin && begin % block_rows(l->exec)) count--;
   return (uint64_t)(item.scales->shape[0] - count) * scale_row_bytes(item);
 }
 
