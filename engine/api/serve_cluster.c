@@ -237,8 +237,10 @@ static void on_nodes(void *arg, mob_status status, const char *why, const mob_no
   }
   mob_status verdict =
       mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp, false, w->parts);
-  if (verdict == MOB_E_INVALID && can_span(w->device))
-    verdict = mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp, true, w->parts);
+  if (verdict == MOB_E_INVALID) { // judged again in any case: looking leaves a message of its own
+    const bool spans = can_span(w->device);
+    verdict = mob__cluster_judge(gpus, alive, w->wanted, w->tp, w->pp, spans, w->parts);
+  }
   free(gpus);
   if (verdict == MOB_E_UNAVAILABLE)
     note_missing(w, mob_errmsg());

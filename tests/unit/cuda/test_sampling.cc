@@ -128,7 +128,8 @@ struct Engine {
   }
   void wait() {
     std::unique_lock<std::mutex> hold(lock);
-    if (!wake.wait_for(hold, std::chrono::seconds(120), [&] { return reported == id; })) fail_msg("a step has not ended");
+    // An emulated step of 330 rows takes half a minute under AddressSanitizer, on a busy machine several.
+    if (!wake.wait_for(hold, std::chrono::seconds(600), [&] { return reported == id; })) fail_msg("a step has not ended");
     if (!why.empty()) fail_msg("%s", why.c_str());
   }
 };
