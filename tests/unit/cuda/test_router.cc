@@ -22,39 +22,13 @@ extern "C" {
 #include "engine/model/model.h"
 }
 
-using namespace mob;
+#include "tests/unit/cuda/device.h"
 
-static void cuda(cudaError_t error) {
-  if (error != cudaSuccess) fail_msg("%s", cudaGetErrorString(error));
-}
+using namespace mob;
 
 static cudaStream_t stream;
 static LinearScratch scratch;
 static std::mt19937_64 rng(11);
-static std::vector<void *> blocks; // of the test that runs
-
-template <class T> static T *device(size_t n) {
-  T *p;
-  cuda(cudaMalloc(&p, n * sizeof(T)));
-  cuda(cudaMemset(p, 0xff, n * sizeof(T))); // NaN: what nobody writes is seen
-  blocks.push_back(p);
-  return p;
-}
-template <class T> static T *upload(const std::vector<T> &v) {
-  T *p = device<T>(v.size());
-  cuda(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return p;
-}
-template <class T> static std::vector<T> fetch(const T *p, size_t n) {
-  cuda(cudaStreamSynchronize(stream));
-  std::vector<T> out(n);
-  cuda(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-  return out;
-}
-static void free_all() {
-  for (void *p : blocks) cuda(cudaFree(p));
-  blocks.clear();
-}
 static std::vector<float> normal(size_t n, float scale) {
   std::normal_distribution<float> d(0, scale);
   std::vector<float> v(n);
