@@ -182,7 +182,6 @@ template <bool Fp8, int Tokens, bool F32>
 __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int first, float *partial, const uint8_t *ring, uint64_t *full,
                                         uint64_t *empty, int at, int &s, int &phase) {
   using S = LinearFewShared<Fp8, Tokens>;
-  using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
   constexpr int kWords = Tokens / 2;
   const int tid = threadIdx.x, group = tid / 128, t4 = tid % 4, high_blocks = (p.n + 127) / 128, x_rows = min(p.mp, Tokens);
   while (pieces.next()) {
@@ -193,29 +192,7 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
       // Where there is no second block of 64, its group computes what lies there; that is not used.
       const uint8_t *stage = ring + s * S::kStage, *w = stage + group * S::kSlot, *x = stage + S::kX;
       mbar_wait(&full[s], phase);
-      if constexpr (Fp8) {
-        const float2 ws = *(const float2 *)(w + kPairScales);
-        const float *xs = (const float *)(x + 256 * x_rows);
-        float acc[kWords], acc2[kWords];
-        keep_registers(acc);
-        keep_registers(acc2);
-        wgmma_fence();
-        tile_group<Mma>(acc, w, x, 0);
-        tile_group<Mma>(acc2, w + kTileBytes, x + 128 * x_rows, 0);
-        wgmma_wait<1>();
-        keep_registers(acc);
-        promote(sum, acc, ws.x, xs, t4);
-        wgmma_wait<0>();
-        keep_registers(acc2);
-        promote(sum, acc2, ws.y, xs + x_rows, t4);
-      } else {
-        keep_registers(sum);
-        wgmma_fence();
-        tile_group<Mma>(sum, w, x, 1);
-        tile_group<Mma>(sum, w + kTileBytes, x + 128 * x_rows, 1);
-        wgmma_wait<0>();
-        keep_registers(sum);
-      }
+      pair_sums<Fp8, Tokens>(sum, w, x, x_rows, t4);
       __syncwarp();
       if (tid % 32 == 0) mbar_arrive(&empty[s]);
       if (++s == S::kStages) s = 0, phase ^= 1;

@@ -168,10 +168,51 @@ template <int Words> __device__ __forceinline__ void promote(float (&sum)[Words]
   }
 }
 
+// sum += a column pair's products: 64 outputs from `w`, the tokens' records of x_rows rows from `x`; all in shared memory.
+template <bool Fp8, int Tokens>
+__device__ __forceinline__ void pair_sums(float (&sum)[Tokens / 2], const uint8_t *w, const uint8_t *x, int x_rows, int t4) {
+  using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
+  if constexpr (Fp8) {
+    const float2 ws = *(const float2 *)(w + kPairScales);
+    const float *xs = (const float *)(x + 256 * x_rows);
+    float acc[Tokens / 2];
+    if constexpr (Tokens <= 64) { // both tiles at once
+      float acc2[Tokens / 2];
+      keep_registers(acc);
+      keep_registers(acc2);
+      wgmma_fence();
+      tile_group<Mma>(acc, w, x, 0);
+      tile_group<Mma>(acc2, w + kTileBytes, x + 128 * x_rows, 0);
+      wgmma_wait<1>();
+      keep_registers(acc);
+      promote(sum, acc, ws.x, xs, t4);
+      wgmma_wait<0>();
+      keep_registers(acc2);
+      promote(sum, acc2, ws.y, xs + x_rows, t4);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        keep_registers(acc);
+        wgmma_fence();
+        tile_group<Mma>(acc, w + half * kTileBytes, x + half * 128 * x_rows, 0);
+        wgmma_wait<0>();
+        keep_registers(acc);
+        promote(sum, acc, half ? ws.y : ws.x, xs + half * x_rows, t4);
+      }
+    }
+  } else {
+    keep_registers(sum);
+    wgmma_fence();
+    tile_group<Mma>(sum, w, x, 1);
+    tile_group<Mma>(sum, w + kTileBytes, x + 128 * x_rows, 1);
+    wgmma_wait<0>();
+    keep_registers(sum);
+  }
+}
+
 template <bool Fp8, int Tokens, bool F32>
 __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
-  using Mma = typename WgmmaOf<Fp8, Tokens>::Type;
   constexpr int kWords = Tokens / 2;
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
@@ -268,42 +309,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     for (int pair = pieces.first; pair < pieces.last; pair++) {
       const uint8_t *stage = ring + s * S::kStage, *w = stage + group * S::kSlot, *x = stage + S::kX;
       mbar_wait(&full[s], phase);
-      if constexpr (Fp8) {
-        const float2 ws = *(const float2 *)(w + kPairScales);
-        const float *xs = (const float *)(x + 256 * x_rows);
-        float acc[kWords];
-        if constexpr (Tokens <= 64) { // both tiles at once
-          float acc2[kWords];
-          keep_registers(acc);
-          keep_registers(acc2);
-          wgmma_fence();
-          tile_group<Mma>(acc, w, x, 0);
-          tile_group<Mma>(acc2, w + kTileBytes, x + 128 * x_rows, 0);
-          wgmma_wait<1>();
-          keep_registers(acc);
-          promote(sum, acc, ws.x, xs, t4);
-          wgmma_wait<0>();
-          keep_registers(acc2);
-          promote(sum, acc2, ws.y, xs + x_rows, t4);
-        } else {
-#pragma unroll
-          for (int half = 0; half < 2; half++) {
-            keep_registers(acc);
-            wgmma_fence();
-            tile_group<Mma>(acc, w + half * kTileBytes, x + half * 128 * x_rows, 0);
-            wgmma_wait<0>();
-            keep_registers(acc);
-            promote(sum, acc, half ? ws.y : ws.x, xs + half * x_rows, t4);
-          }
-        }
-      } else {
-        keep_registers(sum);
-        wgmma_fence();
-        tile_group<Mma>(sum, w, x, 1);
-        tile_group<Mma>(sum, w + kTileBytes, x + 128 * x_rows, 1);
-        wgmma_wait<0>();
-        keep_registers(sum);
-      }
+      pair_sums<Fp8, Tokens>(sum, w, x, x_rows, t4);
       __syncwarp();
       if (lane == 0) mbar_arrive(&empty[s]);
       if (++s == S::kStages) s = 0, phase ^= 1;
