@@ -17,6 +17,17 @@
 
 typedef struct mob_exec mob_exec_t;
 
+// For checks of one way of computing against another: a router near a tie chooses other experts for a difference that is of no
+// consequence, and all that follows differs. So one way is given the ids that the other chose, and weighs them by its own scores.
+// Arrays are [layers of the stage][max_tokens][top_k], rows as in the step, a row's ids in ascending order; dense layers' are left
+// alone. The caller changes what stands here, and in `given`, only while no step is queued. No graph serves a step while `on`.
+typedef struct mob_routes {
+  bool on;              // false: as if it were not there
+  int32_t *chosen;      // written: the router's own choice; NULL: not wanted
+  const int32_t *given; // taken in its place; NULL: nothing is
+  int32_t *experts;     // [layers] written: how many routed experts of the first rank here had rows in the last step; NULL: not wanted
+} mob_routes_t;
+
 typedef struct mob_exec_spec {
   const mob_model_t *model; // outlives the executor
   int first_layer, last_layer; // [first, last)
@@ -39,6 +50,7 @@ typedef struct mob_exec_spec {
   const mob_link_ops_t *link;
   // pp > 1: ids sampled by the last stage come back to stage 0 over this link (on stage 0: recv; on the last: send)
   mob_link_t *ids;
+  const mob_routes_t *routes; // outlives the executor; NULL but in checks
 } mob_exec_spec_t;
 
 typedef struct mob_load_progress {

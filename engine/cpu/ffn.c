@@ -92,6 +92,8 @@ static void down_tile(void *arg, int64_t unit, int thread) {
 typedef struct router {
   mob_rank_t *rank;
   const float *bias;
+  int32_t *chosen;      // as mob_routes_t says, of this layer; NULL: not wanted
+  const int32_t *given; // NULL: nothing is
 } router_t;
 
 // The `count` best groups of experts stay, all others get -inf in `choice`. A group's score is the
@@ -150,16 +152,28 @@ static void route_row(void *arg, int64_t row, int thread) {
     ids[at] = best;
     sum += score[best];
   }
+  if (r->chosen) memcpy(r->chosen + row * d->top_k, ids, (size_t)d->top_k * sizeof *ids);
+  if (r->given) {
+    sum = 0;
+    for (int k = 0; k < d->top_k; k++) sum += score[ids[k] = r->given[row * d->top_k + k]];
+  }
   if (d->scoring == MOB_SCORE_SIGMOID) sum += 1e-20f;
   for (int k = 0; k < d->top_k; k++)
     weights[k] = (d->norm_topk_prob ? score[ids[k]] / sum : score[ids[k]]) * d->routed_scale;
 }
 
-static void route(mob_rank_t *rank, const mob_layer_t *w, int m) {
-  const mob_model_desc_t *d = rank->exec->desc;
+static void route(mob_rank_t *rank, const mob_layer_t *w, int layer, int m) {
+  const mob_exec_t *exec = rank->exec;
+  const mob_model_desc_t *d = exec->desc;
+  const mob_routes_t *routes = exec->spec.routes;
   mob__linear(rank, &w->m[MOB_W_ROUTER], NULL, rank->norm, d->hidden, rank->router, d->n_experts,
               m);
-  router_t r = {rank, w->v[MOB_W_ROUTER_BIAS]};
+  router_t r = {rank, w->v[MOB_W_ROUTER_BIAS], NULL, NULL};
+  if (routes && routes->on) {
+    const size_t at = (size_t)layer * (size_t)exec->spec.max_tokens * (size_t)d->top_k;
+    if (routes->chosen && rank == exec->ranks) r.chosen = routes->chosen + at;
+    if (routes->given) r.given = routes->given + at;
+  }
   mob_team_run(rank->team, m, (double)m * d->n_experts * (d->top_k + 8), route_row, &r);
 }
 
@@ -242,8 +256,10 @@ mob_status mob__ffn(mob_rank_t *rank, const mob_job_t *job, int layer) {
   ffn_t f = {.rank = rank, .tasks = tasks, .rows = job->step.token_count};
   mob__norm_rows(rank, rank->x, w->v[MOB_W_FFN_NORM], rank->norm, m);
   if (d->is_moe[exec->spec.first_layer + layer]) {
-    route(rank, w, m);
+    route(rank, w, layer, m);
     f.count = group(rank, w, m, tasks, &act);
+    const mob_routes_t *routes = exec->spec.routes;
+    if (routes && routes->on && routes->experts && rank == exec->ranks) routes->experts[layer] = f.count;
     if (d->n_shared) f.count += share(rank, w, m, tasks + f.count, act);
   } else {
     tasks[f.count++] = (mob_task_t){&w->dense, NULL, NULL, m, act, 0};

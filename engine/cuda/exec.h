@@ -218,6 +218,11 @@ mob_status forward(Exec *exec, Rank *rank, int rows);
 mob_status head(Exec *exec, Rank *rank, const int *row_list, int first, int rows, bool plain);
 void sample_slots(Exec *exec, Rank *rank, int first, int rows); // by their slots' parameters, on rank 0, where all logits are
 mob_status forward_graph(Exec *exec, Rank *rank, int rows, bool plain); // layers and head of a pure decode step
+// routes.cu: for checks. What the router of a layer of the stage chose goes to the host, and what is given instead to the device, with
+// weights; then the plan must be made (again). And how many experts the plan has.
+mob_status routes_exchange(const Exec *exec, Rank *rank, int layer, const RouterSpec &spec, const Matrix &router, const Records &split,
+                           int weight_ld, int rows);
+mob_status routes_count(const Exec *exec, const Rank *rank, int layer, int shared, bool few);
 // profile.cu
 bool profile_start();
 void profile_this_thread(); // the launches of others are not counted

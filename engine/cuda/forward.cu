@@ -248,6 +248,10 @@ void route_rows(const Pass &p, const Matrix &w, const Records &split, const Rout
   }
 }
 
+const mob_routes_t *routes_of(const Exec *exec) { // of a check, in which no kernel is left out
+  return exec->spec.routes && exec->spec.routes->on ? exec->spec.routes : nullptr;
+}
+
 void moe_ffn(Pass *p, const Layer &layer) {
   Rank *r = p->r;
   const mob_model_desc_t *d = p->d;
@@ -257,7 +261,9 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const Records hidden = records(r->hidden_records, up, p->rows);
   // A slice of shared experts may be bf16 where whole experts are FP8: it reads the first half of the router's two.
   const bool shared_b16 = shared < d->n_shared && up.f8 && !layer.g[G_DENSE_UP].f8;
-  const Records split = {few_router && !shared_b16 ? nullptr : r->split_records, padded_rows(p->rows), 0};
+  const mob_routes_t *routes = routes_of(p->exec);
+  const int index = (int)(&layer - r->layers.data());
+  const Records split = {few_router && !shared_b16 && !routes ? nullptr : r->split_records, padded_rows(p->rows), 0};
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
                            d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
   MoePlan plan = plan_of(*p, shared);
@@ -279,9 +285,10 @@ void moe_ffn(Pass *p, const Layer &layer) {
     if (few_router) route_few(route_few_rows, r->norm_f32, d->hidden, p->rows, p->stream);
     else route_rows(*p, router.m, split, spec);
   }
+  if (routes && p->status == MOB_OK) p->status = routes_exchange(p->exec, r, index, spec, router.m, split, slots, p->rows);
   if (few) {
     const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
-    if (!few_router) moe_plan_few(plan, p->stream);
+    if (!few_router || routes) moe_plan_few(plan, p->stream);
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->experts, shared, r->scratch, p->stream);
     const Records act = records(r->act_records, down, p->rows);
@@ -313,6 +320,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
     launch_label = "expert down";
     linear_segments(down.m, plan.tiles, plan.active, act.data, r->expert_y, plan.most, r->scratch, p->stream);
   }
+  if (routes && p->status == MOB_OK) p->status = routes_count(p->exec, r, index, shared, few);
   p->experts = true;
 }
 

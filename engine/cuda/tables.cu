@@ -7,7 +7,8 @@ namespace mob {
 
 int graph_rows(const Exec *exec, const Job *job) {
   const mob_step_t &step = job->step;
-  if (exec->spec.eager || step.token_count > kGraphRows || step.seq_count != step.token_count) return 0;
+  const mob_routes_t *routes = exec->spec.routes;
+  if (exec->spec.eager || (routes && routes->on) || step.token_count > kGraphRows || step.seq_count != step.token_count) return 0;
   if (exec->spec.last_layer == exec->desc->n_layers && job->logits.size() != step.token_count) return 0;
   const int n = (int)step.token_count;
   return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : (n + 7) / 8 * 8;

@@ -2,10 +2,11 @@
 // one or more lines "what, error, limit, verdict"; the driver prints them, the tests assert them.
 //
 // FP8 activations make whole networks chaotic: an element on the border of two codes moves by a whole step of 1/16, and a router
-// near a tie chooses another expert. So layers are compared one by one on the same input ("taped"). In FP8 models even one layer
-// makes as much of one unit in the last place as there can be (docs/gpu-log.md): the measure there, and of whole engines, is what the
-// CPU makes of the same model with every norm's factor one such unit away. Such lines show gross mistakes; fine ones show in layers
-// without quantised activations (MOB_CUDA_F8=0) and in the checks of kernels.
+// near a tie chooses another expert. So layers are compared one by one on the same input ("taped") and with the same experts, and
+// engines with the same experts; what a layer's router would have chosen must be the same but near ties. In FP8 models even one
+// layer makes as much of one unit in the last place as there can be (docs/gpu-log.md): the measure there, and of whole engines, is
+// what the CPU makes of the same model with every norm's factor one such unit away. Such lines show gross mistakes; fine ones
+// show in layers without quantised activations (MOB_CUDA_F8=0) and in the checks of kernels.
 #ifndef MOB_TOOLS_GPU_CHECKS_H
 #define MOB_TOOLS_GPU_CHECKS_H
 
@@ -34,6 +35,10 @@ typedef struct check_shape {
   int tp, pp;
   bool expert_parallel;
 } check_shape_t;
+
+// What the CPU computes for the checks of layers and engines in a shape; they wait for it less where it was done ahead. One thread at
+// a time works on a model.
+mob_status check_reference(const check_t *c, const check_model_t *m, check_shape_t s, bool layers, bool engines);
 
 bool check_divides(const check_model_t *m, check_shape_t s, int devices);
 

@@ -41,6 +41,8 @@ struct drive {
   uint32_t expected[DRIVE_SLOTS]; // position of the next sampled token
   int32_t last[DRIVE_SLOTS];
   uint64_t compute_ns;
+  int32_t *chosen, *given; // [layers of the model][max_tokens][top_k]
+  mob_routes_t routes[MAX_STAGES];
 };
 
 static mob_status link_send(mob_link_t *link, const void *data, size_t bytes) {
@@ -140,6 +142,10 @@ static void on_other(void *arg, mob_status status, const char *why, const mob_st
   on_step(arg, status, why, result, false);
 }
 
+static int32_t *route_rows(const drive_t *d, int32_t *ids, int layer) {
+  return ids + (size_t)layer * (size_t)d->config.max_tokens * (size_t)mob_model_desc(d->config.model)->top_k;
+}
+
 static mob_status open_stage(drive_t *d, int i) {
   const drive_config_t *c = &d->config;
   const int layers = mob_model_desc(c->model)->n_layers;
@@ -157,6 +163,11 @@ static mob_status open_stage(drive_t *d, int i) {
   spec.ids = taped || d->pp == 1 ? NULL : i == 0 ? &d->ids[0] : i + 1 == d->pp ? &d->ids[1] : NULL;
   spec.ranks = c->ranks;
   spec.first_rank = c->first_rank;
+  if (d->chosen) {
+    const int32_t *given = c->replay ? route_rows(d, d->given, spec.first_layer) : NULL;
+    d->routes[i] = (mob_routes_t){true, route_rows(d, d->chosen, spec.first_layer), given, NULL};
+    spec.routes = &d->routes[i];
+  }
   int devices[64];
   const int count = c->backend->device_count();
   for (int r = 0; r < c->tp && r < 64; r++) devices[r] = count > 0 ? (i * c->tp + c->first_rank + r) % count : r;
@@ -189,6 +200,12 @@ mob_status drive_open(const drive_config_t *config, drive_t **out) {
   pthread_cond_init(&d->wake, &monotonic);
   pthread_condattr_destroy(&monotonic);
   for (int i = 0; i < DRIVE_SLOTS; i++) d->places[i] = MOB_NEW_ARRAY(drive_place_t, (size_t)c->max_len);
+  const mob_model_desc_t *desc = mob_model_desc(c->model);
+  const size_t ids = (size_t)desc->n_layers * (size_t)c->max_tokens * (size_t)desc->top_k;
+  if ((c->routes || c->replay) && desc->n_experts) {
+    d->chosen = MOB_NEW_ARRAY(int32_t, ids);
+    d->given = MOB_NEW_ARRAY(int32_t, ids);
+  }
   mob_status status = MOB_OK;
   for (int i = 0; i + 1 < d->pp && status == MOB_OK; i++) status = make_pair(d->links[i]);
   if (d->pp > 1 && status == MOB_OK) status = make_pair(d->ids);
@@ -217,6 +234,8 @@ void drive_close(drive_t *d) {
   link_close(&d->in);
   link_close(&d->out);
   for (int i = 0; i < DRIVE_SLOTS; i++) free(d->places[i]);
+  free(d->chosen);
+  free(d->given);
   pthread_mutex_destroy(&d->lock);
   pthread_cond_destroy(&d->wake);
   free(d);
@@ -280,6 +299,8 @@ void drive_feed(drive_t *d, const float *x, uint32_t rows) {
 }
 
 const float *drive_taken(const drive_t *d) { return (const float *)(d->out.tape + sizeof(header_t)); }
+const int32_t *drive_chosen(const drive_t *d, int layer) { return d->chosen ? route_rows(d, d->chosen, layer) : NULL; }
+int32_t *drive_given(drive_t *d, int layer) { return d->given ? route_rows(d, d->given, layer) : NULL; }
 const drive_place_t *drive_places(const drive_t *d, uint32_t slot) { return d->places[slot]; }
 int32_t drive_last(const drive_t *d, uint32_t slot) { return d->last[slot]; }
 uint64_t drive_compute_ns(const drive_t *d) { return d->compute_ns; }

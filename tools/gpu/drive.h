@@ -13,7 +13,9 @@ typedef struct drive_config {
   int tp, pp;                  // 0: 1
   int ranks, first_rank;       // of tp, in this process; ranks 0: all
   const uint8_t *group_id;     // [MOB_GROUP_ID] where not all are
-  bool expert_parallel, eager, contract, tensor_sums, quiet;
+  bool expert_parallel, eager, contract, tensor_sums;
+  bool routes;                 // experts of every step are wanted (drive_chosen); without graphs
+  bool replay;                 // routers take the ids of drive_given() instead of their own choice
   int first_layer, last_layer; // taped when last_layer > 0: input by drive_feed() unless it is the first of all
   int max_tokens, max_len;     // 0: 512, 1024
   int64_t pages;               // 0: 64
@@ -41,6 +43,10 @@ void drive_abort(drive_t *d);
 // Taped: rows for the next step, and the rows that the last step left ([rows][hidden], valid until the next step).
 void drive_feed(drive_t *d, const float *x, uint32_t rows);
 const float *drive_taken(const drive_t *d);
+// Experts of a step's rows, in ascending order: [max_tokens][top_k] of a layer of the model. What the routers chose, after a step, and, in a
+// drive that replays, what they are to take instead, before it. NULL in a model without experts.
+const int32_t *drive_chosen(const drive_t *d, int layer);
+int32_t *drive_given(drive_t *d, int layer);
 // Of `slot`, by position [max_len]; cleared by drive_forget().
 const drive_place_t *drive_places(const drive_t *d, uint32_t slot);
 void drive_forget(drive_t *d);

@@ -55,7 +55,7 @@ static int32_t *ids_of(const json_t *array, uint32_t *count) {
 }
 
 mob_status check_model_open(const char *root, const char *name, check_model_t *out) {
-  *out = (check_model_t){0};
+  *out = (check_model_t){.memo = MOB_NEW(check_memo_t)};
   snprintf(out->name, sizeof out->name, "%s", name);
   json_error_t error;
   json_t *json = NULL;
@@ -83,8 +83,21 @@ mob_status check_model_open(const char *root, const char *name, check_model_t *o
   return MOB_OK;
 }
 
+mob_status check_model_open_dir(const char *dir, bool dummy, check_model_t *out) {
+  const char *slash = strrchr(dir, '/');
+  const mob_model_options_t options = {.dummy = dummy};
+  *out = (check_model_t){0};
+  MOB_TRY(mob_model_open(dir, &options, &out->model));
+  snprintf(out->name, sizeof out->name, "%s", slash && slash[1] ? slash + 1 : dir);
+  out->desc = mob_model_desc(out->model);
+  out->memo = MOB_NEW(check_memo_t);
+  return MOB_OK;
+}
+
 void check_model_close(check_model_t *m) {
   char file[300];
+  if (m->memo && m->memo->data) m->memo->forget(m->memo->data);
+  free(m->memo);
   if (m->model) mob_model_close(m->model);
   snprintf(file, sizeof file, "%s/model.safetensors", m->dir);
   unlink(file);

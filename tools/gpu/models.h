@@ -7,6 +7,11 @@
 
 #include "engine/model/model.h"
 
+typedef struct check_memo { // what runs.c keeps of a model
+  void *data;
+  void (*forget)(void *data);
+} check_memo_t;
+
 typedef struct check_model {
   char name[64];
   char dir[256];
@@ -16,10 +21,13 @@ typedef struct check_model {
   int32_t *prompt, *tokens;
   uint32_t prompt_count, token_count;
   bool made;
+  check_memo_t *memo;
 } check_model_t;
 
 // "deepseek_v3/base_fp8", ...: a golden below `root`/tests/golden; or one of check_made_models().
 mob_status check_model_open(const char *root, const char *name, check_model_t *out);
+// The same of a model directory, which stays.
+mob_status check_model_open_dir(const char *dir, bool dummy, check_model_t *out);
 void check_model_close(check_model_t *m);
 const char *const *check_golden_models(void); // NULL at the end
 //   mla_tiles   MLA of DeepSeek-V3's head sizes with FP8 weights: the tile kernels, whole at TP 1, 2, 4
