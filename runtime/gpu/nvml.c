@@ -5,14 +5,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "runtime/base/mem.h"
 #include "runtime/base/vec.h"
 #include "runtime/gpu/nvml_abi.h"
 
+// Traffic over NVLink of a GPU whose links cannot be asked (in a virtual machine): rates between
+// two samples of its performance monitor, added up.
+typedef struct nvlink_rates {
+  bool absent; // it has no such monitor
+  mob_nvml_gpm_sample_t last, next;
+  double last_s, sent, received; // seconds; bytes
+} nvlink_rates_t;
+
 typedef struct nvml_gpu {
   mob_nvml_handle_t handle;
   mob_gpu_info_t info;
+  nvlink_rates_t rates;
 } nvml_gpu_t;
 
 struct mob_nvml {
@@ -99,6 +109,11 @@ fail:
 
 void mob_nvml_close(mob_nvml_t *n) {
   if (!n) return;
+  for (size_t i = 0; i < n->gpus.len; i++) {
+    nvlink_rates_t *rates = &n->gpus.at[i].rates;
+    if (rates->last) n->nvmlGpmSampleFree(rates->last);
+    if (rates->next) n->nvmlGpmSampleFree(rates->next);
+  }
   if (n->started) n->nvmlShutdown();
   if (n->library) dlclose(n->library);
   mob_vec_free(&n->gpus);
@@ -216,14 +231,61 @@ static void read_traffic(mob_nvml_t *n, mob_nvml_handle_t gpu, reading_t *r) {
   }
 }
 
+static double monotonic_s(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static bool open_rates(mob_nvml_t *n, mob_nvml_handle_t gpu, nvlink_rates_t *rates) {
+  mob_nvml_gpm_support_t support = {.version = MOB_NVML_GPM_VERSION};
+  if (rates->last || rates->absent) return !rates->absent;
+  rates->absent = !n->nvmlGpmQueryDeviceSupport || !n->nvmlGpmSampleAlloc ||
+                  !n->nvmlGpmSampleFree || !n->nvmlGpmSampleGet || !n->nvmlGpmMetricsGet ||
+                  n->nvmlGpmQueryDeviceSupport(gpu, &support) != MOB_NVML_SUCCESS ||
+                  !support.supported || n->nvmlGpmSampleAlloc(&rates->last) != MOB_NVML_SUCCESS ||
+                  n->nvmlGpmSampleAlloc(&rates->next) != MOB_NVML_SUCCESS ||
+                  n->nvmlGpmSampleGet(gpu, rates->last) != MOB_NVML_SUCCESS;
+  rates->last_s = monotonic_s();
+  return !rates->absent;
+}
+
+static void read_nvlink_rates(mob_nvml_t *n, nvml_gpu_t *gpu, reading_t *r) {
+  nvlink_rates_t *rates = &gpu->rates;
+  bool first = !rates->last;
+  if (!open_rates(n, gpu->handle, rates)) return;
+  if (!first && good(r, n->nvmlGpmSampleGet(gpu->handle, rates->next))) {
+    const double now = monotonic_s(), bytes = (now - rates->last_s) * 1048576;
+    mob_nvml_gpm_metrics_t get = {.version = MOB_NVML_GPM_VERSION, .count = 2};
+    get.from = rates->last;
+    get.to = rates->next;
+    get.metrics[0].metric = MOB_NVML_GPM_NVLINK_TX;
+    get.metrics[1].metric = MOB_NVML_GPM_NVLINK_RX;
+    if (!good(r, n->nvmlGpmMetricsGet(&get))) return;
+    if (get.metrics[0].result != MOB_NVML_SUCCESS || get.metrics[1].result != MOB_NVML_SUCCESS) {
+      rates->absent = true;
+      return;
+    }
+    rates->sent += get.metrics[0].value * bytes;
+    rates->received += get.metrics[1].value * bytes;
+    rates->next = get.from;
+    rates->last = get.to;
+    rates->last_s = now;
+  }
+  r->out->value[MOB_GPU_NVLINK_SENT] = (int64_t)rates->sent;
+  r->out->value[MOB_GPU_NVLINK_RECEIVED] = (int64_t)rates->received;
+}
+
 void mob_nvml_sample(mob_nvml_t *n, int index, mob_gpu_sample_t *out) {
   reading_t reading = {out};
-  mob_nvml_handle_t gpu = n->gpus.at[index].handle;
+  nvml_gpu_t *at = &n->gpus.at[index];
+  mob_nvml_handle_t gpu = at->handle;
   out->lost = false;
   for (int i = 0; i < MOB_GPU_FIELDS; i++) out->value[i] = -1;
   read_memory(n, gpu, &reading);
   if (!out->lost) read_state(n, gpu, &reading);
   if (!out->lost) read_traffic(n, gpu, &reading);
+  if (!out->lost && out->value[MOB_GPU_NVLINK_SENT] < 0) read_nvlink_rates(n, at, &reading);
   for (int i = 0; out->lost && i < MOB_GPU_FIELDS; i++) out->value[i] = -1;
 }
 

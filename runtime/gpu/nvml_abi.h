@@ -27,6 +27,10 @@ enum {
   MOB_NVML_FI_PCIE_TX_BYTES = 197,
   MOB_NVML_FI_PCIE_RX_BYTES = 198,
 
+  // Metrics of nvmlGpmMetricsGet, MiB a second.
+  MOB_NVML_GPM_NVLINK_RX = 60,
+  MOB_NVML_GPM_NVLINK_TX = 61,
+
   MOB_NVML_VALUE_DOUBLE = 0,
   MOB_NVML_VALUE_UINT = 1,
   MOB_NVML_VALUE_ULONG = 2,
@@ -73,8 +77,29 @@ typedef struct mob_nvml_field { // nvmlFieldValue_t
   mob_nvml_value_t value;
 } mob_nvml_field_t;
 
+typedef struct mob_nvml_gpm_sample *mob_nvml_gpm_sample_t; // nvmlGpmSample_t
+
+typedef struct mob_nvml_gpm_support { // nvmlGpmSupport_t
+  unsigned version, supported;
+} mob_nvml_gpm_support_t;
+
+typedef struct mob_nvml_gpm_metric { // nvmlGpmMetric_t
+  unsigned metric;
+  mob_nvml_result_t result;
+  double value;
+  char *short_name, *long_name, *unit;
+} mob_nvml_gpm_metric_t;
+
+typedef struct mob_nvml_gpm_metrics { // nvmlGpmMetricsGet_t, whose last array grows from version to
+                                      // version
+  unsigned version, count;
+  mob_nvml_gpm_sample_t from, to;
+  mob_nvml_gpm_metric_t metrics[512];
+} mob_nvml_gpm_metrics_t;
+#define MOB_NVML_GPM_VERSION 1 // of both
+
 _Static_assert(sizeof(mob_nvml_field_t) == 40 && sizeof(mob_nvml_memory_t) == 40 &&
-                   sizeof(mob_nvml_pci_t) == 68,
+                   sizeof(mob_nvml_pci_t) == 68 && sizeof(mob_nvml_gpm_metric_t) == 40,
                "layouts of nvml.h");
 
 // X(result type, name, parameters): looked up by name. The first group must be there, the second
@@ -109,6 +134,12 @@ _Static_assert(sizeof(mob_nvml_field_t) == 40 && sizeof(mob_nvml_memory_t) == 40
   X(mob_nvml_result_t, nvmlDeviceGetCurrentClocksThrottleReasons,                                  \
     (mob_nvml_handle_t gpu, unsigned long long *reasons))                                          \
   X(mob_nvml_result_t, nvmlDeviceGetFieldValues,                                                   \
-    (mob_nvml_handle_t gpu, int count, mob_nvml_field_t *fields))
+    (mob_nvml_handle_t gpu, int count, mob_nvml_field_t *fields))                                  \
+  X(mob_nvml_result_t, nvmlGpmQueryDeviceSupport,                                                  \
+    (mob_nvml_handle_t gpu, mob_nvml_gpm_support_t * out))                                         \
+  X(mob_nvml_result_t, nvmlGpmSampleAlloc, (mob_nvml_gpm_sample_t * out))                          \
+  X(mob_nvml_result_t, nvmlGpmSampleFree, (mob_nvml_gpm_sample_t sample))                          \
+  X(mob_nvml_result_t, nvmlGpmSampleGet, (mob_nvml_handle_t gpu, mob_nvml_gpm_sample_t sample))    \
+  X(mob_nvml_result_t, nvmlGpmMetricsGet, (mob_nvml_gpm_metrics_t * metrics))
 
 #endif

@@ -3,9 +3,10 @@
 //
 //   gpu uuid=GPU-1 name=NVIDIA_H200 memory=150754820096 used=1024 busy=40 sm=1980 nvtx=7 ...
 //
-// `_` in a name is a space. Keys that are not there are "not supported", as on older GPUs.
-// `lost=1`: the GPU has fallen off the bus. `hang=1`: a question about its state is never answered.
-// Without the file there is no driver.
+// `gpmtx`, `gpmrx`: MiB a second over NVLink, as the performance monitor says. `_` in a name is a
+// space. Keys that are not there are "not supported", as on older GPUs. `lost=1`: the GPU has
+// fallen off the bus. `hang=1`: a question about its state is never answered. Without the file
+// there is no driver.
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,6 +192,44 @@ mob_nvml_result_t nvmlDeviceGetFieldValues(mob_nvml_handle_t gpu, int count,
     f->type = MOB_NVML_VALUE_ULLONG;
     f->result = links && f->scope != MOB_NVML_ALL_LINKS ? MOB_NVML_NOT_SUPPORTED
                                                         : number_of(gpu, key, &f->value.ull);
+  }
+  return MOB_NVML_SUCCESS;
+}
+
+// A sample remembers its GPU; what a metric says is what the file says then.
+struct mob_nvml_gpm_sample {
+  mob_nvml_handle_t gpu;
+};
+
+mob_nvml_result_t nvmlGpmQueryDeviceSupport(mob_nvml_handle_t gpu, mob_nvml_gpm_support_t *out) {
+  unsigned rate;
+  out->supported = unsigned_of(gpu, "gpmtx", &rate) == MOB_NVML_SUCCESS;
+  return MOB_NVML_SUCCESS;
+}
+
+mob_nvml_result_t nvmlGpmSampleAlloc(mob_nvml_gpm_sample_t *out) {
+  *out = calloc(1, sizeof **out);
+  return MOB_NVML_SUCCESS;
+}
+
+mob_nvml_result_t nvmlGpmSampleFree(mob_nvml_gpm_sample_t sample) {
+  free(sample);
+  return MOB_NVML_SUCCESS;
+}
+
+mob_nvml_result_t nvmlGpmSampleGet(mob_nvml_handle_t gpu, mob_nvml_gpm_sample_t sample) {
+  sample->gpu = gpu;
+  return MOB_NVML_SUCCESS;
+}
+
+mob_nvml_result_t nvmlGpmMetricsGet(mob_nvml_gpm_metrics_t *get) {
+  if (get->from->gpu != get->to->gpu) return MOB_NVML_NOT_SUPPORTED;
+  for (unsigned i = 0; i < get->count; i++) {
+    mob_nvml_gpm_metric_t *m = &get->metrics[i];
+    unsigned rate = 0;
+    m->result =
+        unsigned_of(get->to->gpu, m->metric == MOB_NVML_GPM_NVLINK_TX ? "gpmtx" : "gpmrx", &rate);
+    m->value = rate;
   }
   return MOB_NVML_SUCCESS;
 }

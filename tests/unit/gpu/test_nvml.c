@@ -108,6 +108,33 @@ static void test_sample(void **state) {
   mob_nvml_close(nvml);
 }
 
+// Where links cannot be asked, the performance monitor's rates become counters.
+static void test_nvlink_rates(void **state) {
+  (void)state;
+  mob_nvml_t *nvml = NULL;
+  mob_gpu_sample_t s;
+  machine("gpu uuid=GPU-1 name=NVIDIA_H200 memory=1000 gpmtx=4096 gpmrx=1024\n");
+  assert_int_equal(mob_nvml_open(&nvml), MOB_OK);
+  mob_nvml_sample(nvml, 0, &s);
+  assert_int_equal(s.value[MOB_GPU_NVLINK_SENT], 0);
+  int64_t sent = 0;
+  for (int i = 0; i < 3; i++) {
+    mob_nvml_sample(nvml, 0, &s);
+    assert_true(s.value[MOB_GPU_NVLINK_SENT] > sent);
+    sent = s.value[MOB_GPU_NVLINK_SENT];
+    const int64_t ratio = sent / (s.value[MOB_GPU_NVLINK_RECEIVED] + 1);
+    assert_in_range(ratio, 3, 4);
+  }
+  machine("gpu uuid=GPU-1 name=NVIDIA_H200 memory=1000\n"); // the metric is refused: no counter any
+                                                            // more
+  mob_nvml_sample(nvml, 0, &s);
+  assert_int_equal(s.value[MOB_GPU_NVLINK_SENT], -1);
+  assert_int_equal(s.value[MOB_GPU_NVLINK_RECEIVED], -1);
+  mob_nvml_sample(nvml, 0, &s);
+  assert_int_equal(s.value[MOB_GPU_NVLINK_SENT], -1);
+  mob_nvml_close(nvml);
+}
+
 // `expected`: "index:name index:name"
 static void sees(mob_nvml_t *nvml, const char *visible, const char *order, const char *expected,
                  const char *note) {
@@ -189,8 +216,10 @@ static void test_type(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_absent),  cmocka_unit_test(test_list),   cmocka_unit_test(test_sample),
-      cmocka_unit_test(test_visible), cmocka_unit_test(test_unlike), cmocka_unit_test(test_type),
+      cmocka_unit_test(test_absent),  cmocka_unit_test(test_list),
+      cmocka_unit_test(test_sample),  cmocka_unit_test(test_nvlink_rates),
+      cmocka_unit_test(test_visible), cmocka_unit_test(test_unlike),
+      cmocka_unit_test(test_type),
   };
   return cmocka_run_group_tests_name("gpu.nvml", tests, setup, teardown);
 }
