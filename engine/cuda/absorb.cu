@@ -285,22 +285,35 @@ static int token_ctas(int heads, int rows, int tokens, int sms) {
   return want < 1 ? 1 : groups < want ? groups : want;
 }
 
+// Groups of eight tokens that a CTA takes at once: the more, the less it unpacks weights; the fewer, the more SMs have work.
+static int token_groups(int heads, int rows, int sms) {
+  int groups = 1;
+  while (groups < 4 && heads * ((rows + 8 * groups - 1) / (8 * groups)) > 2 * sms) groups *= 2;
+  return groups;
+}
+
 void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream) {
-  const dim3 grid(p.heads, token_ctas(p.heads, rows, rows <= 8 ? 8 : 32, p.sms));
-  if (rows <= 8) launch(absorb_q_mla_kernel<1>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
+  const int groups = token_groups(p.heads, rows, p.sms);
+  const dim3 grid(p.heads, token_ctas(p.heads, rows, 8 * groups, p.sms));
+  if (groups == 1) launch(absorb_q_mla_kernel<1>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
+  else if (groups == 2) launch(absorb_q_mla_kernel<2>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
   else launch(absorb_q_mla_kernel<4>, grid, 256, kHeadBytes, stream, p, q, tiles, rows);
 }
 
 void absorb_v_mla(const AbsorbMla &p, const MlaParts &parts, const Records &out, int row0, int rows, bool ue8m0, cudaStream_t stream) {
-  const dim3 grid(p.heads, token_ctas(p.heads, rows, rows <= 8 ? 8 : 32, p.sms));
-  if (rows <= 8) launch(absorb_v_mla_kernel<1>, grid, 256, absorb_v_bytes(1), stream, p, parts, out, row0, rows, ue8m0);
+  const int least = rows <= 8 ? 1 : 2, wanted = token_groups(p.heads, rows, p.sms), groups = wanted < least ? least : wanted;
+  const dim3 grid(p.heads, token_ctas(p.heads, rows, 8 * groups, p.sms));
+  if (groups == 1) launch(absorb_v_mla_kernel<1>, grid, 256, absorb_v_bytes(1), stream, p, parts, out, row0, rows, ue8m0);
+  else if (groups == 2) launch(absorb_v_mla_kernel<2>, grid, 256, absorb_v_bytes(2), stream, p, parts, out, row0, rows, ue8m0);
   else launch(absorb_v_mla_kernel<4>, grid, 256, absorb_v_bytes(4), stream, p, parts, out, row0, rows, ue8m0);
 }
 
 void absorb_prepare() {
   cudaFuncSetAttribute(absorb_q_mla_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
+  cudaFuncSetAttribute(absorb_q_mla_kernel<2>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
   cudaFuncSetAttribute(absorb_q_mla_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
   cudaFuncSetAttribute(absorb_v_mla_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, absorb_v_bytes(1));
+  cudaFuncSetAttribute(absorb_v_mla_kernel<2>, cudaFuncAttributeMaxDynamicSharedMemorySize, absorb_v_bytes(2));
   cudaFuncSetAttribute(absorb_v_mla_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize, absorb_v_bytes(4));
 }
 

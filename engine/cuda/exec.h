@@ -83,7 +83,7 @@ struct Rank {
   float *gqa_partial; // of attend_gqa
   int *gqa_arrived;
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
-  int *expert_ids, *router_list, *expert_row, *row_place, *active;
+  int *expert_ids, *expert_row, *row_place, *active;
   TokenTile *token_tiles;
   ExpertRows *rows_of;
   unsigned long long *best;

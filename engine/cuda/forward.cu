@@ -1,5 +1,6 @@
 // One step on one rank: which kernels, in which order, over which buffers.
 #include "engine/cuda/across.h"
+#include "route_many.h"
 
 namespace mob {
 namespace {
@@ -235,17 +236,14 @@ MoePlan plan_of(const Pass &p, int shared) {
 void route_rows(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec) {
   Rank *r = p.r;
   const int slots = expert_slots(p);
-  if (p.rows > 2 * kRouterRows) {
+  RouterParts logits = {r->router_logits, 1, 0};
+  if (p.rows > kRouteRows) {
     linear(w, split, r->router_logits, spec.experts, true, p.rows, 2, r->scratch, p.stream);
-    route(spec, {r->router_logits, 1, 0}, r->expert_ids, r->expert_weight, slots, p.rows, p.stream);
-    return;
+  } else {
+    logits = {r->router_logits, router_parts(w), (size_t)p.rows * spec.experts};
+    router_many(w, split, r->router_logits, p.rows, p.stream);
   }
-  for (int from = 0; from < p.rows; from += kRouterRows) {
-    const int n = p.rows - from < kRouterRows ? p.rows - from : kRouterRows;
-    const RouterParts logits = {r->router_logits, 2 * router_cuts(w), (size_t)n * spec.experts};
-    linear_router(w, {split.data + (size_t)from * 128, split.mp, 0}, r->router_logits, n, r->router_list, r->scratch, p.stream);
-    route(spec, logits, r->expert_ids + from * spec.top_k, r->expert_weight + from * slots, slots, n, p.stream);
-  }
+  route(spec, logits, r->expert_ids, r->expert_weight, slots, p.rows, p.stream);
 }
 
 const mob_routes_t *routes_of(const Exec *exec) { // of a check, in which no kernel is left out
@@ -304,9 +302,13 @@ void moe_ffn(Pass *p, const Layer &layer) {
     plan.gathered = r->active + 1;
     plan.place = r->row_place;
     plan.rows_of = r->rows_of;
-    moe_plan_many(plan, p->stream);
     const TileRows gathered = {r->gathered, (int)column_pairs(up.m), up.f8}, act = {r->act_records, (int)column_pairs(down.m), down.f8};
-    moe_gather(hidden, plan, gathered, p->stream);
+    if (moe_plan_gather_serves(plan)) {
+      moe_plan_gather(hidden, plan, gathered, p->stream);
+    } else {
+      moe_plan_many(plan, p->stream);
+      moe_gather(hidden, plan, gathered, p->stream);
+    }
     launch_label = "expert up";
     if (segments_can_gate(up.rows[0], up.at[1], down.m.k)) {
       linear_segments_gated(up.m, (int)up.rows[0], up.at[1], plan.tiles, plan.active, gathered.data, act, d->quant_ue8m0, plan.most, r->scratch,

@@ -43,12 +43,6 @@ inline size_t column_pairs(const Matrix &w) { return (size_t)w.k / (w.kind == We
 // y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream);
-// A router's product for m <= kRouterRows rows whose bf16 records hold hi parts, then lo parts of w's columns: its columns are cut, and every
-// cut is a part of its own, of the hi columns, then of the lo ones: y [2 * cuts][m][n]. `list`: router_list() on the device.
-constexpr int kRouterRows = 128;
-int router_cuts(const Matrix &w);
-std::vector<int> router_list(const Matrix &w);
-void linear_router(const Matrix &w, const Records &x, float *y, int m, const int *list, const LinearScratch &s, cudaStream_t stream);
 void linear_prepare(); // once a device: shared memory limits
 
 // ---- linear_few.cu: few tokens, dense (as linear() says) or by expert

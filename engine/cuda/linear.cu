@@ -1,5 +1,7 @@
 // Which kernel computes a dense linear, and which instance: by its weights' kind and the number of tokens.
 #include "kernels.h"
+#include "linear_short.h"
+#include "route_many.h"
 #include "linear_wide.cuh"
 
 namespace mob {
@@ -10,10 +12,6 @@ template <bool Fp8, int Tokens, bool F32> void set_limit() {
                        LinearManyShared<Fp8, Tokens>::kBytes);
 }
 template <bool Fp8, bool F32> void set_limits() {
-  if constexpr (F32) { // routers
-    set_limit<Fp8, 8, F32>();
-    set_limit<Fp8, 16, F32>();
-  }
   set_limit<Fp8, 32, F32>();
   set_limit<Fp8, 64, F32>();
   set_limit<Fp8, 80, F32>();
@@ -26,10 +24,6 @@ template <bool Fp8, int Tokens, bool F32> void many(const LinearMany &p, int sms
 }
 
 template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {
-  if constexpr (F32) {
-    if (tile <= 8) return many<Fp8, 8, F32>(p, sms, stream);
-    if (tile <= 16) return many<Fp8, 16, F32>(p, sms, stream);
-  }
   if (tile <= 32) many<Fp8, 32, F32>(p, sms, stream);
   else if (tile <= 64) many<Fp8, 64, F32>(p, sms, stream);
   else if (tile <= 80) many<Fp8, 80, F32>(p, sms, stream);
@@ -43,6 +37,8 @@ void linear_prepare() {
   linear_few_prepare();
   linear_wide_prepare();
   linear_segments_prepare();
+  linear_short_prepare();
+  router_many_prepare();
   set_limits<true, false>();
   set_limits<false, false>();
   set_limits<false, true>();
@@ -57,6 +53,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
     linear_few(w, x, y, ldy, f32, m, x_parts, s, stream);
     return;
   }
+  if (!f32 && x_parts == 1 && linear_short(w, x, y, ldy, m, s, stream)) return;
   const int pairs = (int)column_pairs(w);
   if (is_wide(w, m)) {
     const LinearWide p = {w.data, x.data, y, s.partial, s.waits, x.mp, ldy, 0, m, w.n, pairs * x_parts, pairs};
@@ -104,41 +101,6 @@ void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_
   p.pairs = p.w_pairs = pairs;
   p.min_run = 2;
   many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
-}
-
-int router_cuts(const Matrix &w) {
-  const int pairs = (int)column_pairs(w);
-  int cuts = pairs < 14 ? pairs : 14;
-  while (pairs % cuts) cuts--;
-  return cuts;
-}
-
-std::vector<int> router_list(const Matrix &w) {
-  const int cuts = router_cuts(w);
-  std::vector<int> list = {2 * cuts};
-  for (int i = 0; i < 2 * cuts; i++) list.push_back(i % cuts);
-  return list;
-}
-
-// As experts whose matrices stand beside each other: each has its columns of w and of x.
-void linear_router(const Matrix &w, const Records &x, float *y, int m, const int *list, const LinearScratch &s, cudaStream_t stream) {
-  const int pairs = (int)column_pairs(w), cut = pairs / router_cuts(w);
-  LinearMany p = {};
-  p.w = w.data;
-  p.w_stride = (size_t)cut * kPairBytes;
-  p.expert_count = list;
-  p.experts = list + 1;
-  p.x = x.data;
-  p.x_stride = (size_t)cut * record_bytes(false, x.mp);
-  p.mp = x.mp;
-  p.y = y;
-  p.ldy = p.n = w.n;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.pairs = p.min_run = cut;
-  p.w_pairs = pairs;
-  p.m = m;
-  many_by_tile<false, true>(p, m, s.sms, stream);
 }
 
 } // namespace mob

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "engine/cuda/across.h"
+#include "route_many.h"
 
 namespace mob {
 namespace {
@@ -90,10 +91,9 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     act = max_size(act, max_size(group_records(shapes, G_EXPERT_DOWN, most), experts * group_records(shapes, G_EXPERT_DOWN, kFewTokens)));
     a->take(&r->split_records, rows * ((hidden + 127) / 128 * 128) * 4);
     const Group *router = group_in(shapes, G_ROUTER);
-    const size_t parts = 2 * (size_t)router_cuts(router->m), part_rows = rows < kRouterRows ? rows : kRouterRows;
+    const size_t parts = (size_t)router_parts(router->m), part_rows = rows < kRouteRows ? rows : kRouteRows;
     a->take(&r->router_logits, max_size(rows, parts * part_rows) * (size_t)d->n_experts * 4);
     a->take(&r->router_words, (size_t)d->n_experts * 4 * kFewRouter);
-    a->take(&r->router_list, (1 + parts) * 4);
     a->take(&r->expert_ids, rows * (size_t)d->top_k * 4);
     a->take(&r->expert_weight, rows * slots * 4);
     a->take(&r->expert_row, rows * slots * 4);
@@ -150,11 +150,7 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * kPartialFloats * 4));
   if (r->scratch.segments_partial) CU_TRY(cudaMemset(r->scratch.segments_partial, 0xff, segments_partial_floats(r->sms) * 4));
-  if (const Group *router = group_in(r, G_ROUTER)) {
-    CU_TRY(cudaMemset(r->router_words, 0xff, (size_t)exec->desc->n_experts * 4 * kFewRouter));
-    const std::vector<int> list = router_list(router->m);
-    CU_TRY(cudaMemcpy(r->router_list, list.data(), list.size() * 4, cudaMemcpyHostToDevice));
-  }
+  if (r->router_words) CU_TRY(cudaMemset(r->router_words, 0xff, (size_t)exec->desc->n_experts * 4 * kFewRouter));
   return MOB_OK;
 }
 

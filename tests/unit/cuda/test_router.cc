@@ -14,7 +14,7 @@
 #include <cstdlib>
 #include <cuda_runtime.h>
 
-#include "engine/cuda/kernels.h"
+#include "engine/cuda/route_many.h"
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
@@ -121,18 +121,39 @@ static void routes(void **state) {
     check_route({64, 6, 1, 1, false, false, 1.0f, nullptr}, false, 5, parts);
     check_route({512, 10, 64, 7, true, true, 1.0f, nullptr}, true, 7, parts); // groups of 8 within 16 of a lane
     check_route({384, 8, 1, 1, true, true, 2.8f, nullptr}, true, 3, parts);
+    check_route({128, 8, 1, 1, false, true, 1.0f, nullptr}, false, 5, parts);
+    check_route({250, 16, 1, 1, true, true, 1.0f, nullptr}, true, 5, parts);
+    check_route({64, 20, 1, 1, true, false, 1.0f, nullptr}, true, 4, parts); // too many choices for a thread an expert
+  }
+  check_route({256, 8, 8, 4, true, true, 2.5f, nullptr}, true, 3, 61); // more parts than are read at once
+}
+
+// Equal scores: the smaller number first, in groups and between them.
+static void equal_scores(void **state) {
+  (void)state;
+  for (int parts : {1, 2}) {
+    RouterSpec s = {256, 8, 8, 4, true, true, 1.0f, nullptr};
+    int *ids = device<int>(8);
+    float *weights = device<float>(9);
+    route(s, {upload(std::vector<float>(256 * parts, 0.0f)), parts, 256}, ids, weights, 9, 1, stream);
+    const std::vector<int> got = fetch(ids, 8);
+    for (int k = 0; k < 8; k++) assert_int_equal(got[(size_t)k], k);
+    for (float w : fetch(weights, 8)) assert_true(std::fabs(w - 0.125f) < 1e-6);
+    free_all();
   }
 }
 
 // Ids stay in bounds when nothing can be compared.
 static void no_numbers(void **state) {
   (void)state;
-  const RouterSpec s = {256, 8, 8, 4, true, true, 2.5f, nullptr};
-  int *ids = device<int>(8);
-  float *weights = device<float>(9);
-  route(s, {upload(std::vector<float>(256, NAN)), 1, 0}, ids, weights, 9, 1, stream);
-  for (int id : fetch(ids, 8)) assert_true(id >= 0 && id < 256);
-  free_all();
+  for (int parts : {1, 2}) {
+    const RouterSpec s = {256, 8, 8, 4, true, true, 2.5f, nullptr};
+    int *ids = device<int>(8);
+    float *weights = device<float>(9);
+    route(s, {upload(std::vector<float>(512, NAN)), parts, 256}, ids, weights, 9, 1, stream);
+    for (int id : fetch(ids, 8)) assert_true(id >= 0 && id < 256);
+    free_all();
+  }
 }
 
 // --------------------------------------------------------------------------------------- few rows
@@ -281,10 +302,10 @@ static void check_parts(int rows, int hidden) {
   const Records split = {device<uint8_t>(2 * records_bytes(false, mp, k)), mp, 0};
   cuda(cudaMemset(split.data, 0, 2 * records_bytes(false, mp, k)));
   norm_rows(in, {{nullptr, 0, 0}, 0, split, k, true, nullptr, false}, rows, stream);
-  const int parts = 2 * router_cuts(w), ld = s.top_k + 1;
+  const int parts = router_parts(w), ld = s.top_k + 1;
   float *y = device<float>((size_t)parts * rows * s.experts), *weights = device<float>((size_t)rows * ld);
   int *ids = device<int>((size_t)rows * s.top_k);
-  linear_router(w, split, y, rows, upload(router_list(w)), scratch, stream);
+  router_many(w, split, y, rows, stream);
   std::vector<double> logits;
   for (int r = 0; r < rows; r++) {
     double square = 0;
@@ -321,12 +342,100 @@ static void parts_of_columns(void **state) {
   check_parts(5, 640);
   check_parts(8, 1024);
   check_parts(40, 384);
+  check_parts(100, 128);
+  check_parts(150, 256);
+}
+
+// ------------------------------------------------------------------------------- plan and gathering at once
+
+struct Gathered {
+  MoePlan plan;
+  TileRows rows;
+  size_t bytes;
+};
+
+static Gathered make_gathered(const std::vector<int> &ids, int count, int top_k, int first, int experts, int shared, int rows, int most, int pairs) {
+  Gathered g;
+  g.plan = make_plan(upload(ids), count, top_k, first, experts, shared, rows);
+  const size_t slots = (size_t)(top_k + shared), all = (size_t)(experts + shared), capacity = moe_rows((size_t)rows, slots, all);
+  g.plan.gathered = g.plan.active + 1;
+  g.plan.most = most;
+  g.plan.tiles = device<TokenTile>(moe_tiles((size_t)rows, slots, all, (size_t)most));
+  g.plan.place = device<int>(capacity);
+  g.plan.rows_of = device<ExpertRows>(all);
+  g.bytes = records_bytes(true, (int64_t)capacity, pairs * 256);
+  g.rows = {device<uint8_t>(g.bytes), pairs, 1};
+  cuda(cudaMemset(g.rows.data, 0, g.bytes));
+  return g;
+}
+
+// The same tiles as two kernels make, and every row where it says, once.
+static void check_gather(int count, int top_k, int first, int experts, int all_experts, int shared, int rows, int most) {
+  const int pairs = 3, k = pairs * 256, slots = top_k + shared, mp = padded_rows(rows);
+  std::vector<int> ids;
+  for (int t = 0; t < rows; t++) {
+    std::vector<int> order;
+    for (int e = 0; e < all_experts; e++) order.push_back(e);
+    std::shuffle(order.begin(), order.end(), rng);
+    if (t % 2) std::swap(order[0], *std::find(order.begin(), order.end(), first + 1)); // it gets several tiles
+    std::sort(order.begin(), order.begin() + top_k);
+    ids.insert(ids.end(), order.begin(), order.begin() + top_k);
+  }
+  const Records x = {device<uint8_t>(records_bytes(true, mp, k)), mp, 1};
+  pack_rows(upload(rounded(normal((size_t)rows * k, 1))), k, k, x, k, rows, false, stream);
+  const Gathered one = make_gathered(ids, count, top_k, first, experts, shared, rows, most, pairs),
+                 two = make_gathered(ids, count, top_k, first, experts, shared, rows, most, pairs);
+  assert_true(moe_plan_gather_serves(one.plan));
+  moe_plan_gather(x, one.plan, one.rows, stream);
+  moe_plan_many(two.plan, stream);
+  moe_gather(x, two.plan, two.rows, stream);
+  const int tiles = fetch(two.plan.active, 1)[0], gathered = fetch(two.plan.gathered, 1)[0];
+  assert_int_equal(fetch(one.plan.active, 1)[0], tiles);
+  assert_int_equal(fetch(one.plan.gathered, 1)[0], gathered);
+  const std::vector<TokenTile> a = fetch(one.plan.tiles, (size_t)tiles), b = fetch(two.plan.tiles, (size_t)tiles);
+  assert_memory_equal(a.data(), b.data(), a.size() * sizeof a[0]);
+  const std::vector<int> place = fetch(one.plan.place, (size_t)gathered), want_place = fetch(two.plan.place, (size_t)gathered);
+  assert_true(place == want_place);
+  const std::vector<int> row = fetch(one.plan.expert_row, (size_t)rows * slots);
+  std::vector<uint8_t> from = fetch(x.data, records_bytes(true, mp, k)), to = fetch(one.rows.data, one.bytes);
+  std::vector<int> seen((size_t)gathered);
+  for (int t = 0; t < rows; t++)
+    for (int j = 0; j < slots; j++) {
+      const int e = j < top_k ? ids[(size_t)t * top_k + j] - first : experts + j - top_k, at = row[(size_t)t * slots + j];
+      if (t >= count || (j < top_k && (e < 0 || e >= experts))) {
+        assert_int_equal(at, one.plan.elsewhere ? -1 : 0);
+        continue;
+      }
+      assert_true(at >= 0 && at < gathered && seen[(size_t)at]++ == 0);
+      bool in_tile = false;
+      for (const TokenTile &tile : a) in_tile = in_tile || (tile.matrix == e && at >= tile.row && at < tile.row + tile.tokens);
+      assert_true(in_tile);
+      const RecordRow source = record_row({from.data(), mp, 1}, t), target = tile_row({to.data(), pairs, 1}, at, place[(size_t)at]);
+      for (int p = 0; p < pairs; p++)
+        for (int half = 0; half < 2; half++) {
+          const size_t s_row = (size_t)half * source.rows + t, t_row = (size_t)half * target.rows + target.row;
+          assert_true(((float *)(source.scales + p * source.pair_scales))[s_row] == ((float *)(target.scales + p * target.pair_scales))[t_row]);
+          for (int c = 0; c < 8; c++)
+            assert_memory_equal(source.data + p * source.pair_bytes + s_row * 128 + ((c ^ (t & 7)) << 4),
+                                target.data + p * target.pair_bytes + t_row * 128 + ((c ^ (target.row & 7)) << 4), 16);
+        }
+    }
+  free_all();
+}
+
+static void plan_and_gather(void **state) {
+  (void)state;
+  check_gather(24, 4, 0, 16, 16, 1, 24, 64);
+  check_gather(60, 8, 0, 64, 64, 2, 64, 16);  // padding rows, several tiles an expert
+  check_gather(40, 6, 16, 16, 48, 0, 40, 64); // the experts of one of three ranks
+  check_gather(130, 8, 0, 40, 40, 1, 136, 64);
 }
 
 static int open_device(void **state) {
   (void)state;
   cuda(cudaStreamCreate(&stream));
   linear_prepare();
+  router_many_prepare();
   scratch.sms = 3;
   cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * 128 * 128 * 4));
   cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * 128 * 128 * 4));
@@ -342,9 +451,11 @@ static int close_device(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(routes),
+      cmocka_unit_test(equal_scores),
       cmocka_unit_test(no_numbers),
       cmocka_unit_test(few_rows),
       cmocka_unit_test(parts_of_columns),
+      cmocka_unit_test(plan_and_gather),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
 }
