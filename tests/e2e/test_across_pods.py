@@ -24,7 +24,7 @@ OPTIONS = ["--device", "cuda", "--max-num-batched-tokens", "256", "--max-num-seq
 @pytest.fixture(scope="module", autouse=True)
 def place():
     if not PLUGIN.exists():
-        pytest.skip("built without Boost.Context")
+        pytest.skip("built without the emulated GPU")
     sandbox.enter()
     before = sandbox.Traces()
     yield

@@ -18,7 +18,7 @@ NEAR = 0.1  # bf16 activations against fp32 ones, in a log-probability
 @pytest.fixture(scope="module", autouse=True)
 def place():
     if not PLUGIN.exists():
-        pytest.skip("built without Boost.Context")
+        pytest.skip("built without the emulated GPU")
     sandbox.enter()
     before = sandbox.Traces()
     yield

@@ -4,8 +4,24 @@
 #include "cuda_bf16.h"
 #include "cuda_fp8.h"
 
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace emu {
 namespace {
+
+// This file is not instrumented: rows of 16 bytes that a kernel names are looked at here.
+void check_row(const void *row, const char *what) {
+  if ((uintptr_t)row % 16 != 0) broken("%s of a row that is not aligned to 16 bytes", what);
+#ifdef EMU_ASAN
+  if (__asan_region_is_poisoned(const_cast<void *>(row), 16)) {
+    uint8_t copy[16];
+    void *(*volatile read)(void *, const void *, size_t) = memcpy;
+    read(copy, row, 16); // ASan tells of it
+  }
+#endif
+}
 
 struct E4m3Table {
   float of[256];
@@ -187,13 +203,13 @@ void mma_16816(float *d, const uint32_t *a, const uint32_t *b, bool bf16) {
 }
 
 void load_matrices(uint32_t *d, const void *row, bool turned) {
-  if ((uintptr_t)row % 16 != 0) broken("ldmatrix of a row that is not aligned to 16 bytes");
+  check_row(row, "ldmatrix");
   Matrices m = {d, row};
   meet_warp(~0u, "ldmatrix", &m, turned ? load_four<true> : load_four<false>);
 }
 
 void store_matrices(void *row, const uint32_t *d) {
-  if ((uintptr_t)row % 16 != 0) broken("stmatrix of a row that is not aligned to 16 bytes");
+  check_row(row, "stmatrix");
   Matrices m = {const_cast<uint32_t *>(d), row};
   meet_warp(~0u, "stmatrix", &m, store_four);
 }

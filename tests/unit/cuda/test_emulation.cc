@@ -189,6 +189,14 @@ __global__ void bare_kernel() {
   mbar_wait(&bar, 0);
 }
 
+#ifdef MOB_ASAN
+__global__ void beyond_kernel() { // all of it is beyond the dynamic shared memory, of which there is none
+  DYNAMIC_SHARED(uint16_t, shared);
+  uint32_t d[4];
+  load_matrices(d, shared + threadIdx.x * 8);
+}
+#endif
+
 // What the process says that ends because of `kernel`.
 static void says(void (*kernel)(), const char *what) {
   int ends[2], status;
@@ -209,7 +217,7 @@ static void says(void (*kernel)(), const char *what) {
   text[n] = 0;
   close(ends[0]);
   assert_int_equal(waitpid(child, &status, 0), child);
-  assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+  assert_true(WIFSIGNALED(status) ? WTERMSIG(status) == SIGABRT : WEXITSTATUS(status) != 0); // ASan exits
   if (!strstr(text, what)) fail_msg("it says: %s", text);
 }
 
@@ -218,6 +226,9 @@ static void mistakes_end_the_process(void **state) {
   says(dead_kernel, "every thread waits and none can go on");
   says(apart_kernel, "__syncwarp");
   says(bare_kernel, "not initialised");
+#ifdef MOB_ASAN
+  says(beyond_kernel, "use-after-poison");
+#endif
 }
 
 // ------------------------------------------------------------------------------------------ matrices

@@ -28,7 +28,7 @@ static const mob_backend_t *backend;
 static int find_emulated(void **state) {
   (void)state;
   const char *path = MOB_BINARY_DIR "/bin/libmobula_cuda_emu.so";
-  if (access(path, F_OK) != 0) return 0; // no Boost.Context
+  if (access(path, F_OK) != 0) return 0; // not built here: tests/emu/CMakeLists.txt
   setenv("MOBULA_CUDA_PLUGIN", path, 1);
   setenv("MOB_EMU_DEVICES", "4", 1);
   if (mob_backend_find("cuda", &backend) != MOB_OK) {

@@ -52,7 +52,7 @@ void copy_to_shared(void *dst, const void *src, uint32_t bytes, uint64_t *bar);
 
 void *dynamic_shared();
 uint32_t shared_address(const void *p); // dynamic shared memory only
-const uint8_t *shared_pointer(uint32_t address);
+const uint8_t *shared_pointer(uint32_t address); // to 16 bytes
 
 // wgmma (tensor.cc): queued by a thread, computed when the warpgroup waits for it.
 struct WgmmaOp {
