@@ -53,16 +53,16 @@ mob_status routes_exchange(const Exec *exec, Rank *r, int layer, const RouterSpe
 mob_status routes_count(const Exec *exec, const Rank *r, int layer, int shared, bool few) {
   const mob_routes_t *routes = exec->spec.routes;
   if (!routes->experts || r->index != 0) return MOB_OK;
-  int count = 0;
+  int active = 0, count = 0; // experts, or tiles of experts
+  CU_TRY(cudaMemcpyAsync(&active, r->active, sizeof active, cudaMemcpyDeviceToHost, r->stream));
+  CU_TRY(cudaStreamSynchronize(r->stream));
   if (few) {
-    CU_TRY(cudaMemcpyAsync(&count, r->active, sizeof count, cudaMemcpyDeviceToHost, r->stream));
-    CU_TRY(cudaStreamSynchronize(r->stream));
-    count -= shared;
+    count = active - shared;
   } else {
-    std::vector<ExpertRows> rows((size_t)r->experts);
-    CU_TRY(cudaMemcpyAsync(rows.data(), r->rows_of, rows.size() * sizeof rows[0], cudaMemcpyDeviceToHost, r->stream));
+    std::vector<TokenTile> tiles((size_t)active);
+    CU_TRY(cudaMemcpyAsync(tiles.data(), r->token_tiles, tiles.size() * sizeof tiles[0], cudaMemcpyDeviceToHost, r->stream));
     CU_TRY(cudaStreamSynchronize(r->stream));
-    for (const ExpertRows &e : rows) count += e.tokens > 0;
+    for (const TokenTile &t : tiles) count += t.index == 0 && t.matrix < r->experts;
   }
   routes->experts[layer] = count;
   return MOB_OK;

@@ -8,7 +8,7 @@
 #include "tools/gpu/qwen_config.h"
 #include "tools/gpu/steps.h"
 
-enum { PREFILL = 2048, WHOLE = 28, MOST_STEPS = 240 };
+enum { PREFILL = 2048, WHOLE = 28, MOST_STEPS = STEPS_MOST };
 
 // Milliseconds a step of all 28 layers on one H200: what is wanted, what vLLM 0.26.0 takes, what reading weights and cache takes.
 typedef struct goal {

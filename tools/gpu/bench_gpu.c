@@ -1,6 +1,9 @@
 // The bench table of a host with GPUs: DeepSeek-R1's shapes at two counts of MoE layers, whose difference is a layer, then all of
 // Qwen2.5-7B's, through the CUDA backend with dummy weights; beside the goals, vLLM's figures and the read roof of the same run.
-//   bench_gpu [TP [STEPS]]    TP 0: all GPUs, up to 8; 100
+//   bench_gpu [TP [STEPS [PEER]]]    TP 0: all GPUs, up to 8; 100
+//   bench_gpu --layers [TP]          the two counts of MoE layers, and no more
+// PEER: a file with what vLLM's bench printed on this machine: for each count of MoE layers a line "LAYERS n", behind it lines
+// "PEER decode B=8 ctx=1024: 3.2 ms/step ..." and "PEER prefill 2x1024: 6.1 ms ...". Its figures take the place of the remembered ones.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +23,8 @@
 enum { BATCHES = 4, PREFILLS = 2, LONG = 8192, SHORT = 2048, QWEN_LAYERS = 28 };
 static const int batches[BATCHES] = {1, 8, 64, 256}, prefills[PREFILLS] = {SHORT, LONG};
 
-// Measured or wanted, ms: a MoE layer's decode and prefill, whole steps (0: not told). Goals are for H200; vLLM 0.26.0 on H200.
+// Measured or wanted, ms: a MoE layer's decode and prefill, whole steps (0: not told). Goals are for H200; vLLM 0.26.0 on an H200
+// of another day, for where it is not run beside (PEER).
 typedef struct figures {
   double layer[BATCHES], prefill[PREFILLS], fixed, whole;
 } figures_t;
@@ -37,20 +41,17 @@ static const target_t targets[] = {
 static const double qwen_goal[BATCHES] = {3.35, 3.5, 4.4, 9.0}, qwen_vllm[BATCHES] = {4.457, 4.608, 5.699, 10.76};
 
 typedef struct measured {
-  double step[BATCHES], device[BATCHES], prefill[PREFILLS];
+  double step[BATCHES], device[BATCHES], prefill[PREFILLS], experts[BATCHES];
 } measured_t;
 
 // Of a MoE layer, on one rank: what must be read once for `batch` tokens behind `context` others. FP8 matrices with a scale for 128
-// x 128 values; router fp32 as two bf16 halves; keys and values bf16 on every rank. Experts: as many as `batch` tokens choose on
-// average when every set of 8 of 256 is as likely.
-static double expected_experts(int batch) { return 256 * (1 - pow(1 - 8.0 / 256, batch)); }
-
-static double layer_bytes(int batch, int tp, double context) {
+// x 128 values; router fp32 as two bf16 halves; keys and values bf16 on every rank. `experts`: routed ones that have tokens.
+static double layer_bytes(int batch, int tp, double context, double experts) {
   const double f8 = 1 + 4.0 / 16384, hidden = 7168;
   const double replicated = (1536 + 576) * hidden * f8 + 256 * hidden * 4;
   const double cut = (24576.0 * 1536 + 32768.0 * 512 + hidden * 16384) * f8;
   const double expert = 3 * 2048 * hidden * f8;
-  return replicated + (cut + (expected_experts(batch) + 1) * expert) / tp + batch * context * 576 * 2;
+  return replicated + (cut + (experts + 1) * expert) / tp + batch * context * 576 * 2;
 }
 
 // 2 x the active parameters of a MoE layer for each token, and causal attention over prompts of 1,024.
@@ -73,7 +74,10 @@ static steps_t *bench(const char *config, int tp, int steps, uint64_t start, mea
   }
   out->prefill[1] = steps_prefill(s, 12 * (LONG / STEPS_CONTEXT), LONG, false);
   out->prefill[0] = steps_prefill(s, STEPS_BATCH, SHORT, true);
-  for (int i = 0; i < BATCHES; i++) out->step[i] = steps_decode(s, batches[i], steps, &out->device[i]);
+  for (int i = 0; i < BATCHES; i++) {
+    out->step[i] = steps_decode(s, batches[i], steps, &out->device[i]);
+    out->experts[i] = steps_experts(s, batches[i]);
+  }
   return s;
 }
 
@@ -91,33 +95,50 @@ static void row(const char *what, double now, double goal, double vllm) {
   figure(vllm, "%.3f");
 }
 
-static void r1_table(const target_t *t, const measured_t m[2], const read_roof_t *roof) {
+// A layer's figures out of steps with two counts of them; 0 where one is not known.
+static double slope(double more, double less, double layers) { return more > 0 && less > 0 ? (more - less) / layers : 0; }
+static double fixed_cost(const measured_t m[2], const target_t *t) {
+  const double layer = slope(m[1].step[0], m[0].step[0], t->layers[1] - t->layers[0]);
+  return layer > 0 ? m[1].step[0] - t->layers[1] * layer : 0;
+}
+
+// vLLM's of this run where there are any, else those of another day.
+static figures_t peer_figures(const target_t *t, const measured_t *peer) {
+  if (!peer) return t->vllm;
+  figures_t f = {.fixed = fixed_cost(peer, t), .whole = peer[1].step[BATCHES - 1]};
   const double layers = t->layers[1] - t->layers[0];
+  for (int i = 0; i < BATCHES; i++) f.layer[i] = slope(peer[1].step[i], peer[0].step[i], layers);
+  for (int i = 0; i < PREFILLS; i++) f.prefill[i] = slope(peer[1].prefill[i], peer[0].prefill[i], layers);
+  return f;
+}
+
+static void r1_table(const target_t *t, const measured_t m[2], const measured_t *peer, const read_roof_t *roof) {
+  const double layers = t->layers[1] - t->layers[0];
+  const figures_t vllm = peer_figures(t, peer);
   char what[64];
   printf("\nDeepSeek-R1, TP %d: ms a MoE layer, (1 + %d less 1 + %d) / %g, on the host's clock\n%-34s %9s %9s %-7s %9s\n", t->tp, t->layers[1],
          t->layers[0], layers, "", "now", "goal", "", "vLLM");
   for (int i = 0; i < BATCHES; i++) {
-    const double ms = (m[1].step[i] - m[0].step[i]) / layers, bytes = layer_bytes(batches[i], t->tp, STEPS_CONTEXT + 60);
+    const double ms = slope(m[1].step[i], m[0].step[i], layers), bytes = layer_bytes(batches[i], t->tp, STEPS_CONTEXT + 60, m[1].experts[i]);
     snprintf(what, sizeof what, "decode B=%d", batches[i]);
-    row(what, ms, t->goal.layer[i], t->vllm.layer[i]);
-    printf("   %6.0f MB, %.1f experts expected, %5.1f %% of the roof\n", bytes / 1e6, expected_experts(batches[i]),
-           100 * bytes / ms * 1e3 / roof->best);
+    row(what, ms, t->goal.layer[i], vllm.layer[i]);
+    printf("   %6.0f MB, %5.1f experts counted, %5.1f %% of the roof\n", bytes / 1e6, m[1].experts[i], 100 * bytes / ms * 1e3 / roof->best);
   }
   for (int i = 0; i < PREFILLS; i++) {
-    const double ms = (m[1].prefill[i] - m[0].prefill[i]) / layers;
+    const double ms = slope(m[1].prefill[i], m[0].prefill[i], layers);
     snprintf(what, sizeof what, "prefill of %d (prompts of 1,024)", prefills[i]);
-    row(what, ms, t->goal.prefill[i], t->vllm.prefill[i]);
+    row(what, ms, t->goal.prefill[i], vllm.prefill[i]);
     printf("   %6.0f TFLOP/s a GPU, %.1f %% of the roof\n", layer_flops(prefills[i]) / t->tp / ms / 1e9,
-           100 * layer_bytes(prefills[i], t->tp, 0) / ms * 1e3 / roof->best);
+           100 * layer_bytes(prefills[i], t->tp, 0, 256) / ms * 1e3 / roof->best);
   }
-  row("fixed cost of a step, B=1", m[1].step[0] - t->layers[1] * (m[1].step[0] - m[0].step[0]) / layers, t->goal.fixed, t->vllm.fixed);
+  row("fixed cost of a step, B=1", fixed_cost(m, t), t->goal.fixed, vllm.fixed);
   for (int k = 0; k < 2; k++) {
     printf("\n");
     for (int i = 0; i < BATCHES; i++) {
       snprintf(what, sizeof what, "step of 1 + %d, B=%d", t->layers[k], batches[i]);
       const bool told = k == 1 && batches[i] == 256;
       if (i) printf("\n");
-      row(what, m[k].step[i], told ? t->goal.whole : 0, told ? t->vllm.whole : 0);
+      row(what, m[k].step[i], told ? t->goal.whole : 0, peer ? peer[k].step[i] : told ? t->vllm.whole : 0);
       printf("   %.3f on the device", m[k].device[i]);
     }
   }
@@ -166,8 +187,58 @@ static read_roof_t empty_roof(void) {
   return roof;
 }
 
+// What vLLM's bench printed, of the two counts of layers. NULL: nothing that can be read.
+static const measured_t *read_peer(const char *path, const target_t *t) {
+  static measured_t peer[2];
+  FILE *file = fopen(path, "r");
+  if (!file) {
+    fprintf(stderr, "bench_gpu: %s cannot be read\n", path);
+    return NULL;
+  }
+  char line[512];
+  int which = -1, found = 0;
+  while (fgets(line, sizeof line, file)) {
+    int layers, batch, length;
+    double ms;
+    if (sscanf(line, "LAYERS %d", &layers) == 1) which = layers == t->layers[0] ? 0 : layers == t->layers[1] ? 1 : -1;
+    const char *at = strstr(line, "PEER ");
+    if (!at || which < 0) continue;
+    if (sscanf(at, "PEER decode B=%d ctx=%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
+      for (int i = 0; i < BATCHES; i++)
+        if (batches[i] == batch) peer[which].step[i] = ms, found++;
+    } else if (sscanf(at, "PEER prefill %dx%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
+      for (int i = 0; i < PREFILLS; i++)
+        if (prefills[i] == batch * length) peer[which].prefill[i] = ms, found++;
+    }
+  }
+  fclose(file);
+  if (!found) fprintf(stderr, "bench_gpu: no figure of vLLM's in %s; those of another day are printed\n", path);
+  return found ? peer : NULL;
+}
+
+static void head_line(const read_roof_t *roof, int devices, int steps, const measured_t *peer) {
+  struct utsname host;
+  uname(&host);
+  const time_t now = time(NULL);
+  char date[32];
+  strftime(date, sizeof date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
+  printf("\n%s: %d x %s, %s. Read roof of this run, 8 GiB: %.0f GB/s plain, %.0f GB/s bulk copies; the better counts.\n"
+         "Context 1k, greedy, distinct prompts, median of %d whole steps. Bytes are of one rank, with the experts that the device's plans of\n"
+         "%d more steps have. vLLM's column: %s.\n",
+         host.nodename, devices, roof->device, date, roof->plain / 1e9, roof->bulk / 1e9, steps, STEPS_COUNTED,
+         peer ? "DeepSeek-R1 on this machine, a moment before; Qwen2.5-7B of another day" : "of another day, H200");
+}
+
+static int usage(int devices) {
+  fprintf(stderr, "usage: bench_gpu [TP (0: all; 1, 2, 4, 8; this host has %d GPUs) [STEPS (4 to %d) [PEER]]] | --layers [TP]\n", devices, STEPS_MOST);
+  return 2;
+}
+
 int main(int argc, char **argv) {
-  read_roof_t roof = empty_roof(), again = {0}; // before any process state of CUDA is here, and behind the models: the better counts
+  const bool ask = argc > 1 && strcmp(argv[1], "--layers") == 0;
+  if (ask) argc--, argv++;
+  read_roof_t roof = {0}, again = {0}; // before any process state of CUDA is here, and behind the models: the better counts
+  if (!ask) roof = empty_roof();
   const uint64_t start = mob_now_ns();
   const mob_backend_t *backend;
   STEPS_CHECK(mob_backend_find("cuda", &backend));
@@ -183,10 +254,12 @@ int main(int argc, char **argv) {
   const target_t *target = NULL;
   for (size_t i = 0; i < MOB_LEN(targets); i++)
     if (targets[i].tp == tp) target = &targets[i];
-  if (!target || tp > devices || steps < 4 || steps > 240) {
-    fprintf(stderr, "usage: bench_gpu [TP (0: all; 1, 2, 4, 8; this host has %d GPUs) [STEPS (4 to 240)]]\n", devices);
-    return 2;
+  if (!target || tp > devices || steps < 4 || steps > STEPS_MOST) return usage(devices);
+  if (ask) {
+    printf("%d %d %d\n", tp, target->layers[0], target->layers[1]);
+    return 0;
   }
+  const measured_t *peer = argc > 3 ? read_peer(argv[3], target) : NULL;
   measured_t r1[2], qwen;
   mob_model_t *model;
   for (int k = 0; k < 2; k++) {
@@ -203,16 +276,8 @@ int main(int argc, char **argv) {
   mob_model_close(model);
   if (measure_read_roof(0, &again) != 0) return 1;
   better_roof(&roof, &again);
-
-  struct utsname host;
-  uname(&host);
-  const time_t now = time(NULL);
-  char date[32];
-  strftime(date, sizeof date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
-  printf("\n%s: %d x %s, %s. Read roof of this run, 8 GiB: %.0f GB/s plain, %.0f GB/s bulk copies; the better counts.\n"
-         "Context 1k, greedy, distinct prompts, median of %d whole steps. Bytes are of one rank; experts of a batch are the expected ones.\n",
-         host.nodename, devices, roof.device, date, roof.plain / 1e9, roof.bulk / 1e9, steps);
-  r1_table(target, r1, &roof);
+  head_line(&roof, devices, steps, peer);
+  r1_table(target, r1, peer, &roof);
   qwen_table(&qwen, &roof);
   return 0;
 }

@@ -42,6 +42,7 @@ struct drive {
   int32_t last[DRIVE_SLOTS];
   uint64_t compute_ns;
   int32_t *chosen, *given; // [layers of the model][max_tokens][top_k]
+  int32_t *experts;        // [layers of the model]
   mob_routes_t routes[MAX_STAGES];
 };
 
@@ -165,7 +166,7 @@ static mob_status open_stage(drive_t *d, int i) {
   spec.first_rank = c->first_rank;
   if (d->chosen) {
     const int32_t *given = c->replay ? route_rows(d, d->given, spec.first_layer) : NULL;
-    d->routes[i] = (mob_routes_t){true, route_rows(d, d->chosen, spec.first_layer), given, NULL};
+    d->routes[i] = (mob_routes_t){true, route_rows(d, d->chosen, spec.first_layer), given, d->experts + spec.first_layer};
     spec.routes = &d->routes[i];
   }
   int devices[64];
@@ -205,6 +206,7 @@ mob_status drive_open(const drive_config_t *config, drive_t **out) {
   if ((c->routes || c->replay) && desc->n_experts) {
     d->chosen = MOB_NEW_ARRAY(int32_t, ids);
     d->given = MOB_NEW_ARRAY(int32_t, ids);
+    d->experts = MOB_NEW_ARRAY(int32_t, (size_t)desc->n_layers);
   }
   mob_status status = MOB_OK;
   for (int i = 0; i + 1 < d->pp && status == MOB_OK; i++) status = make_pair(d->links[i]);
@@ -236,6 +238,7 @@ void drive_close(drive_t *d) {
   for (int i = 0; i < DRIVE_SLOTS; i++) free(d->places[i]);
   free(d->chosen);
   free(d->given);
+  free(d->experts);
   pthread_mutex_destroy(&d->lock);
   pthread_cond_destroy(&d->wake);
   free(d);
@@ -300,6 +303,7 @@ void drive_feed(drive_t *d, const float *x, uint32_t rows) {
 
 const float *drive_taken(const drive_t *d) { return (const float *)(d->out.tape + sizeof(header_t)); }
 const int32_t *drive_chosen(const drive_t *d, int layer) { return d->chosen ? route_rows(d, d->chosen, layer) : NULL; }
+int drive_experts(const drive_t *d, int layer) { return d->experts ? d->experts[layer] : 0; }
 int32_t *drive_given(drive_t *d, int layer) { return d->given ? route_rows(d, d->given, layer) : NULL; }
 const drive_place_t *drive_places(const drive_t *d, uint32_t slot) { return d->places[slot]; }
 int32_t drive_last(const drive_t *d, uint32_t slot) { return d->last[slot]; }

@@ -47,6 +47,7 @@ const float *drive_taken(const drive_t *d);
 // drive that replays, what they are to take instead, before it. NULL in a model without experts.
 const int32_t *drive_chosen(const drive_t *d, int layer);
 int32_t *drive_given(drive_t *d, int layer);
+int drive_experts(const drive_t *d, int layer); // with rows in the last step, as the dispatch plan of the first rank has them
 // Of `slot`, by position [max_len]; cleared by drive_forget().
 const drive_place_t *drive_places(const drive_t *d, uint32_t slot);
 void drive_forget(drive_t *d);

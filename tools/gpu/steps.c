@@ -14,7 +14,9 @@ enum { WARM = 10, MAX_PROMPTS = 16 };
 struct steps {
   const mob_backend_t *backend;
   mob_exec_t *exec;
-  int vocab;
+  const mob_model_desc_t *desc;
+  mob_routes_t routes; // off but in steps_experts()
+  int decoded;         // steps since the prompts
   uint64_t queued, done; // steps; `done` behind the lock
   uint64_t compute_ns;   // of the last one
   pthread_mutex_t lock;
@@ -73,11 +75,12 @@ steps_t *steps_open(const mob_model_t *model, int tp, int max_tokens) {
   steps_t *s = MOB_NEW(steps_t);
   pthread_mutex_init(&s->lock, NULL);
   pthread_cond_init(&s->wake, NULL);
-  s->vocab = mob_model_desc(model)->vocab;
+  s->desc = mob_model_desc(model);
+  s->routes.experts = MOB_NEW_ARRAY(int32_t, (size_t)s->desc->n_layers);
   STEPS_CHECK(mob_backend_find("cuda", &s->backend));
   const mob_exec_spec_t spec = {.model = model, .last_layer = mob_model_desc(model)->n_layers, .tp = tp, .dtype = MOB_DT_BF16,
                                 .kv_dtype = MOB_DT_BF16, .max_tokens = max_tokens, .max_seqs = STEPS_BATCH,
-                                .max_len = STEPS_PAGES * MOB_PAGE_TOKENS, .memory_share = 0.95};
+                                .max_len = STEPS_PAGES * MOB_PAGE_TOKENS, .memory_share = 0.95, .routes = &s->routes};
   const uint64_t begin = mob_now_ns();
   STEPS_CHECK(s->backend->open(&spec, &s->exec));
   mob_memory_plan_t plan;
@@ -99,6 +102,7 @@ void steps_close(steps_t *s) {
   s->backend->close(s->exec);
   pthread_mutex_destroy(&s->lock);
   pthread_cond_destroy(&s->wake);
+  free(s->routes.experts);
   free(s);
 }
 
@@ -133,7 +137,7 @@ double steps_prefill(steps_t *s, int count, int per_step, bool keep) {
     const int m = count - from < prompts ? count - from : prompts;
     for (int k = 0; k < m; k++) {
       const uint32_t slot = (uint32_t)(from + k);
-      for (int i = 0; i < STEPS_CONTEXT; i++) tokens[k][i] = (int32_t)((seed = seed * 1664525u + 1013904223u) >> 8) % s->vocab;
+      for (int i = 0; i < STEPS_CONTEXT; i++) tokens[k][i] = (int32_t)((seed = seed * 1664525u + 1013904223u) >> 8) % s->desc->vocab;
       seq_pages(slot, pages[k]);
       close[k] = slot;
       open[k] = (mob_seq_open_t){.slot = slot, .sampling = greedy, .prompt = tokens[k], .prompt_count = STEPS_CONTEXT};
@@ -151,21 +155,25 @@ double steps_prefill(steps_t *s, int count, int per_step, bool keep) {
   return n >= 4 ? median(times, n) : 0;
 }
 
-double steps_decode(steps_t *s, int batch, int count, double *device) {
+static mob_step_t decode_step(int batch, int at, mob_seq_step_t *seq) {
   static uint32_t pages[STEPS_BATCH][STEPS_PAGES];
   static const int32_t previous = MOB_TOKEN_PREVIOUS;
+  for (uint32_t k = 0; k < (uint32_t)batch; k++) {
+    seq_pages(k, pages[k]);
+    seq[k] = (mob_seq_step_t){.slot = k, .row = k, .start = (uint32_t)(STEPS_CONTEXT + at), .count = 1, .tokens = &previous,
+                              .pages = pages[k], .page_count = STEPS_PAGES, .sample = true};
+  }
+  return (mob_step_t){.token_count = (uint32_t)batch, .seq_count = (uint32_t)batch, .seqs = seq};
+}
+
+double steps_decode(steps_t *s, int batch, int count, double *device) {
   static mob_seq_step_t seq[STEPS_BATCH];
-  MOB_ASSERT(batch <= STEPS_BATCH && count + WARM <= STEPS_PAGES * MOB_PAGE_TOKENS - STEPS_CONTEXT);
+  MOB_ASSERT(batch <= STEPS_BATCH && count + WARM + STEPS_COUNTED <= STEPS_PAGES * MOB_PAGE_TOKENS - STEPS_CONTEXT);
   double *ns = MOB_NEW_ARRAY(double, (size_t)count), *wall = MOB_NEW_ARRAY(double, (size_t)count);
   uint64_t last = 0;
   int n = 0;
   for (int i = 0; i < count + WARM; i++) {
-    for (uint32_t k = 0; k < (uint32_t)batch; k++) {
-      seq_pages(k, pages[k]);
-      seq[k] = (mob_seq_step_t){.slot = k, .row = k, .start = (uint32_t)(STEPS_CONTEXT + i), .count = 1, .tokens = &previous,
-                                .pages = pages[k], .page_count = STEPS_PAGES, .sample = true};
-    }
-    mob_step_t step = {.token_count = (uint32_t)batch, .seq_count = (uint32_t)batch, .seqs = seq};
+    mob_step_t step = decode_step(batch, i, seq);
     queue(s, &step);
     if (i < 1) continue;
     const uint64_t compute = wait_for(s, s->queued - 1), now = mob_now_ns();
@@ -176,9 +184,28 @@ double steps_decode(steps_t *s, int batch, int count, double *device) {
     last = now;
   }
   wait_for(s, s->queued);
+  s->decoded = count + WARM;
   const double ms = median(wall, n);
   *device = median(ns, n);
   free(ns);
   free(wall);
   return ms;
+}
+
+double steps_experts(steps_t *s, int batch) {
+  static mob_seq_step_t seq[STEPS_BATCH];
+  double sum = 0;
+  int layers = 0;
+  for (int l = 0; l < s->desc->n_layers; l++) layers += s->desc->is_moe[l];
+  if (layers == 0) return 0;
+  s->routes.on = true;
+  for (int i = 0; i < STEPS_COUNTED; i++) {
+    mob_step_t step = decode_step(batch, s->decoded + i, seq);
+    queue(s, &step);
+    wait_for(s, s->queued);
+    for (int l = 0; l < s->desc->n_layers; l++) sum += s->desc->is_moe[l] ? s->routes.experts[l] : 0;
+  }
+  s->routes.on = false;
+  s->decoded += STEPS_COUNTED;
+  return sum / ((double)layers * STEPS_COUNTED);
 }

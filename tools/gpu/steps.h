@@ -5,7 +5,7 @@
 
 #include "engine/backend.h"
 
-enum { STEPS_CONTEXT = 1024, STEPS_BATCH = 256, STEPS_PAGES = 20 };
+enum { STEPS_CONTEXT = 1024, STEPS_BATCH = 256, STEPS_PAGES = 20, STEPS_COUNTED = 16, STEPS_MOST = 230 };
 
 #define STEPS_CHECK(expr)                                                                          \
   do {                                                                                             \
@@ -25,7 +25,10 @@ void steps_close(steps_t *s);
 // Prompts of 1,024 random tokens into the slots [0, count), `per_step` tokens a step; the median of all steps but the first, in ms, 0
 // where they are fewer than four. `keep`: the slots stay open.
 double steps_prefill(steps_t *s, int count, int per_step, bool keep);
-// `count` steps of the slots [0, batch): median ms a step on the host's clock, and on the device.
+// `count` steps (up to STEPS_MOST) of the slots [0, batch): median ms a step on the host's clock, and on the device.
 double steps_decode(steps_t *s, int batch, int count, double *device);
+// STEPS_COUNTED more steps behind them: routed experts of a layer that have tokens, as the dispatch plans on the device have them, mean over
+// steps and MoE layers; of rank 0. 0 in a model without experts.
+double steps_experts(steps_t *s, int batch);
 
 #endif
