@@ -74,9 +74,19 @@ void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
 
 // ------------------------------------------------------------------------------------------ attention
 
+// The last pair of o_proj's columns is half a pair where heads are odd: no kernel writes the other half, and zero weights times what
+// older steps left there (a NaN) is not zero.
+void clear_odd_head(const Records &out, int heads, cudaStream_t stream) {
+  const size_t rows = (size_t)out.mp;
+  uint8_t *pair = out.data + (size_t)(heads / 2) * rows * 264;
+  cudaMemsetAsync(pair + rows * 128, 0, rows * 128, stream);
+  cudaMemsetAsync(pair + rows * 260, 0, rows * 4, stream);
+}
+
 void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
   Rank *r = p.r;
   const mob_model_desc_t *d = p.d;
+  if (r->heads % 2) clear_odd_head(out, r->heads, p.stream);
   const PrefillPlan &plan = p.exec->plan;
   for (const std::pair<int, int> &range : plan.absorbed) {
     for (int from = range.first; from < range.second; from += kAttendRows) {
