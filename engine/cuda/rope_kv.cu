@@ -70,6 +70,70 @@ __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
   }
 }
 
+// The same for up to 2,048 columns in whole groups of eight, a group a thread, and without a chain of loads behind the wait.
+constexpr int kWholeRow = 2048;
+
+__global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare p) {
+  __shared__ float scratch[33];
+  depend_launch();
+  const int row = blockIdx.x, tid = threadIdx.x, col = tid * 8;
+  const bf16 *a = p.a + (size_t)row * p.lda;
+  const bool query = blockIdx.y == 1;
+  const int width = query ? p.q_lora : p.kv_lora, at = query ? 0 : p.kv_at;
+  const float *norm = query ? p.q_norm : p.kv_norm;
+  float w[8] = {}, bias[8] = {}, v[8] = {};
+  if (col < width) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      w[i] = norm[col + i];
+      if (p.a_bias) bias[i] = p.a_bias[at + col + i];
+    }
+  }
+  // Of the cache's part: its page, and a pair of rotated columns for each of the last threads.
+  const int pair = tid - (256 - p.rope.dim / 2), u = p.rope.interleaved ? 2 * pair : pair, x = p.rope.interleaved ? u + 1 : u + p.rope.dim / 2;
+  uint8_t *page = nullptr;
+  int offset = 0;
+  float2 turn = {};
+  if (!query && p.step.table[row] >= 0) {
+    const int position = p.step.position[row];
+    offset = position % 64;
+    page = p.cache + (size_t)p.step.pages[p.step.table[row] + position / 64] * page_bytes(p.kv_lora + p.rope_dim);
+    if (pair >= 0) turn = angle_of(p.rope, position, pair);
+  }
+  depend_wait();
+  if (page && p.step.waits && halted(p.step.waits)) page = nullptr;
+  float2 two = {};
+  if (page && pair >= 0) {
+    const int from = p.kv_at + p.kv_lora;
+    two = make_float2(__bfloat162float(a[from + u]) + (p.a_bias ? p.a_bias[from + u] : 0),
+                      __bfloat162float(a[from + x]) + (p.a_bias ? p.a_bias[from + x] : 0));
+  }
+  if (col < width) unpack_bf16(*(const uint4 *)(a + at + col), v);
+  float square = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    v[i] += bias[i];
+    square += v[i] * v[i];
+  }
+  const float factor = rsqrtf(block_sum(square, scratch) / width + p.eps);
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = w[i] * (v[i] * factor);
+  if (query) {
+    put_record(p.q, row, col, v, p.ue8m0, col < p.q_k);
+    return;
+  }
+  if (!page) return;
+  if (col < width) *(uint4 *)(page + page_offset(offset, col)) = pack_bf16x8(v);
+  if (pair < 0) return;
+  *(bf16 *)(page + page_offset(offset, width + u)) = __float2bfloat16(two.x * turn.x - two.y * turn.y);
+  *(bf16 *)(page + page_offset(offset, width + x)) = __float2bfloat16(two.y * turn.x + two.x * turn.y);
+}
+
+bool whole_rows(const MlaPrepare &p) {
+  const int sizes = p.lda | p.q_lora | p.kv_at | p.kv_lora;
+  return sizes % 8 == 0 && p.q_k <= kWholeRow && p.kv_lora <= kWholeRow && p.rope_dim == p.rope.dim && p.rope.dim <= 256;
+}
+
 // A warp takes a head: of q in place, of k and v into the cache.
 __global__ void __launch_bounds__(256) gqa_prepare_kernel(const GqaPrepare p) {
   __shared__ float heads[8][256];
@@ -189,7 +253,10 @@ void gqa_prepare_fast(const GqaPrepare &p, const int *tile_row, uint8_t *tiles, 
   else launch(gqa_prepare_fast_kernel<64>, grid, 256, 0, stream, p, tile_row, tiles, out);
 }
 
-void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) { launch(mla_prepare_kernel, dim3(rows, p.q_lora ? 2 : 1), 256, 0, stream, p); }
+void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) {
+  const dim3 grid(rows, p.q_lora ? 2 : 1);
+  launch(whole_rows(p) ? mla_prepare_whole_kernel : mla_prepare_kernel, grid, 256, 0, stream, p);
+}
 void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream) { launch(gqa_prepare_kernel, rows, 256, 0, stream, p); }
 
 } // namespace mob
