@@ -26,10 +26,19 @@ static uint64_t mix(uint64_t x) {
   return x ^ x >> 31;
 }
 
-static uint64_t hash_of(const char *name, uint64_t seed, uint64_t i) {
+// Of a tensor; value_hash() of its elements.
+static uint64_t name_hash(const char *name, uint64_t seed) {
   uint64_t h = 0xcbf29ce484222325u ^ seed;
   for (; *name; name++) h = (h ^ (uint8_t)*name) * 0x100000001b3u;
-  return mix(h + i * 0xd1342543de82ef95u);
+  return h;
+}
+
+static uint64_t value_hash(uint64_t tensor, int64_t i) {
+  return mix(tensor + (uint64_t)i * 0xd1342543de82ef95u);
+}
+
+static int small_of(uint64_t hash) { // -7..7
+  return (int)(hash & 7) + (int)(hash >> 3 & 7) - 7;
 }
 
 static bool ends(const char *text, const char *tail) {
@@ -58,33 +67,31 @@ static uint8_t e4m3_of(int k) { // -7..7, exact
   abort();
 }
 
-static void put(writer_t *w, const char *dtype, float value) {
-  uint16_t half;
-  if (strcmp(dtype, "F32") == 0) {
-    mob_buf_append(&w->data, &value, 4);
-    return;
-  }
-  if (strcmp(dtype, "BF16") == 0) {
-    half = mob_f32_to_bf16(value);
-  } else {
-    half = mob_f32_to_f16(value);
-  }
-  mob_buf_append(&w->data, &half, 2);
+// As many bytes more of the file.
+static uint8_t *grow(writer_t *w, size_t bytes) {
+  mob_buf_reserve(&w->data, bytes);
+  w->data.len += bytes;
+  return (uint8_t *)w->data.data + w->data.len - bytes;
 }
 
 static void put_fp8(writer_t *w, const mob_slot_t *slot, float scale) {
   char name[160];
+  uint8_t codes[15];
   int64_t rows = (slot->rows + 127) / 128, cols = (slot->cols + 127) / 128;
-  begin_tensor(w, slot->name, "F8_E4M3", slot->rows, slot->cols, (size_t)(slot->rows * slot->cols));
-  for (int64_t i = 0; i < slot->rows * slot->cols; i++) {
-    uint64_t h = hash_of(slot->name, w->seed, (uint64_t)i);
-    uint8_t code = e4m3_of((int)(h & 7) + (int)(h >> 3 & 7) - 7);
-    mob_buf_append(&w->data, &code, 1);
-  }
+  int64_t count = slot->rows * slot->cols;
+  uint64_t tensor = name_hash(slot->name, w->seed);
+  for (int k = 0; k < 15; k++) codes[k] = e4m3_of(k - 7);
+  begin_tensor(w, slot->name, "F8_E4M3", slot->rows, slot->cols, (size_t)count);
+  uint8_t *to = grow(w, (size_t)count);
+  for (int64_t i = 0; i < count; i++) to[i] = codes[small_of(value_hash(tensor, i)) + 7];
   snprintf(name, sizeof name, "%s_scale_inv", slot->name);
+  tensor = name_hash(name, w->seed);
   begin_tensor(w, name, "F32", rows, cols, (size_t)(rows * cols) * 4);
-  for (int64_t i = 0; i < rows * cols; i++)
-    put(w, "F32", (8.0f + (float)(hash_of(name, w->seed, (uint64_t)i) & 7)) / 8.0f * scale);
+  to = grow(w, (size_t)(rows * cols) * 4);
+  for (int64_t i = 0; i < rows * cols; i++) {
+    float value = (8.0f + (float)(value_hash(tensor, i) & 7)) / 8.0f * scale;
+    memcpy(to + 4 * i, &value, 4);
+  }
 }
 
 static mob_status write_slot(void *arg, const mob_slot_t *slot) {
@@ -106,12 +113,17 @@ static mob_status write_slot(void *arg, const mob_slot_t *slot) {
   const char *dtype = bias || strcmp(w->dtype, "f32") == 0 ? "F32"
                       : strcmp(w->dtype, "f16") == 0       ? "F16"
                                                            : "BF16";
+  bool f32 = strcmp(dtype, "F32") == 0, bf16 = strcmp(dtype, "BF16") == 0;
   int64_t count = slot->rows * slot->cols;
-  begin_tensor(w, slot->name, dtype, slot->rows, vector ? 0 : slot->cols,
-               (size_t)count * (dtype[0] == 'F' && dtype[1] == '3' ? 4 : 2));
-  for (int64_t i = 0; i < count; i++) {
-    uint64_t h = hash_of(slot->name, w->seed, (uint64_t)i);
-    put(w, dtype, base + scale * (float)((int)(h & 7) + (int)(h >> 3 & 7) - 7));
+  size_t size = f32 ? 4 : 2;
+  uint64_t tensor = name_hash(slot->name, w->seed);
+  uint8_t *to;
+  begin_tensor(w, slot->name, dtype, slot->rows, vector ? 0 : slot->cols, (size_t)count * size);
+  to = grow(w, (size_t)count * size);
+  for (int64_t i = 0; i < count; i++, to += size) {
+    float value = base + scale * (float)small_of(value_hash(tensor, i));
+    uint16_t half = f32 ? 0 : bf16 ? mob_f32_to_bf16(value) : mob_f32_to_f16(value);
+    memcpy(to, f32 ? (void *)&value : (void *)&half, size);
   }
   return MOB_OK;
 }
