@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/route_many.h"
 
 using namespace mob;
 
@@ -323,7 +324,9 @@ static void check_experts(const char *name, const char *routing, int tokens, int
     else linear_segments(w, plan.tiles, active, gathered.data, y, plan.most, scratch, stream);
   };
   if (few) moe_plan_few(plan, stream);
-  else {
+  else if (moe_plan_gather_serves(plan)) {
+    moe_plan_gather(hidden, plan, gathered, stream);
+  } else {
     moe_plan_many(plan, stream);
     moe_gather(hidden, plan, gathered, stream);
   }
@@ -388,17 +391,20 @@ static const size_t rotate_bytes = (size_t)200 << 20; // more than the L2 holds
 
 // ------------------------------------------------------------------------------------ router, norm
 
-static void check_route(int rows) {
+static void check_route(int rows, int parts) {
   const RouterSpec spec = {256, 8, 8, 4, true, true, 2.5f, nullptr};
-  std::vector<float> logits, bias;
+  std::vector<float> shares, logits((size_t)rows * 256), bias; // shares: of each logit, in every part
   std::normal_distribution<float> normal_value;
-  for (int i = 0; i < rows * 256; i++) logits.push_back(normal_value(rng));
+  for (int i = 0; i < parts * rows * 256; i++) {
+    shares.push_back(normal_value(rng) / std::sqrt((float)parts));
+    logits[(size_t)(i % (rows * 256))] += shares.back();
+  }
   for (int i = 0; i < 256; i++) bias.push_back(normal_value(rng) * 0.1f);
-  float *dl = upload(logits), *db = upload(bias), *weights = device<float>((size_t)rows * 9);
+  float *dl = upload(shares), *db = upload(bias), *weights = device<float>((size_t)rows * 9);
   int *ids = device<int>((size_t)rows * 8);
   RouterSpec with = spec;
   with.bias = db;
-  auto run = [&](int) { route(with, {dl, 1, 0}, ids, weights, 9, rows, stream); };
+  auto run = [&](int) { route(with, {dl, parts, (size_t)rows * 256}, ids, weights, 9, rows, stream); };
   run(0);
   CUDA(cudaStreamSynchronize(stream));
   const std::vector<int> got = fetch(ids, (size_t)rows * 8);
@@ -435,9 +441,42 @@ static void check_route(int rows) {
     }
   }
   char shape[64];
-  snprintf(shape, sizeof shape, "256 experts, %d tokens", rows);
+  snprintf(shape, sizeof shape, parts > 1 ? "256 experts, %d tokens, %d parts" : "256 experts, %d tokens", rows, parts);
   report("router", shape, wrong ? INFINITY : std::sqrt(d / ref), 1e-5, time_us(run, 20), 0, 0);
   for (void *p : {(void *)dl, (void *)db, (void *)weights, (void *)ids}) cudaFree(p);
+}
+
+// In parts, against the linear of many rows; both from the same hi and lo halves.
+static void check_router_product(int rows) {
+  const int n = 256, k = 7168;
+  Source s = make_source(n, k, false);
+  const Matrix w = pack(s, false, 1);
+  pack_into(s, w, 0, false);
+  std::normal_distribution<float> normal_value;
+  std::vector<float> values, ones((size_t)k, 1.0f);
+  for (int i = 0; i < rows * k; i++) values.push_back(normal_value(rng));
+  NormIn in = {};
+  in.x = upload(values);
+  in.w = upload(ones);
+  in.eps = 1e-6f;
+  in.hidden = k;
+  const Records split = {device<uint8_t>(2 * records_bytes(false, padded_rows(rows), k)), padded_rows(rows), 0};
+  norm_rows(in, {{nullptr, 0, 0}, 0, split, k, true, nullptr, false}, rows, stream);
+  const size_t size = (size_t)rows * n, parts = (size_t)router_parts(w);
+  float *whole = device<float>(size), *cut = device<float>(parts * size);
+  linear(w, split, whole, n, true, rows, 2, scratch, stream);
+  auto run = [&](int) { router_many(w, split, cut, rows, stream); };
+  run(0);
+  CUDA(cudaStreamSynchronize(stream));
+  const std::vector<float> want = fetch(whole, size), got = fetch(cut, parts * size);
+  std::vector<float> sums(size);
+  for (size_t i = 0; i < parts * size; i++) sums[i % size] += got[i];
+  char shape[64];
+  snprintf(shape, sizeof shape, "%6d x %5d, %4d tokens", n, k, rows);
+  report("router's product", shape, relative_l2(sums, want), 1e-5, time_us(run, 20), (double)w.stride, 4.0 * rows * n * k);
+  free_source(s);
+  for (const void *p : {(const void *)w.data, (const void *)in.x, (const void *)in.w, (const void *)split.data, (const void *)whole, (const void *)cut})
+    cudaFree((void *)p);
 }
 
 static void check_norm(int rows) {
@@ -525,7 +564,8 @@ int main() {
   }
   printf("grouped queries\n");
   check_gqa_all();
-  for (int rows : {1, 8, 64, 256, 2048}) check_route(rows);
+  for (int rows : {1, 8, 64, 256, 2048}) check_route(rows, 1);
+  for (int rows : {8, 64, 256}) check_router_product(rows), check_route(rows, 28);
   for (int rows : {1, 64}) check_norm(rows);
   printf("%d of %d lines wrong\n", failures, cases);
   return failures != 0;
