@@ -7,7 +7,8 @@
 //
 // Work is dealt as CTAs ask for it, because SMs do not read equally fast (by a tenth and more): whole tiles, then the last ones, one for
 // each CTA, in parts of their columns. Which tiles are cut, and where, does not depend on timing, and a tile's parts are summed in the order
-// of columns by the CTA with the first part, which is dealt last: so is no result.
+// of columns by the CTA with the first part: so is no result. Last parts are dealt first, for all tiles, and are longer: a first part finds
+// the others done, and short runs end the launch.
 //
 // Gated: the four blocks are two of gate's and the same two of up's; silu(gate) * up of 128 columns leaves as e4m3 with its scale, or
 // bf16, as records of the next linear.
@@ -68,10 +69,15 @@ struct SegmentsDeal {
     const int whole = tiles - cut, rest = i - whole;
     tile = i, part = 0, parts = 1;
     if (rest < 0) return true;
-    tile = whole + rest / tile_parts;
+    if (rest >= cut * tile_parts) return false;
+    tile = whole + rest % cut;
     parts = tile_parts;
-    part = parts - 1 - rest % parts;
-    return tile < tiles;
+    part = parts - 1 - rest / cut;
+    return true;
+  }
+  // Where part `of` of so many column pairs begins. Four parts are as 4 : 6 : 8 : 10, those of few pairs equal.
+  __device__ int first_pair(int pairs, int of) const {
+    return pairs < 16 ? pairs * of / parts : pairs * of * (of + 3) / (parts * (parts + 3));
   }
 };
 
@@ -366,8 +372,8 @@ template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load(co
       }
     }
     const uint64_t policy = tile.across > 1 ? keep : once;
-    const int last = pairs * (deal.part + 1) / deal.parts;
-    int pair = pairs * deal.part / deal.parts;
+    const int last = deal.first_pair(pairs, deal.part + 1);
+    int pair = deal.first_pair(pairs, deal.part);
     mbar_wait(at.run_empty(run_ring.slot), run_ring.phase);
     *at.run(run_ring.slot) = {tile.row, tile.tokens, row_tile, last - pair, deal.part, deal.parts,
                               (deal.tile - deal.tiles + deal.cut) * (deal.parts - 1), 0};
