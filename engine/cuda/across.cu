@@ -147,6 +147,22 @@ __global__ void __launch_bounds__(256) part_kernel(const NormIn in, bf16 *out) {
   *(uint4 *)(out + (size_t)row * in.hidden + col) = pack_bf16x8(sum);
 }
 
+// The rows of tokens [first, first + count), which are here; zeros for all others.
+__global__ void __launch_bounds__(256) embed_kernel(const StepRows step, const bf16 *part, int first, int count, int vocab, int hidden,
+                                                    bf16 *out, float *x) {
+  depend_launch();
+  depend_wait();
+  const int row = blockIdx.y, col = (blockIdx.x * 256 + threadIdx.x) * 8;
+  if (col >= hidden) return;
+  int token = step.token[row];
+  if (token < 0) token = step.last_token[-1 - token];
+  token = min(max(token, 0), vocab - 1) - first;
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  uint4 *to = (uint4 *)(x + (size_t)row * hidden + col);
+  *(uint4 *)(out + (size_t)row * hidden + col) = token >= 0 && token < count ? *(const uint4 *)(part + (size_t)token * hidden + col) : none;
+  to[0] = to[1] = none;
+}
+
 // The best of a row's pieces, its id of the whole vocabulary. A warp a row.
 __global__ void __launch_bounds__(32) own_key_kernel(const Key *best, int vocab0, Key *keys) {
   depend_launch();
@@ -299,6 +315,14 @@ mob_status across_sum(Exec *exec, Rank *r, NormIn *in, int rows) {
     in->add = r->y;
   }
   return all_reduce(exec, r, r->y, (size_t)rows * (size_t)in->hidden, NCCL_BFLOAT16, NCCL_SUM); // what `add` is
+}
+
+mob_status across_embed(Exec *exec, Rank *r, NormIn *in, int rows) {
+  const int64_t vocab = exec->desc->vocab, tp = exec->spec.tp, first = vocab * r->number / tp, end = vocab * (r->number + 1) / tp;
+  launch(embed_kernel, dim3((in->hidden + 2047) / 2048, rows), 256, 0, r->stream, in->step, (const bf16 *)r->embed, (int)first,
+         (int)(end - first), (int)vocab, in->hidden, r->y, r->x);
+  in->add = r->y;
+  return all_reduce(exec, r, r->y, (size_t)rows * (size_t)in->hidden, NCCL_BFLOAT16, NCCL_SUM);
 }
 
 mob_status across_share_rows(Exec *exec, Rank *r, int rows) {

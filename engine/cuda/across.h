@@ -1,6 +1,7 @@
 // A stage whose ranks are in several processes (pods). Within one process ranks add up over peer memory (comm.cuh); here, where some are
 // elsewhere, every exchange of the stage is NCCL's, among all its ranks at once: NCCL knows which of them share NVLink.
 //
+//   the embedding                      all-reduce of bf16 rows, of which each rank has those of its part of the vocabulary, else zeros
 //   after attention and feed-forward   all-reduce of bf16 rows, in place; the norm that follows adds them to the residual stream
 //   plain sampling                     all-reduce (max) of the best (logit, id) of each row
 //   other sampling                     all-gather of logits, rank 0 samples, broadcast of ids
@@ -38,6 +39,8 @@ mob_status across_wait(Exec *exec, cudaEvent_t event);
 // ---- queued on a rank's stream, also while it is captured; all ranks call the same in the same order.
 // This rank's part of the sum is what `in` adds (projection, experts here); from here on in.add is the sum of all.
 mob_status across_sum(Exec *exec, Rank *r, NormIn *in, int rows);
+// The step's tokens' embeddings: in.add is their sum over ranks, the residual stream is 0.
+mob_status across_embed(Exec *exec, Rank *r, NormIn *in, int rows);
 // own_logits [rows][across_columns()] -> ids, last_token; rows [first, first + rows) of the step's list.
 mob_status across_sample(Exec *exec, Rank *r, int first, int rows, bool plain);
 mob_status across_share_rows(Exec *exec, Rank *r, int rows);   // x of rank 0

@@ -65,7 +65,7 @@ struct Rank {
   cudaStream_t stream = nullptr;
   std::vector<Layer> layers;
   Layer outer;
-  bf16 *embed = nullptr;
+  bf16 *embed = nullptr; // this rank's part of the vocabulary
   std::vector<void *> blocks; // device memory to free
   uint8_t *cache = nullptr;
   size_t layer_cache = 0;

@@ -39,9 +39,12 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
   NormIn in = {};
   in.x = p.r->x;
   in.from = p.stream_at;
-  in.embed = p.embed ? p.r->embed : nullptr;
+  if (p.embed && !p.exec->across) {
+    in.embed.ranks = p.exec->spec.tp;
+    in.embed.vocab = p.d->vocab;
+    for (const Rank &rank : p.exec->ranks) in.embed.part[rank.number] = rank.embed;
+  }
   in.step = p.step;
-  in.vocab = p.d->vocab;
   in.add = p.add;
   in.bias = p.add_bias;
   if (p.experts) {
@@ -59,6 +62,7 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
 // What the last block left goes to the residual stream, summed over ranks; then the norm.
 void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
   NormIn in = norm_in(*p, w, eps);
+  if (p->embed && p->exec->across && p->status == MOB_OK) p->status = across_embed(p->exec, p->r, &in, p->rows);
   const bool shared = p->exec->spec.tp > 1 && (p->add || p->experts);
   if (shared && !p->exec->across) {
     norm_rows_ranks(in, out, p->r->peers, &p->sums, p->rows, p->r->sms, p->stream);

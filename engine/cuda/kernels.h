@@ -7,6 +7,7 @@
 
 #include "common.cuh"
 #include "linear_many.cuh"
+#include "waits.cuh"
 
 namespace mob {
 
@@ -92,13 +93,16 @@ inline bool segments_can_gate(int64_t inter, int up_at, int act_k) { return inte
 void linear_segments_prepare(); // once a device, by linear_prepare()
 
 // ---- norm.cu
+struct Embedding {
+  const bf16 *part[kMaxRanks]; // rank r: rows [vocab * r / ranks, vocab * (r + 1) / ranks) of [vocab][hidden], in its GPU's memory
+  int ranks, vocab;
+};
 struct NormIn {
   float *x;             // [T][hidden] residual stream, updated when something is added
   const float *from;    // where it is until then; nullptr: in x (as it must be where sums go over ranks)
   const int *rows;      // row r of the output is row rows[r] of x; nullptr: r
-  const bf16 *embed;    // [vocab][hidden]: x = embed[token]; nullptr: no
+  Embedding embed;      // x = the row of its token; part[0] nullptr: no
   StepRows step;        // for `embed`
-  int vocab;
   const bf16 *add;      // [T][hidden] added to x; nullptr: none
   const float *bias;    // [hidden] added too
   // experts: x += sum over j of weight[t][j] * expert_y[expert_row[t][j]], in order of j

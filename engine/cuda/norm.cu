@@ -6,11 +6,24 @@
 namespace mob {
 namespace {
 
+// The embedding of a row's token, on whichever GPU it is.
+__device__ __forceinline__ const bf16 *embedded(const NormIn &in, int row) {
+  const uint32_t ranks = in.embed.ranks, vocab = in.embed.vocab;
+  int id = in.step.token[row];
+  if (id < 0) id = in.step.last_token[-1 - id];
+  const uint32_t token = min(max(id, 0), (int)vocab - 1), rank = ((token + 1) * ranks - 1) / vocab;
+  const bf16 *part = in.embed.part[0];
+#pragma unroll
+  for (int r = 1; r < kMaxRanks; r++)
+    if ((int)rank == r) part = in.embed.part[r];
+  return part + (size_t)(token - vocab * rank / ranks) * in.hidden;
+}
+
 // Eight columns of a row of x with all that is added to it.
-__device__ __forceinline__ void gather8(const NormIn &in, int row, int token, int col, float v[8]) {
+__device__ __forceinline__ void gather8(const NormIn &in, int row, const bf16 *begin, int col, float v[8]) {
   float u[8];
-  if (in.embed) {
-    unpack_bf16(*(const uint4 *)(in.embed + (size_t)token * in.hidden + col), v);
+  if (begin) {
+    unpack_bf16(*(const uint4 *)(begin + col), v);
     return;
   }
   load8((in.from ? in.from : in.x) + (size_t)row * in.hidden + col, v);
@@ -45,16 +58,11 @@ template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) nor
   if (!Long && in.w && (int)threadIdx.x * 8 < in.hidden) load8(in.w + threadIdx.x * 8, w);
   depend_wait();
   const int r = blockIdx.x, row = in.rows ? in.rows[r] : r;
-  int token = 0;
-  if (in.embed) {
-    token = in.step.token[row];
-    if (token < 0) token = in.step.last_token[-1 - token];
-    token = min(max(token, 0), in.vocab - 1);
-  }
-  const bool changed = in.embed || in.from || in.add || in.bias || in.expert_y;
+  const bf16 *begin = in.embed.part[0] ? embedded(in, row) : nullptr;
+  const bool changed = begin || in.from || in.add || in.bias || in.expert_y;
   float *x = in.x + (size_t)row * in.hidden, v[8] = {}, square = 0;
   auto take = [&](int col) {
-    gather8(in, row, token, col, v);
+    gather8(in, row, begin, col, v);
     if (changed) store8(x + col, v);
 #pragma unroll
     for (int k = 0; k < 8; k++) square += v[k] * v[k];

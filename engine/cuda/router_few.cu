@@ -213,7 +213,7 @@ void route_few(const RouteFew &p, const float *x, int hidden, int rows, cudaStre
 }
 
 bool norm_route_serves(const NormIn &in, const NormOut &out) {
-  return in.add && !in.from && !in.expert_y && !in.embed && !in.rows && norm_width(in, out) <= kTurns * kTurn;
+  return in.add && !in.from && !in.expert_y && !in.embed.part[0] && !in.rows && norm_width(in, out) <= kTurns * kTurn;
 }
 
 void norm_route_few(const RouteFew &p, const NormIn &in, const NormOut &out, float *x, int rows, cudaStream_t stream) {

@@ -87,7 +87,6 @@ mob_status visit_slot(void *arg, const mob_slot_t *slot) {
   if (slot->id == MOB_W_EMBED) {
     v->embed = *slot;
     v->embed_tensor = t.tensor;
-    t.slot.split = MOB_SPLIT_NONE; // every rank looks rows up in its own copy
   }
   if (!t.tensor) { // tied head
     t.tensor = v->embed_tensor;
@@ -172,9 +171,11 @@ template <class F> void arrays_of(const Exec *exec, const Rank *rank, Layer *lay
   if (layer->v_rows[MOB_W_KV_A_BIAS]) take((void **)&layer->a_bias, (uint64_t)layer->g[G_A].m.n * 4, true);
 }
 
-uint64_t embed_bytes(const Exec *exec) {
-  const mob_model_desc_t *d = exec->desc;
-  return exec->spec.first_layer == 0 ? (uint64_t)d->vocab * (uint64_t)d->hidden * 2 : 0;
+// Of a rank's part of the vocabulary: the rows that the head has there, too.
+uint64_t embed_bytes(const Exec *exec, const Rank *rank) {
+  const int64_t vocab = exec->desc->vocab, tp = exec->spec.tp;
+  const int64_t rows = vocab * (rank->number + 1) / tp - vocab * rank->number / tp;
+  return exec->spec.first_layer == 0 ? (uint64_t)rows * (uint64_t)exec->desc->hidden * 2 : 0;
 }
 
 mob_status allocate(const Exec *exec, Rank *rank) {
@@ -188,7 +189,7 @@ mob_status allocate(const Exec *exec, Rank *rank) {
     rank->blocks.push_back(*out);
     if (zero) error = cudaMemsetAsync(*out, 0, bytes, rank->stream);
   };
-  if (embed_bytes(exec)) take((void **)&rank->embed, embed_bytes(exec), false);
+  if (embed_bytes(exec, rank)) take((void **)&rank->embed, embed_bytes(exec, rank), false);
   for (Layer &layer : rank->layers) arrays_of(exec, rank, &layer, take);
   arrays_of(exec, rank, &rank->outer, take);
   take((void **)&rank->bad, 4, true);
@@ -293,7 +294,7 @@ mob_status weights_bind(Exec *exec) {
 }
 
 uint64_t weights_bytes(const Exec *exec, const Rank *rank) {
-  uint64_t total = round_up(embed_bytes(exec));
+  uint64_t total = round_up(embed_bytes(exec, rank));
   auto add = [&](void **, uint64_t bytes, bool) { total += round_up(bytes); };
   Rank *all = const_cast<Rank *>(rank); // whose pointers `add` leaves alone
   for (Layer &layer : all->layers) arrays_of(exec, all, &layer, add);

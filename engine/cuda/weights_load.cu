@@ -123,9 +123,10 @@ long setting(const char *name, long otherwise) { // for measurements
   return value > 0 ? value : otherwise;
 }
 
-int reader_count() {
-  const long cpus = mob_cpu_count();
-  return (int)setting("MOB_LOAD_THREADS", cpus < 4 ? 4 : cpus > 32 ? 32 : cpus);
+// A small model is read before many threads and their pinned buffers are there.
+int reader_count(uint64_t bytes) {
+  const long cpus = mob_cpu_count(), most = cpus < 4 ? 4 : cpus > 32 ? 32 : cpus, useful = (long)(bytes / kLargestChunk) + 2;
+  return (int)setting("MOB_LOAD_THREADS", useful < most ? useful : most);
 }
 
 // Of the scales that rows [begin, end) do not need; ones that they share with the rows before, load_chunk() takes as counted.
@@ -374,7 +375,7 @@ void reader_main(Loading *l) {
 }
 
 mob_status load_files(Loading *l) {
-  size_t readers = (size_t)reader_count();
+  size_t readers = (size_t)reader_count(l->exec->file_bytes);
   l->row_cost = (size_t)setting("MOB_LOAD_ROW_COST", kRowCost);
   const auto slots_for = [](size_t n) { return n + std::max<size_t>(2, n / 2); };
   cut(l, (size_t)setting("MOB_LOAD_CHUNK_KIB", (long)(std::min(kLargestChunk, kRingBytes / slots_for(readers)) >> 10)) << 10);
