@@ -102,6 +102,7 @@ static void test_decode(void **) {
   check_mla(2, 1, 130, false); // keys in more parts than pages
   check_mla(3, 9, 200, false);
   check_mla(66, 2, 70, false); // more heads than a block has
+  check_mla(2, 26, 70, false);
 }
 
 static void test_prefill(void **) {
