@@ -301,7 +301,7 @@ void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, c
 }
 
 void absorb_v_mla(const AbsorbMla &p, const MlaParts &parts, const Records &out, int row0, int rows, bool ue8m0, cudaStream_t stream) {
-  const int least = rows <= 8 ? 1 : 2, wanted = token_groups(p.heads, rows, p.sms), groups = wanted < least ? least : wanted;
+  const int groups = token_groups(p.heads, rows, p.sms);
   const dim3 grid(p.heads, token_ctas(p.heads, rows, 8 * groups, p.sms));
   if (groups == 1) launch(absorb_v_mla_kernel<1>, grid, 256, absorb_v_bytes(1), stream, p, parts, out, row0, rows, ue8m0);
   else if (groups == 2) launch(absorb_v_mla_kernel<2>, grid, 256, absorb_v_bytes(2), stream, p, parts, out, row0, rows, ue8m0);
