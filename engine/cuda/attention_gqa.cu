@@ -4,10 +4,13 @@
 // The pages of all (row, key head) pairs, one pair behind the other, are one long list that the CTAs cut into equal runs from the
 // lengths on the device: long and short sequences share the SMs evenly, and a graph holds for any lengths. A CTA streams its run through a ring
 // of bulk copies; each of four warps takes 16 keys of every page by itself (keys, then columns of the values, as M of mma.sync, eight
-// heads as N; its own online softmax), and they meet only at a pair's end. A pair that lies in one run leaves as records at once. One in several: the runs leave partial
-// results and the last of its CTAs adds them in the order of the keys, so that the result does not depend on timing.
+// heads as N; its own online softmax), and they meet only at a pair's end. A pair that lies in one run leaves as records at once. One in
+// several: the runs leave partial results, and the CTA with the pair's end adds them at the end of its run, in the order of the keys, so
+// that the result does not depend on timing.
 //
-// Before the kernel in front (it writes this step's token) is done, pages of earlier steps are already on their way.
+// Before the kernel in front is done, pages of earlier steps are already on their way. Where every row is a sequence of its own the rest of
+// what comes between projection and attention is done here too: a run's warps turn its queries, and the one with the key of this step's
+// token puts key and value into the page in shared memory and into the cache.
 #include "attention_gqa.cuh"
 
 namespace mob {
@@ -27,17 +30,19 @@ template <int Dim, bool Wide> struct Shared { // Wide: 9 to 16 query heads a key
 };
 
 __device__ __forceinline__ int pages_of(const AttendGqa &p, int row) {
-  return p.step.table[row] < 0 || (p.tile_row && p.tile_row[row] >= 0) ? 0 : p.step.position[row] / 64 + 1;
+  const int table = p.step.table[row], position = p.step.position[row], tile = p.tile_row ? p.tile_row[row] : -1; // all on their way at once
+  return table < 0 || tile >= 0 ? 0 : position / 64 + 1;
 }
 
 // How the list of `total` pages of `pairs` pairs is cut: whole pairs, or the same number of runs for each, as long as that keeps
 // nine of ten CTAs busy.
-__device__ __forceinline__ int runs_of(int64_t total, int64_t pairs) {
-  const int64_t most = max((int64_t)1, min((int64_t)gridDim.x, total / kMinPages));
-  const int64_t rounds = (pairs + most - 1) / most;
-  const int64_t even = pairs >= most ? (pairs + rounds - 1) / rounds : most / pairs * pairs;
-  return (int)(even * 10 >= most * 9 ? even : most);
+__device__ __forceinline__ int runs_of(int total, int pairs) {
+  const int most = max(1, min((int)gridDim.x, total / kMinPages)), rounds = (pairs + most - 1) / most;
+  const int even = pairs >= most ? (pairs + rounds - 1) / rounds : most / pairs * pairs;
+  return even * 10 >= most * 9 ? even : most;
 }
+// floor(total * i / runs), without long divisions, which a CTA would begin with.
+__device__ __forceinline__ int run_begin(int total, int i, int runs) { return total / runs * i + total % runs * i / runs; }
 
 // A run: pieces of pairs, in order.
 struct Run {
@@ -90,19 +95,19 @@ __device__ bool find_run(const AttendGqa &p, int rows, Run *run) {
     if (i < tid / 32) before += sums[i];
     all += sums[i];
   }
-  const int64_t total = (int64_t)(all & (kOne - 1)) * p.kv_heads;
+  const int total = (int)(all & (kOne - 1)) * p.kv_heads;
   if (total == 0) return false;
-  run->total = (int)total;
-  run->runs = runs_of(total, (int64_t)(all >> 40) * p.kv_heads);
+  run->total = total;
+  run->runs = runs_of(total, (int)(all >> 40) * p.kv_heads);
   if ((int)blockIdx.x >= run->runs) return false;
-  run->at = (int)(total * blockIdx.x / run->runs);
-  run->end = (int)(total * (blockIdx.x + 1) / run->runs);
-  int64_t left = (int64_t)(before & (kOne - 1)) * p.kv_heads;
-  if (run->at >= left && run->at < left + (int64_t)(mine & (kOne - 1)) * p.kv_heads) {
+  run->at = run_begin(total, blockIdx.x, run->runs);
+  run->end = run_begin(total, blockIdx.x + 1, run->runs);
+  int left = (int)(before & (kOne - 1)); // pages of one key head before this thread's rows
+  if (run->at >= left * p.kv_heads && run->at < (left + (int)(mine & (kOne - 1))) * p.kv_heads) {
     int row = from, n;
-    for (; n = pages_of(p, row), run->at >= left + (int64_t)n * p.kv_heads; row++) left += (int64_t)n * p.kv_heads;
+    for (; n = pages_of(p, row), run->at >= (left + n) * p.kv_heads; row++) left += n;
     found[0] = row;
-    found[1] = (int)(left / p.kv_heads);
+    found[1] = left;
   }
   __syncthreads();
   run->row = found[0];
@@ -113,7 +118,13 @@ __device__ bool find_run(const AttendGqa &p, int rows, Run *run) {
   return true;
 }
 
-// One warp: queries and pages of the run into shared memory.
+// Rows that are padding get zeros: linears compute them too, so they must be numbers.
+__device__ __forceinline__ void clear_padding(const AttendGqa &p, int rows, int thread, int threads) {
+  for (int r = blockIdx.x; r < rows; r += gridDim.x)
+    if (p.step.table[r] < 0) clear_columns(p.out, r, 0, thread, threads);
+}
+
+// One warp: queries, unless they are prepared here, and pages of the run into shared memory. Of a sequence's last page only what is used.
 template <int Dim, bool Wide>
 __device__ __forceinline__ void produce(const AttendGqa &p, Run run, uint8_t *ring, uint8_t *q, uint64_t *full, uint64_t *empty,
                                         uint64_t *q_full, uint64_t *q_empty) {
@@ -137,22 +148,31 @@ __device__ __forceinline__ void produce(const AttendGqa &p, Run run, uint8_t *ri
     q_phase ^= 1;
   };
   while (run.next(p)) {
-    const int table = p.step.table[run.row];
-    bool has_q = waited;
-    if (has_q) load_q();
+    const int table = p.step.table[run.row], last_rows = (p.step.position[run.row] % 64 / 16 + 1) * 16;
+    bool has_q = waited || p.prepares;
+    if (!p.prepares && has_q) load_q();
     for (int from = run.first; from < run.last; from += 32) {
       const int n = min(32, run.last - from), mine = lane < n ? p.step.pages[table + from + lane] : 0;
       for (int i = 0; i < n; i++) {
         const int page = __shfl_sync(~0u, mine, i);
-        if (!has_q && (issued == S::kStages || from + i == run.pages - 1)) { // the last one holds this step's token
+        const bool newest = from + i == run.pages - 1; // it holds this step's token
+        if (!has_q && (issued == S::kStages || newest)) {
           load_q();
           has_q = true;
         }
         if (lane == 0) {
+          const uint8_t *at = p.cache + (size_t)page * page_size + (size_t)run.kv * Page::kBytes;
+          uint8_t *stage = ring + s * Page::kBytes;
           mbar_wait(&empty[s], phase);
-          mbar_arrive_expect(&full[s], Page::kBytes);
-          bulk_load(ring + s * Page::kBytes, p.cache + (size_t)page * page_size + (size_t)run.kv * Page::kBytes, Page::kBytes,
-                    &full[s], once);
+          if (!newest || last_rows == 64) {
+            mbar_arrive_expect(&full[s], Page::kBytes);
+            bulk_load(stage, at, Page::kBytes, &full[s], once);
+          } else {
+            mbar_arrive_expect(&full[s], 2 * Page::kBoxes * last_rows * 128);
+#pragma unroll 1
+            for (int box = 0; box < 2 * Page::kBoxes; box++)
+              bulk_load(stage + box * Page::kBox, at + box * Page::kBox, last_rows * 128, &full[s], once);
+          }
         }
         issued++;
         if (++s == S::kStages) s = 0, phase ^= 1;
@@ -200,59 +220,88 @@ __device__ __forceinline__ void put_result(const AttendGqa &p, int row, int kv, 
   if (kv == p.kv_heads - 1) clear_columns(p.out, row, p.heads * Dim, threadIdx.x, kWarps * 32);
 }
 
-// A piece of a pair: leaves its sums, and, when it is the last to come, adds all of them.
+// Where CTA `cta` leaves its piece of a pair that is cut: a run has two places, [1] for the pair that begins in it and goes on, [0] for
+// the one that it goes on with. A word is its own flag, as in linear_many.cuh: every bit set is "not there yet".
+__device__ __forceinline__ float *piece_place(const AttendGqa &p, int cta, bool begins) { return p.partial + ((size_t)cta * 2 + begins) * kGqaPartial; }
+
 template <int Dim, bool Wide>
-__device__ __forceinline__ void merge_pieces(const AttendGqa &p, const Run &run, float (&v)[Dim / Shared<Dim, Wide>::kColumns][4],
-                                             float top, float sum, float scale) {
+__device__ __forceinline__ void leave_piece(const AttendGqa &p, bool begins, const float (&v)[Dim / Shared<Dim, Wide>::kColumns][4], float top,
+                                            float sum) {
   using At = Place<Dim, Wide>;
-  __shared__ bool last;
-  const int r = At::row(), head = threadIdx.x % At::kLanes, cta = (int)blockIdx.x;
-  const int first = run.run_at(run.begin), pieces = run.run_at(run.begin + run.pages - 1) - first + 1;
-  // A run has two places: [1] for the pair that begins in it, [0] for the one that it goes on with.
-  auto place = [&](int i) { return p.partial + ((size_t)(first + i) * 2 + (i == 0)) * kGqaPartial; };
-  float *mine = place(cta - first);
+  float *to = piece_place(p, blockIdx.x, begins);
 #pragma unroll
-  for (int i = 0; i < At::kPasses; i++)
-    *(float4 *)(mine + r * 128 + At::col(i)) = make_float4(v[i][0], v[i][1], v[i][2], v[i][3]);
-  if (head == 0) *(float2 *)(mine + kGqaGroup * 128 + 2 * r) = make_float2(top, sum);
-  __threadfence();
-  group_sync<kWarps * 32>(1);
-  if (threadIdx.x == 0) {
-    last = atomicAdd(p.arrived + first, 1) == pieces - 1;
-    if (last) p.arrived[first] = 0;
-  }
-  group_sync<kWarps * 32>(1);
-  if (!last) return;
-  __threadfence();
-  // A row's lanes look at its pieces' weights side by side; the sums are added in the order of the keys.
-  auto weights = [&](int i) { return __ldcg((const float2 *)(place(i) + kGqaGroup * 128 + 2 * r)); };
-  top = -INFINITY;
-  for (int i = head; i < pieces; i += At::kLanes) top = fmaxf(top, weights(i).x);
+  for (int i = 0; i < At::kPasses; i++) give_partial<4>(to + At::row() * 128 + At::col(i), v[i]);
+  const float weight[4] = {top, sum, 0, 0};
+  if (threadIdx.x % At::kLanes == 0) give_partial<4>(to + kGqaGroup * 128 + 4 * At::row(), weight);
+}
+
+// A pair's `pieces`, of CTAs from `first` on, become its result: in the order of its keys.
+template <int Dim, bool Wide>
+__device__ __forceinline__ void join_pieces(const AttendGqa &p, int row, int kv, int first, int pieces, float scale) {
+  using At = Place<Dim, Wide>;
+  constexpr int kBatch = 4; // pieces whose words are in flight
+  const uint4 mark = make_uint4(~0u, ~0u, ~0u, ~0u);
+  float v[At::kPasses][4] = {}, top = -INFINITY, sum = 0;
+#pragma unroll 1
+  for (int from = 0; from < pieces; from += kBatch) {
+    uint4 part[kBatch][At::kPasses], weight[kBatch];
+    uint32_t start = 0;
+    auto place = [&](int g) { return piece_place(p, first + from + g, from + g == 0); };
+    auto there = [](const uint4 &w) { return w.x != ~0u && w.y != ~0u && w.z != ~0u && w.w != ~0u; };
+    for (int tries = 0;; tries++) {
+      bool all = true;
 #pragma unroll
-  for (int s = At::kLanes / 2; s; s >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, s));
-  sum = 0;
+      for (int g = 0; g < kBatch; g++) {
+        if (from + g >= pieces) break;
+        weight[g] = load_relaxed_gpu(place(g) + kGqaGroup * 128 + 4 * At::row());
 #pragma unroll
-  for (int i = 0; i < At::kPasses; i++)
+        for (int i = 0; i < At::kPasses; i++) part[g][i] = load_relaxed_gpu(place(g) + At::row() * 128 + At::col(i));
+      }
 #pragma unroll
-    for (int k = 0; k < 4; k++) v[i][k] = 0;
-  for (int from = 0; from < pieces; from += At::kLanes) {
-    const int n = min(At::kLanes, pieces - from);
-    const float2 of = head < n ? weights(from + head) : make_float2(-INFINITY, 0);
-    const float mine_of = exp2f((of.x - top) * scale);
-    sum += of.y * mine_of;
-#pragma unroll 4
-    for (int i = 0; i < n; i++) {
-      const float factor = __shfl_sync(~0u, mine_of, i, At::kLanes);
+      for (int g = 0; g < kBatch; g++) {
+        if (from + g >= pieces) break;
+        all = all && there(weight[g]);
 #pragma unroll
-      for (int j = 0; j < At::kPasses; j++) {
-        const float4 o = __ldcg((const float4 *)(place(from + i) + r * 128 + At::col(j)));
-        v[j][0] += o.x * factor, v[j][1] += o.y * factor, v[j][2] += o.z * factor, v[j][3] += o.w * factor;
+        for (int i = 0; i < At::kPasses; i++) all = all && there(part[g][i]);
+      }
+      if (all) break;
+      spin_pause();
+      if (tries % 1024 == 1023) {
+        const uint32_t now = clock_ticks();
+        if (!start) start = now;
+        if (give_up_here(p.waits, now - start)) break;
+      }
+    }
+    __syncwarp(); // a row's lanes have all seen its weights
+    float high = top;
+#pragma unroll
+    for (int g = 0; g < kBatch; g++) {
+      if (from + g >= pieces) break;
+      if (threadIdx.x % At::kLanes == 0) store_relaxed_gpu(place(g) + kGqaGroup * 128 + 4 * At::row(), mark);
+#pragma unroll
+      for (int i = 0; i < At::kPasses; i++) store_relaxed_gpu(place(g) + At::row() * 128 + At::col(i), mark);
+      high = fmaxf(high, __uint_as_float(weight[g].x));
+    }
+    const float shrink = exp2f((top - high) * scale);
+    top = high;
+    sum *= shrink;
+#pragma unroll
+    for (int i = 0; i < At::kPasses; i++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) v[i][k] *= shrink;
+#pragma unroll
+    for (int g = 0; g < kBatch; g++) {
+      if (from + g >= pieces) break;
+      const float factor = exp2f((__uint_as_float(weight[g].x) - high) * scale);
+      sum += __uint_as_float(weight[g].y) * factor;
+#pragma unroll
+      for (int i = 0; i < At::kPasses; i++) {
+        v[i][0] += __uint_as_float(part[g][i].x) * factor, v[i][1] += __uint_as_float(part[g][i].y) * factor;
+        v[i][2] += __uint_as_float(part[g][i].z) * factor, v[i][3] += __uint_as_float(part[g][i].w) * factor;
       }
     }
   }
-#pragma unroll
-  for (int s = At::kLanes / 2; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
-  put_result<Dim, Wide>(p, run.row, run.kv, v, 1.0f / sum);
+  put_result<Dim, Wide>(p, row, kv, v, 1.0f / sum);
 }
 
 // What a warp has of a pair: of its own keys, for heads 2 (lane % 4) and the next of each tile of eight.
@@ -272,6 +321,60 @@ template <int Dim, bool Wide> struct Sums {
     }
   }
 };
+
+// Queries as projected to queries as load_queries() wants them, a warp every fourth head. The warp that has this step's token among its
+// keys puts it into the cache and keeps its columns of key and value.
+template <int Dim, bool Wide>
+__device__ __forceinline__ void prepare_piece(const AttendGqa &p, const Run &run, bool wait, uint8_t *q, HeadTurns<Dim> *turns,
+                                              uint32_t (&token)[2][Dim / 64]) {
+  constexpr int kMost = Wide ? kGqaGroup / kWarps : 2, kColumns = Dim / 32;
+  const GqaPrepare &f = p.fresh;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = p.heads / p.kv_heads, col = lane * kColumns, kv = run.kv;
+  const int position = p.step.position[run.row], offset = position % 64;
+  const bool mine = run.last == run.pages && offset / 16 == warp;
+  turns->compute(f.rope, position, threadIdx.x);
+  group_sync<kWarps * 32>(1);
+  if (wait) depend_wait();
+  float x[kMost][kColumns], key[kColumns], value[kColumns];
+  const bf16 *from = f.q + (size_t)run.row * f.ldq;
+#pragma unroll
+  for (int i = 0; i < kMost; i++) {
+    const int head = kv * group + min(warp + i * kWarps, group - 1);
+    head_load<Dim>(from + head * Dim, f.q_bias ? f.q_bias + head * Dim : nullptr, x[i]);
+  }
+  if (mine) {
+    head_load<Dim>(f.k + (size_t)run.row * f.ldk + kv * Dim, f.k_bias ? f.k_bias + kv * Dim : nullptr, key);
+    head_load<Dim>(f.v + (size_t)run.row * f.ldv + kv * Dim, f.v_bias ? f.v_bias + kv * Dim : nullptr, value);
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; i++) {
+    const int head = warp + i * kWarps;
+    if (head >= group) break;
+    head_turn<Dim>(f.q_norm, f.eps, f.rope.interleaved, *turns, x[i]);
+    head_store<Dim>(q + head * Dim * 2 + ((col / 8 ^ (head & 7)) << 4) + col % 8 * 2, x[i]);
+  }
+  if (!mine) return;
+  head_turn<Dim>(f.k_norm, f.eps, f.rope.interleaved, *turns, key);
+  head_store<Dim>(token[0], key);
+  head_store<Dim>(token[1], value);
+  if (p.step.waits && halted(p.step.waits)) return;
+  uint8_t *page = f.cache + ((size_t)p.step.pages[p.step.table[run.row] + position / 64] * p.kv_heads + kv) * GqaPage<Dim>::kBytes;
+  head_store<Dim>(page + page_offset(offset, col), key);
+  head_store<Dim>(page + page_offset(offset, Dim + col), value);
+}
+
+// This step's token into its page in shared memory.
+template <int Dim> __device__ __forceinline__ void put_token(uint8_t *page, int offset, const uint32_t (&token)[2][Dim / 64]) {
+  const int col = threadIdx.x % 32 * (Dim / 32);
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    uint8_t *to = page + page_offset(offset, i * Dim + col);
+    if constexpr (Dim == 128) *(uint2 *)to = make_uint2(token[i][0], token[i][1]);
+    else *(uint32_t *)to = token[i][0];
+  }
+  async_fence(); // the next copy into this stage
+  __syncwarp();
+}
 
 template <int Dim, bool Wide> __device__ __forceinline__ void load_queries(const uint8_t *q, uint32_t (&query)[Wide ? 2 : 1][Dim / 16][2]) {
   const int lane = threadIdx.x % 32, r8 = lane % 8, quad = lane / 8;
@@ -401,6 +504,7 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
   __shared__ uint64_t full[S::kStages], empty[S::kStages], q_full, q_empty;
   __shared__ float tops[kWarps][16], sums[kWarps][16];
   __shared__ Run shared_run[kWarps];
+  __shared__ HeadTurns<Dim> turns;
   __shared__ bool more[kWarps];
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, group = p.heads / p.kv_heads;
   depend_launch();
@@ -417,17 +521,23 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
   Run run;
   if (!find_run(p, rows, &run)) { // its barriers show the others' work above
     depend_wait();
+    if (p.prepares) clear_padding(p, rows, tid, kThreads);
     return;
   }
   if (warp == kWarps) {
     produce<Dim, Wide>(p, run, ring, q, full, empty, &q_full, &q_empty);
+    if (!p.prepares) return;
+    depend_wait();
+    clear_padding(p, rows, lane, 32);
     return;
   }
 
-  depend_wait();
+  if (!p.prepares) depend_wait();
+  bool wait = p.prepares;
   const int r8 = lane % 8, quad = lane / 8;
   const float scale = p.scale * 1.4426950408889634f;
   int s = 0, phase = 0, q_phase = 0;
+  struct { int row, kv, first; } ended = {-1, 0, 0};
   Run *mine = &shared_run[warp]; // registers are short
   if (lane == 0) *mine = run;
   for (;;) {
@@ -435,12 +545,19 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
     if (lane == 0) more[warp] = mine->next(p);
     __syncwarp();
     if (!more[warp]) break;
-    uint32_t query[kTiles][Dim / 16][2];
-    mbar_wait(&q_full, q_phase);
-    q_phase ^= 1;
-    load_queries<Dim, Wide>(q, query);
-    __syncwarp();
-    if (lane == 0) mbar_arrive(&q_empty);
+    uint32_t query[kTiles][Dim / 16][2], token[2][Dim / 64];
+    if (p.prepares) {
+      prepare_piece<Dim, Wide>(p, *mine, wait, q, &turns, token);
+      wait = false;
+      group_sync<kWarps * 32>(1); // the queries of the piece before were read before its warps met
+      load_queries<Dim, Wide>(q, query);
+    } else {
+      mbar_wait(&q_full, q_phase);
+      q_phase ^= 1;
+      load_queries<Dim, Wide>(q, query);
+      __syncwarp();
+      if (lane == 0) mbar_arrive(&q_empty);
+    }
     Sums<Dim, Wide> state;
     state.clear();
     const int keys = p.step.position[mine->row] + 1, end = mine->last;
@@ -449,6 +566,7 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
       const uint8_t *v_at = ring + s * Page::kBytes + Page::kHalf + (warp * 16 + quad / 2 * 8 + r8) * 128;
       mbar_wait(&full[s], phase);
       const int left = keys - page * 64 - warp * 16; // of this warp's keys
+      if (p.prepares && left > 0 && left <= 16) put_token<Dim>(ring + s * Page::kBytes, warp * 16 + left - 1, token);
       if (left > 0) attend_page<Dim, Wide>(k_at, v_at, left, scale, query, &state);
       __syncwarp();
       if (lane == 0) mbar_arrive(&empty[s]);
@@ -457,9 +575,16 @@ template <int Dim, bool Wide> __global__ void __launch_bounds__(kThreads, 2) att
 
     float v[At::kPasses][4], high, all;
     meet_warps<Dim, Wide>(state, scale, merge, tops, sums, v, &high, &all);
-    if (mine->first == 0 && mine->last == mine->pages) put_result<Dim, Wide>(p, mine->row, mine->kv, v, 1.0f / all);
-    else merge_pieces<Dim, Wide>(p, *mine, v, high, all, scale);
+    if (mine->first == 0 && mine->last == mine->pages) {
+      put_result<Dim, Wide>(p, mine->row, mine->kv, v, 1.0f / all);
+      continue;
+    }
+    leave_piece<Dim, Wide>(p, mine->first == 0, v, high, all);
+    if (mine->last < mine->pages) continue;
+    ended = {mine->row, mine->kv, mine->run_at(mine->begin)};
   }
+  // At the end, when this CTA keeps no other one waiting: the pair that earlier runs began and this one ended.
+  if (ended.row >= 0) join_pieces<Dim, Wide>(p, ended.row, ended.kv, ended.first, (int)blockIdx.x - ended.first + 1, scale);
 }
 
 template <int Dim, bool Wide> void attend(const AttendGqa &p, int rows, cudaStream_t stream) {

@@ -81,7 +81,6 @@ struct Rank {
   MlaParts parts;
   uint8_t *latent_records, *kv_tiles, *query_tiles;
   float *gqa_partial; // of attend_gqa
-  int *gqa_arrived;
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
   int *expert_ids, *expert_row, *row_place, *active;
   TokenTile *token_tiles;

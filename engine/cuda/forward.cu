@@ -145,10 +145,11 @@ void attend_grouped(const Pass &p, const Layer &layer, uint8_t *cache, const Rec
     const PrefillPlan &plan = p.exec->plan;
     const int *tile_row = plan.pairs ? r->meta + p.exec->layout.tile_row : nullptr;
     const HeadsOut heads = {out, by_rows ? v_width : o.m.k, d->quant_ue8m0, by_rows ? r->attn : nullptr, v_width};
-    gqa_prepare_fast(prepare, tile_row, r->query_tiles, heads, p.rows, p.stream);
+    const bool one_kernel = plan.single && !plan.pairs; // no row reads what another one writes
+    if (!one_kernel) gqa_prepare_fast(prepare, tile_row, r->query_tiles, heads, p.rows, p.stream);
     if (!plan.absorbed.empty())
       attend_gqa({r->q, ld, r->heads, r->kv_heads, dim, d->softmax_scale, cache, p.step, tile_row, plan.single, heads, r->gqa_partial,
-                  r->gqa_arrived, r->sms},
+                  r->waits, r->sms, one_kernel, prepare},
                  p.rows, p.stream);
     if (plan.pairs)
       attend_gqa_prefill({r->query_tiles, r->heads, r->kv_heads, dim, d->softmax_scale, cache, p.step,
@@ -207,8 +208,12 @@ void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
   const Group &up = layer.g[G_DENSE_UP], &down = layer.g[G_DENSE_DOWN];
   const Records act = records(r->act_records, down, p->rows);
   launch_label = "dense up";
-  linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
-  activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  if (!down.f8 && linear_can_gate(up.m, up.rows[0], up.at[1], down.m.k)) {
+    linear_gated(up.m, (int)up.rows[0], up.at[1], hidden, act, p->rows, r->scratch, p->stream);
+  } else {
+    linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
+    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+  }
   launch_label = "dense down";
   linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;

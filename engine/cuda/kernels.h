@@ -30,7 +30,7 @@ struct Matrix {
   int n, k;        // outputs; inputs, padded to whole pairs of tiles
   Weights kind;
 };
-constexpr int kPartialFloats = 256 * 128; // of an SM: its part of a tile
+constexpr int kPartialFloats = 2 * 256 * 128; // of an SM: its parts of two tiles
 struct LinearScratch {
   float *partial;  // [sms][kPartialFloats] partial sums, every bit set
   float *segments_partial; // [segments_partial_floats()] likewise, of linear_segments
@@ -44,12 +44,19 @@ inline size_t column_pairs(const Matrix &w) { return (size_t)w.k / (w.kind == We
 // y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream);
+// w: `inter` rows of gate, at `up_at` as many of up. act = silu(gate) * up, the products of both rounded to bf16 before.
+void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const Records &act, int m, const LinearScratch &s,
+                  cudaStream_t stream);
+bool linear_can_gate(const Matrix &w, int64_t inter, int up_at, int act_k);
 void linear_prepare(); // once a device: shared memory limits
 
 // ---- linear_few.cu: few tokens, dense (as linear() says) or by expert
 constexpr int kFewRows = 16;
 void linear_few(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
                 cudaStream_t stream);
+// As linear_gated() says.
+void linear_few_gated(const Matrix &w, int inter, int up_at, const Records &x, const Records &act, int m, const LinearScratch &s,
+                      cudaStream_t stream);
 // Active experts, all of `m` <= kFewRows tokens each: y [active][m][n]; x_stride bytes from an expert's records to the next one's, 0: all
 // read the same. The last `shared` of the list are the matrices first_shared and those behind it, whatever a router chose.
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y, int m,
@@ -242,7 +249,7 @@ struct HeadsOut {      // [T][heads * dim]: records of o_proj's input with `k` c
   int ld;
 };
 constexpr int kGqaGroup = 16;
-constexpr int kGqaPartial = kGqaGroup * 128 + 2 * kGqaGroup; // floats of a partial result: sums, then largest score and sum of weights
+constexpr int kGqaPartial = kGqaGroup * 128 + 4 * kGqaGroup; // floats of a partial result: sums, then largest score and sum of weights
 inline int gqa_grid(int sms) { return 2 * sms; }
 inline size_t gqa_partial_bytes(int sms) { return (size_t)gqa_grid(sms) * 2 * kGqaPartial * sizeof(float); }
 struct AttendGqa {
@@ -254,9 +261,13 @@ struct AttendGqa {
   const int *tile_row; // [T] rows with one (>= 0) are left to attend_gqa_prefill; nullptr: there are none
   bool single;         // every row is a sequence of its own, so that the step before wrote all its pages but the last
   HeadsOut out;
-  float *partial;      // gqa_partial_bytes()
-  int *arrived;        // [gqa_grid()], 0 before and after
+  float *partial;      // gqa_partial_bytes(), every bit set before and after
+  Waits *waits;        // may be null
   int sms;
+  // For `single` rows without tiles: q, k and v of `fresh` are as projected, what gqa_prepare_fast() does is done here, its writes to the
+  // cache and to padding rows too.
+  bool prepares = false;
+  GqaPrepare fresh = {};
 };
 void attend_gqa(const AttendGqa &p, int rows, cudaStream_t stream);
 struct PrefillPair;

@@ -2,7 +2,7 @@
 #include "kernels.h"
 #include "linear_short.h"
 #include "route_many.h"
-#include "linear_wide.cuh"
+#include "linear_wide_b16.cuh"
 
 namespace mob {
 namespace {
@@ -36,6 +36,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 void linear_prepare() {
   linear_few_prepare();
   linear_wide_prepare();
+  linear_wide_b16_prepare();
   linear_segments_prepare();
   linear_short_prepare();
   router_many_prepare();
@@ -57,7 +58,8 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   const int pairs = (int)column_pairs(w);
   if (is_wide(w, m)) {
     const LinearWide p = {w.data, x.data, y, s.partial, s.waits, x.mp, ldy, 0, m, w.n, pairs * x_parts, pairs};
-    linear_wide(p, w.kind == Weights::F8, f32, s.sms, stream);
+    if (w.kind == Weights::F8) linear_wide(p, s.sms, stream);
+    else linear_wide_b16({p}, f32 ? WideOut::kFloats : WideOut::kRows, s.sms, stream);
     return;
   }
   LinearMany p = {};
@@ -80,12 +82,44 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   else many_by_tile<false, false>(p, tile, s.sms, stream);
 }
 
+bool linear_can_gate(const Matrix &w, int64_t inter, int up_at, int act_k) {
+  return w.kind == Weights::B16 && inter % 128 == 0 && up_at % kTileRows == 0 && act_k == inter;
+}
+
+void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const Records &act, int m, const LinearScratch &s,
+                  cudaStream_t stream) {
+  if (m <= kFewRows) {
+    linear_few_gated(w, inter, up_at, x, act, m, s, stream);
+    return;
+  }
+  const int pairs = (int)column_pairs(w);
+  if (is_wide(w, m)) {
+    const LinearWide p = {w.data, x.data, act.data, s.partial, s.waits, x.mp, 0, 0, m, 2 * inter, pairs, pairs};
+    linear_wide_b16({p, up_at, act.mp}, WideOut::kGated, s.sms, stream);
+    return;
+  }
+  LinearMany p = {};
+  p.w = w.data;
+  p.x = x.data;
+  p.mp = x.mp;
+  p.y = act.data;
+  p.partial = s.partial;
+  p.waits = s.waits;
+  p.m = m;
+  p.n = 2 * inter;
+  p.pairs = p.w_pairs = pairs;
+  p.min_run = 3;
+  p.up_block = up_at / kTileRows;
+  p.act_rows = act.mp;
+  many_by_tile<false, false>(p, m <= 96 ? m : 128, s.sms, stream);
+}
+
 void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
                      cudaStream_t stream) {
   const int pairs = (int)column_pairs(w);
   if (is_wide(w, keys)) {
     const LinearWide p = {w.data, x.data, tiles, s.partial, s.waits, x.mp, 0, key_blocks, keys, w.n, pairs, pairs};
-    linear_wide(p, true, false, s.sms, stream);
+    linear_wide(p, s.sms, stream);
     return;
   }
   LinearMany p = {};

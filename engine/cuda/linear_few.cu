@@ -56,6 +56,15 @@ void linear_few(const Matrix &w, const Records &x, void *y, int ldy, bool f32, i
   else few_by_rows<false, false>(p, s.sms, stream);
 }
 
+void linear_few_gated(const Matrix &w, int inter, int up_at, const Records &x, const Records &act, int m, const LinearScratch &s,
+                      cudaStream_t stream) {
+  LinearFew p = params(w, x, act.data, 0, m, s);
+  p.n = 2 * inter;
+  p.up_block = up_at / kTileRows;
+  p.act_rows = act.mp;
+  few_by_rows<false, false>(p, s.sms, stream);
+}
+
 void linear_experts_few(const Matrix &w, const int *experts, const int *active, const Records &x, size_t x_stride, bf16 *y, int m,
                         int first_shared, int shared, const LinearScratch &s, cudaStream_t stream) {
   LinearFew p = params(w, x, y, w.n, m, s);

@@ -28,6 +28,9 @@ struct LinearFew {
   int pairs, w_pairs; // column pairs of x; of w, which are read again from the first after the last
   Waits *waits;       // may be null
   int min_run;        // column pairs that a CTA takes at least of a tile that is cut
+  // > 0, dense and bf16: first block of up's rows; a tile is 64 outputs of gate's and the same of up's, n = 2 * inter, and `y` becomes bf16
+  // records of silu(gate) * up, with act_rows rows
+  int up_block, act_rows;
 };
 
 template <bool Fp8, int Tokens> struct LinearFewShared {
@@ -94,6 +97,25 @@ __device__ __forceinline__ void put_results(const LinearFew &p, const float (&su
   }
 }
 
+// 64 outputs of gate's and up's results, which are rounded to bf16 as rows of them would be: the second warpgroup hands its own to the first.
+template <int Words> __device__ __forceinline__ void put_gated(const LinearFew &p, const float (&sum)[Words], int block, float *swap, int row, int t4) {
+  const int tid = threadIdx.x;
+  group_sync<256>(1); // what was there is read
+  if (tid >= 128)
+#pragma unroll
+    for (int i = 0; i < Words; i++) swap[i * 128 + tid - 128] = sum[i];
+  group_sync<256>(1);
+  if (tid >= 128) return;
+#pragma unroll
+  for (int i = 0; i < Words; i++) {
+    const int token = i / 4 * 8 + 2 * t4 + i % 2, col = block * kTileRows + row + (i % 4) / 2 * 8;
+    if (token >= p.m) continue;
+    const float gate = __bfloat162float(__float2bfloat16(sum[i])), up = __bfloat162float(__float2bfloat16(swap[i * 128 + tid]));
+    *(bf16 *)((uint8_t *)p.y + (size_t)(col / 128) * record_bytes(false, p.act_rows) + ((size_t)(col / 64 % 2) * p.act_rows + token) * 128 +
+              ((col % 64 / 8 ^ (token & 7)) << 4) + col % 8 * 2) = __float2bfloat16(gate / (1.0f + __expf(-gate)) * up);
+  }
+}
+
 // The column pairs of one CTA, one after the other.
 struct FewPairs {
   Pieces pieces;
@@ -121,9 +143,11 @@ template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const Li
   const size_t record = record_bytes(Fp8, p.mp);
   const bool dense = p.experts == nullptr, whole = p.mp <= Tokens;
   const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows, rows = min(p.mp, Tokens);
+  const bool gated = !Fp8 && p.up_block > 0;
+  const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
   auto find_w = [&](FewPairs &u, bool chosen) {
     const int matrix = dense ? 0 : chosen ? p.experts[u.expert] : p.first_shared + u.expert;
-    u.w = p.w + (size_t)matrix * p.w_stride + (size_t)u.block * p.w_pairs * kPairBytes;
+    u.w = p.w + (size_t)matrix * p.w_stride + (size_t)(gated ? u.block / 2 : u.block) * p.w_pairs * kPairBytes;
   };
   auto load_w = [&](const FewPairs &u, int s) {
     const bool both = u.block + 1 < blocks;
@@ -131,7 +155,7 @@ template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const Li
     uint8_t *stage = ring + s * S::kStage;
     mbar_arrive_expect(&full[s], (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256));
     bulk_load(stage, from, kPairUsed, &full[s], once);
-    if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairUsed, &full[s], once);
+    if (both) bulk_load(stage + S::kSlot, from + second, kPairUsed, &full[s], once);
   };
   auto load_x = [&](const FewPairs &u, int in_list, int s) {
     const uint8_t *from = p.x + (size_t)in_list * p.x_stride + (size_t)u.pair * record, *scales = from + (size_t)p.mp * 256;
@@ -204,6 +228,13 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
     }
     if (pieces.last < p.pairs)
       take_partials(mine + 128 * Tokens, pieces.last_cta() - (int)blockIdx.x, (size_t)(128 * Tokens), sum, p.waits);
+    if constexpr (!Fp8 && !F32) {
+      if (p.up_block > 0) {
+        __shared__ float swap[kWords * 128];
+        put_gated(p, sum, pieces.tile, swap, at % 64, t4);
+        continue;
+      }
+    }
     put_results<F32>(p, sum, (first + pieces.tile / high_blocks) * p.m, pieces.tile % high_blocks * 128 + at, t4);
   }
 }

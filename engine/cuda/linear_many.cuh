@@ -30,6 +30,9 @@ struct LinearMany {
   int pairs, w_pairs;  // column pairs of x; of w, which are read again from the first after the last
   Waits *waits;        // may be null
   int min_run;         // column pairs that a CTA takes at least of a tile that is cut
+  // > 0, bf16: first block of up's rows; a tile is 64 outputs of gate's and the same of up's, n = 2 * inter, and `y` becomes bf16 records of
+  // silu(gate) * up, with act_rows rows
+  int up_block, act_rows;
 };
 
 template <bool Fp8, int Tokens> struct LinearManyShared {
@@ -210,6 +213,17 @@ __device__ __forceinline__ void pair_sums(float (&sum)[Tokens / 2], const uint8_
   }
 }
 
+// Eight columns of gate at `from`, of up 64 further.
+__device__ __forceinline__ void put_gated(const LinearMany &p, const bf16 *from, int row, int col) {
+  float gate[8], up[8];
+  unpack_bf16(*(const uint4 *)from, gate);
+  unpack_bf16(*(const uint4 *)(from + 64), up);
+#pragma unroll
+  for (int i = 0; i < 8; i++) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+  *(uint4 *)((uint8_t *)p.y + (size_t)(col / 128) * record_bytes(false, p.act_rows) + ((size_t)(col / 64 % 2) * p.act_rows + row) * 128 +
+             ((col % 64 / 8 ^ (row & 7)) << 4)) = pack_bf16x8(gate);
+}
+
 template <bool Fp8, int Tokens, bool F32>
 __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
@@ -251,7 +265,9 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
         const int rows = (t.tokens + 7) / 8 * 8;
         const bool both = t.block + 1 < blocks, whole = rows == p.mp;
         const int matrix = p.experts ? p.experts[t.matrix] : t.matrix;
-        const uint8_t *w = p.w + (size_t)matrix * p.w_stride + (size_t)t.block * p.w_pairs * kPairBytes;
+        const bool gated = !Fp8 && p.up_block > 0;
+        const uint8_t *w = p.w + (size_t)matrix * p.w_stride + (size_t)(gated ? t.block / 2 : t.block) * p.w_pairs * kPairBytes;
+        const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
         const uint8_t *x = p.x + t.x + (p.experts ? 0 : (size_t)t.row * 128), *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
         const uint32_t bytes = (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256);
         const uint64_t policy = dense && p.m > Tokens ? keep : once;
@@ -259,7 +275,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
           const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
           mbar_arrive_expect(bar, bytes);
           bulk_load(stage, from, kPairUsed, bar, policy);
-          if (both) bulk_load(stage + S::kSlot, from + (size_t)p.w_pairs * kPairBytes, kPairUsed, bar, policy);
+          if (both) bulk_load(stage + S::kSlot, from + second, kPairUsed, bar, policy);
         };
         auto load_x = [&](int pair, uint8_t *stage, uint64_t *bar) {
           const uint8_t *from = x + (size_t)pair * record, *scales = xs + (size_t)pair * record;
@@ -342,6 +358,10 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
         }
         group_sync<256>(1);
         const int staged = min(S::kStaged, t.tokens - from);
+        if (!Fp8 && p.up_block > 0) {
+          for (int i = tid; i < staged * 8; i += 256) put_gated(p, staging + i / 8 * S::kPitch + i % 8 * 8, t.row + from + i / 8, n0 / 2 + i % 8 * 8);
+          continue;
+        }
         for (int i = tid; i < staged * 16; i += 256) {
           const int token = i / 16, n = n0 + i % 16 * 8;
           const bf16 *out = staging + token * S::kPitch + i % 16 * 8;

@@ -1,9 +1,9 @@
-// The dense linear of many tokens: wgmma with the tokens on the M side, warpgroups of 64 or 128 tokens each, tiles of 128 to 256 tokens x
+// The dense FP8 linear of many tokens (bf16: linear_wide_b16.cuh): wgmma with the tokens on the M side, warpgroups of 64 or 128 tokens each, tiles of 128 to 256 tokens x
 // `Outputs`. (The few-token kernel has the weights there. Here a thread's sums belong to two tokens, so that it needs two of their
 // scales, not one for each of its columns.)
 //
-// FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales every 128 columns; the
-// warpgroups fill one another's gaps. bf16: one sum, the next products queued before the last are done.
+// y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales every 128 columns; the
+// warpgroups fill one another's gaps.
 //
 // Persistent CTAs, one an SM: whole tiles are dealt out in waves, what does not fill the last is cut into equal runs of column pairs
 // where that pays (linear_wide.cu; stream-K). A tile in several runs is summed by the CTA with its first columns, in the order of
@@ -32,11 +32,11 @@ struct LinearWide {
   int sharers, beside; // runs of the rest; each is taken by `beside` CTAs side by side, for as many tiles of tokens. 0: there is no rest
 };
 
-template <bool Fp8, int Groups, int Tall, int Outputs> struct WideShared {
+template <int Groups, int Tall, int Outputs> struct WideShared {
   static constexpr int kTokens = Groups * Tall * 64, kBlocks = Outputs / kTileRows;
   // A stage: 128 bytes of columns of the tokens, of the weights, both's scales (the weights' of both halves in a pair's first).
   static constexpr int kW = kTokens * 128, kXScales = kW + kBlocks * kTileBytes, kWScales = kXScales + kTokens * 4;
-  static constexpr int kStage = ((Fp8 ? kWScales + kBlocks * 16 : kXScales) + 1023) / 1024 * 1024;
+  static constexpr int kStage = (kWScales + kBlocks * 16 + 1023) / 1024 * 1024;
   static constexpr int kStaging = 2048; // of a warp: 16 tokens x 64 results
   static constexpr int kRest = 1024 + Groups * 4 * kStaging + 256;
   static constexpr int kMost = (227 * 1024 - kRest) / kStage, kStages = kMost < 8 ? kMost : 8;
@@ -96,23 +96,6 @@ template <int Words> __device__ __forceinline__ float (&part_of(float *sum, int 
   return *(float(*)[Words])(sum + part * Words);
 }
 
-// A thread's sums of tokens `row` and row + 8 of the tile.
-template <int Words> __device__ __forceinline__ void store_wide_f32(const LinearWide &p, const WidePlace &t, int row, int lane,
-                                                                          const float *sum) {
-#pragma unroll
-  for (int i = 0; i < Words; i += 2) {
-    const int token = row + i % 4 / 2 * 8, n = t.block * kTileRows + i / 4 * 8 + lane % 4 * 2;
-    if (token >= t.tokens) continue;
-    float *to = (float *)p.y + (size_t)(t.row + token) * p.ldy + n;
-    if (n + 2 <= p.n && p.ldy % 2 == 0) {
-      *(float2 *)to = make_float2(sum[i], sum[i + 1]);
-    } else if (n < p.n) {
-      to[0] = sum[i];
-      if (n + 1 < p.n) to[1] = sum[i + 1];
-    }
-  }
-}
-
 // A warp's 16 tokens from `first` of the tile on, 64 results at a time by way of `own`: rows of them, 16-byte chunks swizzled.
 template <int Blocks>
 __device__ __forceinline__ void store_wide(const LinearWide &p, const WidePlace &t, int first, int lane, uint8_t *own, const float *sum) {
@@ -157,12 +140,12 @@ struct WideRing {
 };
 
 // The producer, one thread: all stages of all pieces.
-template <bool Fp8, int Groups, int Tall, int Outputs>
+template <int Groups, int Tall, int Outputs>
 __device__ __forceinline__ void wide_fill(const LinearWide &p, WidePieces &pieces, const WideRing &ring) {
-  using S = WideShared<Fp8, Groups, Tall, Outputs>;
+  using S = WideShared<Groups, Tall, Outputs>;
   const int blocks = (p.n + kTileRows - 1) / kTileRows;
   const uint64_t once = policy_evict_first(), keep = policy_evict_last(), policy = p.across > 1 ? keep : once;
-  const size_t record = record_bytes(Fp8, p.mp);
+  const size_t record = record_bytes(true, p.mp);
   int s = 0, phase = 1;
   bool waited = false;
   while (pieces.next(p)) {
@@ -173,17 +156,17 @@ __device__ __forceinline__ void wide_fill(const LinearWide &p, WidePieces &piece
     auto load_w = [&](int half, uint8_t *stage, uint64_t *bar) {
       const int pair = half / 2, second = half % 2;
       const uint8_t *tile = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
-      mbar_arrive_expect(bar, here * kTileBytes + rows * (Fp8 ? 132 : 128) + (Fp8 && !second ? here * 16 : 0));
+      mbar_arrive_expect(bar, here * kTileBytes + rows * 132 + (!second ? here * 16 : 0));
 #pragma unroll 1
       for (int b = 0; b < here; b++, tile += (size_t)p.w_pairs * kPairBytes) {
         bulk_load(stage + S::kW + b * kTileBytes, tile + second * kTileBytes, kTileBytes, bar, policy);
-        if (Fp8 && !second) bulk_load(stage + S::kWScales + b * 16, tile + kPairScales, 16, bar, policy);
+        if (!second) bulk_load(stage + S::kWScales + b * 16, tile + kPairScales, 16, bar, policy);
       }
     };
     auto load_x = [&](int half, uint8_t *stage, uint64_t *bar) {
       const size_t at = (size_t)(half / 2) * record, second = half % 2 * (size_t)p.mp;
       bulk_load(stage, x + at + second * 128, rows * 128, bar, keep);
-      if (Fp8) bulk_load(stage + S::kXScales, xs + at + second * 4, rows * 4, bar, keep);
+      bulk_load(stage + S::kXScales, xs + at + second * 4, rows * 4, bar, keep);
     };
     int begin = pieces.first * 2;
     const int end = pieces.last * 2;
@@ -212,8 +195,8 @@ __device__ __forceinline__ void wide_fill(const LinearWide &p, WidePieces &piece
 
 // sum += the piece's products, of this warpgroup's tokens; `row`: the first of this thread's.
 template <int Groups, int Tall, int Outputs>
-__device__ __forceinline__ void wide_sums_f8(const WidePieces &pieces, WideRing &ring, int group, int row, int lane, float (&sum)[Tall * Outputs / 2]) {
-  using S = WideShared<true, Groups, Tall, Outputs>;
+__device__ __forceinline__ void wide_sums(const WidePieces &pieces, WideRing &ring, int group, int row, int lane, float (&sum)[Tall * Outputs / 2]) {
+  using S = WideShared<Groups, Tall, Outputs>;
   using Mma = WgmmaF8<Outputs>;
   constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
   float2 ws[kBlocks];
@@ -257,33 +240,8 @@ __device__ __forceinline__ void wide_sums_f8(const WidePieces &pieces, WideRing 
 }
 
 template <int Groups, int Tall, int Outputs>
-__device__ __forceinline__ void wide_sums_b16(const WidePieces &pieces, WideRing &ring, int group, int lane, float (&sum)[Tall * Outputs / 2]) {
-  using S = WideShared<false, Groups, Tall, Outputs>;
-  using Mma = WgmmaB16<Outputs>;
-  constexpr int kWords = Outputs / 2;
-  int last_stage = -1;
-  for (int half = pieces.first * 2; half < pieces.last * 2; half++) {
-    mbar_wait(&ring.full[ring.s], ring.phase);
-    const uint8_t *stage = ring.data + ring.s * S::kStage;
-#pragma unroll
-    for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
-    wgmma_fence();
-#pragma unroll
-    for (int part = 0; part < Tall; part++) tile_group<Mma>(part_of<kWords>(sum, part), stage + (group * Tall + part) * 64 * 128, stage + S::kW, 1);
-    wgmma_wait<Tall>();
-    if (last_stage >= 0 && lane == 0) mbar_arrive(&ring.empty[last_stage]);
-    last_stage = ring.s;
-    ring.next(S::kStages);
-  }
-  wgmma_wait<0>();
-#pragma unroll
-  for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
-  if (lane == 0) mbar_arrive(&ring.empty[last_stage]);
-}
-
-template <bool Fp8, int Groups, int Tall, int Outputs, bool F32>
 __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(const LinearWide p) {
-  using S = WideShared<Fp8, Groups, Tall, Outputs>;
+  using S = WideShared<Groups, Tall, Outputs>;
   constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *data = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023), *staging = data + S::kStage * S::kStages;
@@ -304,7 +262,7 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
 
   if (group == Groups) { // producer
     registers_shrink<Groups == 2 ? 40 : 56>();
-    if (warp == Groups * 4 && lane == 0) wide_fill<Fp8, Groups, Tall, Outputs>(p, pieces, ring);
+    if (warp == Groups * 4 && lane == 0) wide_fill<Groups, Tall, Outputs>(p, pieces, ring);
     return;
   }
 
@@ -314,8 +272,7 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
     float sum[Tall * kWords];
 #pragma unroll
     for (int i = 0; i < Tall * kWords; i++) sum[i] = 0;
-    if constexpr (Fp8) wide_sums_f8<Groups, Tall, Outputs>(pieces, ring, group, row, lane, sum);
-    else wide_sums_b16<Groups, Tall, Outputs>(pieces, ring, group, lane, sum);
+    wide_sums<Groups, Tall, Outputs>(pieces, ring, group, row, lane, sum);
     float *partial = p.partial + (size_t)blockIdx.x * (S::kTokens * Outputs) + tid * 4;
     if (pieces.first > 0) { // another CTA has the first columns
       give_partial<Tall * kWords, Groups * 512>(partial, sum);
@@ -328,20 +285,20 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
     }
     const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
 #pragma unroll
-    for (int part = 0; part < Tall; part++) {
-      if constexpr (F32) store_wide_f32<kWords>(p, t, row + part * 64, lane, sum + part * kWords);
-      else store_wide<kBlocks>(p, t, (group * Tall + part) * 64 + warp % 4 * 16, lane, staging + warp * S::kStaging, sum + part * kWords);
-    }
+    for (int part = 0; part < Tall; part++)
+      store_wide<kBlocks>(p, t, (group * Tall + part) * 64 + warp % 4 * 16, lane, staging + warp * S::kStaging, sum + part * kWords);
   }
 }
 
 // ---- linear_wide.cu
 constexpr int kWideTiles = 4; // kinds of tiles that there may be
 enum class WideDeal { kWhole, kCut, kBeside };
+// Tiles of p's tokens and outputs, all of them whole, or those of the last waves cut into runs. False: there is no such way.
+bool wide_deal(LinearWide *p, int tokens, int outputs, WideDeal how, int sms);
 void linear_wide_prepare(); // once a device
 // p: all but how the work is dealt out. The way that takes the least time is chosen.
-void linear_wide(const LinearWide &p, bool f8, bool f32, int sms, cudaStream_t stream);
-// A given way; false: these sizes or inputs have no such one.
-bool linear_wide_try(LinearWide p, bool f8, bool f32, int tile, WideDeal how, int sms, cudaStream_t stream);
+void linear_wide(const LinearWide &p, int sms, cudaStream_t stream);
+// A given way; false: these sizes have no such one.
+bool linear_wide_try(LinearWide p, int tile, WideDeal how, int sms, cudaStream_t stream);
 
 } // namespace mob

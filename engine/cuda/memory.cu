@@ -74,7 +74,6 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     a->take(&r->q, rows * group_n(shapes, G_QKV) * 2);
     if (exec->fast_gqa) {
       a->take(&r->gqa_partial, gqa_partial_bytes(shapes->sms));
-      a->take(&r->gqa_arrived, (size_t)gqa_grid(shapes->sms) * 4);
       a->take(&r->query_tiles, (size_t)exec->max_pairs * 128 * heads * (size_t)d->head_dim * 2);
     }
     if (!exec->fast_gqa || d->head_dim != 128) a->take(&r->attn, rows * heads * (size_t)d->v_head_dim * 2);
@@ -149,6 +148,7 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   r->scratch.waits = r->waits;
   if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet
   CU_TRY(cudaMemset(r->scratch.partial, 0xff, (size_t)r->sms * kPartialFloats * 4));
+  if (r->gqa_partial) CU_TRY(cudaMemset(r->gqa_partial, 0xff, gqa_partial_bytes(r->sms)));
   if (r->scratch.segments_partial) CU_TRY(cudaMemset(r->scratch.segments_partial, 0xff, segments_partial_floats(r->sms) * 4));
   if (r->router_words) CU_TRY(cudaMemset(r->router_words, 0xff, (size_t)exec->desc->n_experts * 4 * kFewRouter));
   return MOB_OK;

@@ -179,8 +179,7 @@ __global__ void __launch_bounds__(256) gqa_prepare_kernel(const GqaPrepare p) {
   }
 }
 
-// The same for heads of 64 or 128 that rotate as a whole: a warp has a head, a lane Dim / 32 columns beside each other. The other column
-// of a pair is the lane's own (interleaved) or that of the lane 16 further.
+// The same for heads of 64 or 128 that rotate as a whole: a warp has a head.
 template <int Dim>
 __global__ void __launch_bounds__(256) gqa_prepare_fast_kernel(const GqaPrepare p, const int *tile_row, uint8_t *tiles, const HeadsOut out) {
   constexpr int kColumns = Dim / 32;
@@ -189,12 +188,9 @@ __global__ void __launch_bounds__(256) gqa_prepare_fast_kernel(const GqaPrepare 
   const int position = p.step.position[row], group = p.heads / p.kv_heads;
   const bool padding = p.step.table[row] < 0;
   const int kind = h < p.heads ? 0 : h < p.heads + p.kv_heads ? 1 : 2, head = kind == 0 ? h : (h - p.heads) % p.kv_heads;
-  float2 turn[kColumns];
-  if (kind < 2 && !padding) {
-#pragma unroll
-    for (int i = 0; i < kColumns; i++)
-      turn[i] = i % 2 && p.rope.interleaved ? turn[i - 1] : angle_of(p.rope, position, p.rope.interleaved ? (col + i) / 2 : (col + i) % (Dim / 2));
-  }
+  __shared__ HeadTurns<Dim> turns;
+  turns.compute(p.rope, position, threadIdx.x);
+  __syncthreads();
   depend_wait();
   if (padding) { // linears compute these rows too: they must be numbers
     if (blockIdx.y == 0) clear_columns(out, row, 0, threadIdx.x, 256);
@@ -203,31 +199,9 @@ __global__ void __launch_bounds__(256) gqa_prepare_fast_kernel(const GqaPrepare 
   if (h >= p.heads + 2 * p.kv_heads) return;
   bf16 *from = (kind == 0 ? p.q + (size_t)row * p.ldq : kind == 1 ? p.k + (size_t)row * p.ldk : p.v + (size_t)row * p.ldv) + head * Dim;
   const float *bias = kind == 0 ? p.q_bias : kind == 1 ? p.k_bias : p.v_bias;
-  const float *norm = kind == 0 ? p.q_norm : kind == 1 ? p.k_norm : nullptr;
-  float x[kColumns], square = 0;
-  __nv_bfloat162 loaded[kColumns / 2];
-  if constexpr (kColumns == 4) *(uint2 *)loaded = *(const uint2 *)(from + col);
-  else *(uint32_t *)loaded = *(const uint32_t *)(from + col);
-#pragma unroll
-  for (int i = 0; i < kColumns; i++) {
-    x[i] = __bfloat162float(i % 2 ? loaded[i / 2].y : loaded[i / 2].x) + (bias ? bias[head * Dim + col + i] : 0);
-    square += x[i] * x[i];
-  }
-  if (norm) {
-    const float factor = rsqrtf(warp_sum(square) / Dim + p.eps);
-#pragma unroll
-    for (int i = 0; i < kColumns; i++) x[i] = norm[col + i] * (x[i] * factor);
-  }
-  if (kind < 2) {
-    float other[kColumns];
-#pragma unroll
-    for (int i = 0; i < kColumns; i++) other[i] = p.rope.interleaved ? x[i ^ 1] : __shfl_xor_sync(~0u, x[i], 16);
-#pragma unroll
-    for (int i = 0; i < kColumns; i++) {
-      const bool second = p.rope.interleaved ? i % 2 : lane >= 16;
-      x[i] = x[i] * turn[i].x + (second ? other[i] : -other[i]) * turn[i].y;
-    }
-  }
+  float x[kColumns];
+  head_load<Dim>(from, bias ? bias + head * Dim : nullptr, x);
+  if (kind < 2) head_turn<Dim>(kind == 0 ? p.q_norm : p.k_norm, p.eps, p.rope.interleaved, turns, x);
   uint8_t *to;
   if (kind == 0) {
     const int tile = tile_row ? tile_row[row] : -1, chunk = col / 8, within = col % 8 * 2;
@@ -241,8 +215,7 @@ __global__ void __launch_bounds__(256) gqa_prepare_fast_kernel(const GqaPrepare 
     if (!page) return;
     to = page + page_offset(position % 64, (2 * head + (kind == 2)) * Dim + col);
   }
-  if constexpr (kColumns == 4) *(uint2 *)to = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
-  else *(uint32_t *)to = pack_bf16(x[0], x[1]);
+  head_store<Dim>(to, x);
 }
 
 } // namespace

@@ -96,13 +96,13 @@ static void check_gqa(const gqa::Shape &s, int rows, int context, bool prefill, 
   const size_t out_bytes = records_bytes(f8, mp, k);
   const HeadsOut out = {{device<uint8_t>(out_bytes), mp, f8}, k, false, nullptr, 0};
   float *partial = device<float>(gqa_partial_bytes(sms) / 4);
-  int *arrived = upload(std::vector<int>((size_t)gqa_grid(sms), 0));
+  CUDA(cudaMemset(partial, 0xff, gqa_partial_bytes(sms)));
   const float scale = 1 / std::sqrt((float)s.dim);
   auto run = [&](int i) {
     const uint8_t *at = (uint8_t *)cache + (size_t)(i % copies) * cache_bytes;
     if (prefill) attend_gqa_prefill({dq, s.heads, s.kv_heads, s.dim, scale, at, step, dl, out}, (int)list.size(), stream);
     else
-      attend_gqa({(bf16 *)dq, s.heads * s.dim, s.heads, s.kv_heads, s.dim, scale, at, step, nullptr, true, out, partial, arrived, sms},
+      attend_gqa({(bf16 *)dq, s.heads * s.dim, s.heads, s.kv_heads, s.dim, scale, at, step, nullptr, true, out, partial, nullptr, sms},
                  rows, stream);
   };
   run(0);
@@ -137,7 +137,7 @@ static void check_gqa(const gqa::Shape &s, int rows, int context, bool prefill, 
   report(prefill ? "grouped queries, prefill" : "grouped queries, decode", shape, same ? relative_l2(got, want) : INFINITY, f8 ? 3e-2 : 3e-3,
          us, prefill ? 0 : keys * s.kv_heads * s.dim * 4, prefill ? keys * s.heads * s.dim * 4 : 0);
   for (void *p : {(void *)cache, (void *)raw, (void *)dq, (void *)dp, (void *)dt, (void *)dg, (void *)dl, (void *)out.records.data,
-                  (void *)partial, (void *)arrived})
+                  (void *)partial})
     cudaFree(p);
 }
 
@@ -213,6 +213,57 @@ static void check_gqa_prepare(const gqa::Shape &s, int rows, bool norm, bool int
     cudaFree(q);
 }
 
+// A step of decodes in one kernel, from projected rows: the results and the cache of gqa_prepare_fast() and attend_gqa() after it, bit by bit.
+static void check_gqa_one_kernel(const gqa::Shape &s, int rows, int context) {
+  const int ld = (s.heads + 2 * s.kv_heads) * s.dim, unit = s.heads * s.dim, width = 2 * s.kv_heads * s.dim, each = context / 64 + 1;
+  std::vector<int> position, table, pages((size_t)(rows * each));
+  std::vector<float> bias((size_t)ld), freq;
+  std::normal_distribution<float> value;
+  for (size_t i = 0; i < pages.size(); i++) pages[i] = (int)i;
+  std::shuffle(pages.begin(), pages.end(), rng);
+  for (int r = 0; r < rows; r++) {
+    position.push_back(context - 1 - (int)(rng() % (uint64_t)(context / 4)));
+    table.push_back(r * each);
+  }
+  for (float &v : bias) v = value(rng);
+  for (int i = 0; i < s.dim / 2; i++) freq.push_back((float)std::pow(1e6, -2.0 * i / s.dim));
+  const size_t cache_bytes = pages.size() * page_bytes(width), out_bytes = (size_t)rows * unit * 2;
+  bf16 *raw = normal_bf16((size_t)rows * ld), *before = normal_bf16(cache_bytes / 2), *q = device<bf16>((size_t)rows * ld);
+  uint8_t *cache = device<uint8_t>(cache_bytes);
+  bf16 *results = device<bf16>((size_t)rows * unit);
+  float *db = upload(bias), *df = upload(freq), *partial = device<float>(gqa_partial_bytes(sms) / 4);
+  CUDA(cudaMemset(partial, 0xff, gqa_partial_bytes(sms)));
+  int *dp = upload(position), *dt = upload(table), *dg = upload(pages);
+  const GqaPrepare fresh = {q, q + unit, q + unit + s.kv_heads * s.dim, ld, ld, ld, s.heads, s.kv_heads, s.dim, db, db + unit,
+                            db + unit + s.kv_heads * s.dim, nullptr, nullptr, 1e-6f, cache, width, {nullptr, nullptr, dp, dt, dg, nullptr},
+                            {df, s.dim, 0, 1.0f}};
+  const HeadsOut out = {{}, unit, false, results, unit};
+  auto run = [&](bool one) {
+    if (!one) gqa_prepare_fast(fresh, nullptr, nullptr, out, rows, stream);
+    attend_gqa({q, ld, s.heads, s.kv_heads, s.dim, 1 / std::sqrt((float)s.dim), cache, fresh.step, nullptr, true, out, partial, nullptr, sms, one, fresh},
+               rows, stream);
+  };
+  std::vector<uint8_t> seen[2];
+  for (int one = 0; one < 2; one++) {
+    CUDA(cudaMemcpyAsync(q, raw, (size_t)rows * ld * 2, cudaMemcpyDeviceToDevice, stream));
+    CUDA(cudaMemcpyAsync(cache, before, cache_bytes, cudaMemcpyDeviceToDevice, stream));
+    run(one);
+    CUDA(cudaStreamSynchronize(stream));
+    seen[one] = fetch(cache, cache_bytes);
+    const std::vector<uint8_t> y = fetch((const uint8_t *)results, out_bytes);
+    seen[one].insert(seen[one].end(), y.begin(), y.end());
+  }
+  double keys = 0;
+  for (int p : position) keys += p + 1;
+  char shape[96];
+  snprintf(shape, sizeof shape, "%s %d/%d x %d, %d rows, %d", s.model, s.heads, s.kv_heads, s.dim, rows, context);
+  report("grouped queries, one kernel / two", shape, seen[0] == seen[1] ? 0 : INFINITY, 0, time_us([&](int) { run(true); }, 10),
+         keys * s.kv_heads * s.dim * 4, 0);
+  for (void *p : {(void *)raw, (void *)before, (void *)q, (void *)cache, (void *)results, (void *)db, (void *)df, (void *)partial, (void *)dp,
+                  (void *)dt, (void *)dg})
+    cudaFree(p);
+}
+
 static inline void check_gqa_all() {
   static const gqa::Shape shapes[] = {
       {"Qwen2.5-7B", 28, 4, 128},    {"Qwen2.5-7B, TP 2", 14, 2, 128},    {"Qwen2.5-7B, TP 4", 7, 1, 128},
@@ -229,6 +280,10 @@ static inline void check_gqa_all() {
       check_gqa(s, 300, 1024, true, true);
     }
   }
+  for (int rows : {1, 8, 64, 256}) check_gqa_one_kernel(shapes[0], rows, 1024);
+  check_gqa_one_kernel(shapes[3], 70, 1024);
+  check_gqa_one_kernel(shapes[8], 3, 9000);
+  check_gqa_one_kernel(shapes[14], 70, 1024);
   check_gqa_prepare(shapes[0], 70, false, false);
   check_gqa_prepare(shapes[0], 1, false, false);
   check_gqa_prepare(shapes[3], 70, true, false);

@@ -146,11 +146,10 @@ static void test_ragged(void **) {
   bf16 *cache = normal_bf16(pages.size() * page_bytes(2 * kv_heads * dim) / 2), *q = normal_bf16((size_t)rows * unit);
   int *dp = upload(position), *dt = upload(table), *dg = upload(pages), *dr = upload(tile_row);
   bf16 *out = device<bf16>((size_t)rows * unit), *alone = device<bf16>((size_t)rows * unit);
-  int *arrived = upload(std::vector<int>(256, 0));
   float *partial = device<float>(gqa_partial_bytes(128) / 4);
   for (int of : {1, 2, 7, 60}) {
     AttendGqa p = {q, unit, heads, kv_heads, dim, 0.09f, (uint8_t *)cache, {nullptr, nullptr, dp, dt, dg, nullptr}, dr, false,
-                   {{}, unit, false, out, unit}, partial, arrived, of};
+                   {{}, unit, false, out, unit}, partial, nullptr, of};
     CUDA(cudaMemset(out, 0xff, (size_t)rows * unit * 2));
     attend_gqa(p, rows, stream);
     for (int r = 0; r < rows; r++) {
@@ -175,11 +174,61 @@ static void test_ragged(void **) {
       }
       if (mine) assert_true(relative_l2(a, b) < 4e-3);
     }
-    for (int v : fetch(arrived, 256)) assert_int_equal(v, 0);
+    for (uint32_t v : fetch((const uint32_t *)partial, gqa_partial_bytes(128) / 4)) assert_int_equal(v, ~0u);
   }
-  for (void *v : {(void *)cache, (void *)q, (void *)dp, (void *)dt, (void *)dg, (void *)dr, (void *)out, (void *)alone, (void *)arrived,
-                  (void *)partial})
+  for (void *v : {(void *)cache, (void *)q, (void *)dp, (void *)dt, (void *)dg, (void *)dr, (void *)out, (void *)alone, (void *)partial})
     cudaFree(v);
+}
+
+// What is projected goes in, and all is done in one kernel: the same bits as two kernels leave, in the results and in the cache.
+static void test_one_kernel(void **) {
+  const struct { int heads, kv_heads, dim; bool norm, interleaved, bias; } shapes[] = {
+      {14, 2, 128, false, false, true}, {22, 2, 128, true, true, false}, {7, 1, 64, true, false, true}, {12, 1, 64, false, true, false}};
+  for (const auto &s : shapes)
+    for (int of : {1, 3, 40}) {
+      const std::vector<int> position = {0, 63, 64, 1000, 15, 5, 700, 127, 128, 3, 48, 0};
+      const int rows = (int)position.size(), unit = s.heads * s.dim, ld = (s.heads + 2 * s.kv_heads) * s.dim, width = 2 * s.kv_heads * s.dim;
+      std::vector<int> table, pages;
+      for (int r = 0; r < rows; r++) {
+        table.push_back(r == 2 || r >= 10 ? -1 : (int)pages.size());
+        for (int i = 0; i <= position[(size_t)r] / 64; i++) pages.push_back((int)pages.size());
+      }
+      std::shuffle(pages.begin(), pages.end(), rng);
+      const size_t cache_bytes = pages.size() * page_bytes(width);
+      bf16 *raw = normal_bf16((size_t)rows * ld), *before = normal_bf16(cache_bytes / 2), *raws[2], *caches[2], *outs[2];
+      std::vector<float> bias((size_t)ld), weight((size_t)(2 * s.dim)), freq;
+      std::normal_distribution<float> value;
+      for (float &v : bias) v = value(rng);
+      for (float &v : weight) v = 1 + 0.2f * value(rng);
+      for (int i = 0; i < s.dim / 2; i++) freq.push_back((float)std::pow(1e6, -2.0 * i / s.dim));
+      float *db = upload(bias), *dw = upload(weight), *df = upload(freq), *partial = device<float>(gqa_partial_bytes(of) / 4);
+      int *dp = upload(position), *dt = upload(table), *dg = upload(pages);
+      sms = of;
+      for (int one = 0; one < 2; one++) {
+        raws[one] = upload(fetch(raw, (size_t)rows * ld));
+        caches[one] = upload(fetch(before, cache_bytes / 2));
+        outs[one] = device<bf16>((size_t)rows * unit);
+        bf16 *q = raws[one];
+        const GqaPrepare fresh = {q, q + unit, q + unit + s.kv_heads * s.dim, ld, ld, ld, s.heads, s.kv_heads, s.dim, s.bias ? db : nullptr,
+                                  s.bias ? db + unit : nullptr, s.bias ? db + unit + s.kv_heads * s.dim : nullptr, s.norm ? dw : nullptr,
+                                  s.norm ? dw + s.dim : nullptr, 1e-6f, (uint8_t *)caches[one], width, {nullptr, nullptr, dp, dt, dg, nullptr},
+                                  {df, s.dim, s.interleaved, 1.0f}};
+        const HeadsOut out = {{}, unit, false, outs[one], unit};
+        if (!one) gqa_prepare_fast(fresh, nullptr, nullptr, out, rows, stream);
+        attend_gqa({q, ld, s.heads, s.kv_heads, s.dim, 0.09f, (uint8_t *)caches[one], fresh.step, nullptr, true, out, partial, nullptr, of, one != 0,
+                    fresh},
+                   rows, stream);
+        CUDA(cudaStreamSynchronize(stream));
+      }
+      const std::vector<bf16> want = fetch(outs[0], (size_t)rows * unit), got = fetch(outs[1], (size_t)rows * unit);
+      const std::vector<bf16> want_cache = fetch(caches[0], cache_bytes / 2), got_cache = fetch(caches[1], cache_bytes / 2);
+      assert_memory_equal(got.data(), want.data(), got.size() * 2);
+      assert_memory_equal(got_cache.data(), want_cache.data(), cache_bytes);
+      for (const bf16 &v : got) assert_true(std::isfinite(__bfloat162float(v)));
+      for (void *v : {(void *)raw, (void *)before, (void *)db, (void *)dw, (void *)df, (void *)partial, (void *)dp, (void *)dt, (void *)dg,
+                      (void *)raws[0], (void *)raws[1], (void *)caches[0], (void *)caches[1], (void *)outs[0], (void *)outs[1]})
+        cudaFree(v);
+    }
 }
 
 static int set_up(void **) {
@@ -190,6 +239,7 @@ static int set_up(void **) {
 
 int main() {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_long), cmocka_unit_test(test_prefill),
-                                     cmocka_unit_test(test_prepare), cmocka_unit_test(test_halted), cmocka_unit_test(test_ragged)};
+                                     cmocka_unit_test(test_prepare), cmocka_unit_test(test_halted), cmocka_unit_test(test_ragged),
+                                     cmocka_unit_test(test_one_kernel)};
   return cmocka_run_group_tests(tests, set_up, nullptr);
 }

@@ -172,6 +172,37 @@ static void cut_over_ctas(void **state) {
   }
 }
 
+// silu(gate) * up in one kernel is what the linear and activate() give: the same columns, each sum perhaps cut elsewhere.
+static void dense_gated(void **state) {
+  (void)state;
+  for (int m : {3, 16, 17, 40, 77, 96, 130}) {
+    const int inter = 384, up_at = 448, k = m == 40 ? 1408 : 256, n = up_at + inter;
+    const Matrix w = make_matrix(n, k, false, 1);
+    pack_into(make_source(n, k, false), w, 0);
+    const Records x = make_records(random_rows(m, k), m, k, w);
+    const size_t bytes = records_bytes(false, padded_rows(m), inter);
+    const Records act[2] = {{device<uint8_t>(bytes), padded_rows(m), 0}, {device<uint8_t>(bytes), padded_rows(m), 0}};
+    bf16 *y = device<bf16>((size_t)m * n);
+    linear(w, x, y, n, false, m, 1, scratch, stream);
+    activate({y, n, up_at, inter, inter, act[0], 0, 0, nullptr, false}, m, stream);
+    assert_true(linear_can_gate(w, inter, up_at, inter));
+    linear_gated(w, inter, up_at, x, act[1], m, scratch, stream);
+    cuda(cudaStreamSynchronize(stream));
+    const std::vector<bf16> want = fetch((const bf16 *)act[0].data, bytes / 2), got = fetch((const bf16 *)act[1].data, bytes / 2);
+    Error error;
+    for (size_t i = 0; i < want.size(); i++) {
+      const bool nobodys = std::isnan((float)want[i]);
+      assert_int_equal(std::isnan((float)got[i]), nobodys);
+      if (!nobodys) error.add((float)got[i], (float)want[i]);
+    }
+    char text[64];
+    snprintf(text, sizeof text, "gated, %d tokens", m);
+    error.check(text, 4e-3);
+    for (uint32_t word : fetch((const uint32_t *)scratch.partial, 3 * kPartialFloats)) assert_int_equal(word, ~0u);
+    free_all();
+  }
+}
+
 // Plan, gather and linear of experts over tokens that each chose `top_k` of them; a shared one takes all.
 struct Experts {
   int tokens, experts, top_k, slots, most;
@@ -346,6 +377,7 @@ int main(void) {
       cmocka_unit_test(every_tile),
       cmocka_unit_test(ragged),
       cmocka_unit_test(cut_over_ctas),
+      cmocka_unit_test(dense_gated),
       cmocka_unit_test(by_expert),
       cmocka_unit_test(gated),
   };

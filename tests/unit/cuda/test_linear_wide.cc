@@ -15,7 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/cuda/kernels.h"
-#include "engine/cuda/linear_wide.cuh"
+#include "engine/cuda/linear_wide_b16.cuh"
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
@@ -106,13 +106,18 @@ static void partials_are_clean() {
   for (uint32_t word : fetch((const uint32_t *)partial, (size_t)kSms * kPartialFloats)) assert_int_equal(word, ~0u);
 }
 
+static bool try_way(const Case &c, const LinearWide &p, bool f32, int tile, WideDeal how) {
+  if (c.f8) return linear_wide_try(p, tile, how, kSms, stream);
+  return tile < kWideB16Tiles && linear_wide_b16_try({p}, f32 ? WideOut::kFloats : WideOut::kRows, tile, how, kSms, stream);
+}
+
 // Every tile that these inputs have, dealt out in `how`; returns how many there were.
 static int run_all(const Case &c, bool f32, WideDeal how) {
   int count = 0;
   for (int tile = 0; tile < kWideTiles; tile++) {
     const size_t words = (size_t)c.m * c.n, guard = 64;
     float *y = device<float>(words + guard);
-    if (!linear_wide_try(c.params(y), c.f8, f32, tile, how, kSms, stream)) continue;
+    if (!try_way(c, c.params(y), f32, tile, how)) continue;
     cuda(cudaStreamSynchronize(stream));
     count++;
     char what[32];
@@ -167,9 +172,51 @@ static void columns_again(void **state) {
   float *y = device<float>((size_t)c.m * c.n);
   LinearWide p = c.params(y, 2);
   p.x = twice.data;
-  assert_true(linear_wide_try(p, false, true, 0, WideDeal::kCut, kSms, stream));
+  assert_true(try_way(c, p, true, 0, WideDeal::kCut));
   cuda(cudaStreamSynchronize(stream));
   c.check(fetch(y, (size_t)c.m * c.n), [&](int t, int col) { return (size_t)t * c.n + col; }, 2, 1e-5, "twice");
+  free_all();
+}
+
+// silu(gate) * up as records: whole and cut tiles, the last ones ragged in tokens and outputs, rows of up behind others.
+static void gated(void **state) {
+  (void)state;
+  for (int m : {150, 200}) {
+    const int inter = m == 150 ? 384 : 256, up_at = inter + 64;
+    const Case c(m, up_at + inter, m == 150 ? 256 : 1664, false);
+    const Records act = {nullptr, padded_rows(m) + 8, 0};
+    const size_t bytes = records_bytes(false, act.mp, inter);
+    int ways = 0;
+    for (int tile = 0; tile < kWideB16Tiles; tile++)
+      for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside}) {
+        uint8_t *out = device<uint8_t>(bytes);
+        LinearWide p = c.params(out);
+        p.n = 2 * inter;
+        if (!linear_wide_b16_try({p, up_at, act.mp}, WideOut::kGated, tile, how, kSms, stream)) continue;
+        cuda(cudaStreamSynchronize(stream));
+        ways++;
+        const std::vector<uint8_t> got = fetch(out, bytes);
+        double difference = 0, all = 0;
+        for (int t = 0; t < act.mp; t++)
+          for (int col = t % 3; col < inter; col += 3) {
+            const size_t at = (size_t)(col / 128) * record_bytes(false, act.mp) + ((size_t)(col / 64 % 2) * act.mp + t) * 128 +
+                              ((col % 64 / 8 ^ (t & 7)) << 4) + col % 8 * 2;
+            uint16_t word;
+            memcpy(&word, &got[at], 2);
+            if (t >= m) {
+              assert_int_equal(word, 0xffff); // nobody's
+              continue;
+            }
+            const double g = c.dot(t, col), want = g / (1 + std::exp(-g)) * c.dot(t, up_at + col);
+            const double value = (double)__bfloat162float(__ushort_as_bfloat16(word));
+            difference += (value - want) * (value - want);
+            all += want * want;
+          }
+        if (!(std::sqrt(difference / all) <= 6e-3)) fail_msg("gated, tile %d, way %d: relative error %.1e", tile, (int)how, std::sqrt(difference / all));
+        partials_are_clean();
+      }
+    assert_true(ways >= 3);
+  }
   free_all();
 }
 
@@ -200,7 +247,7 @@ static void same_every_time(void **state) {
   std::vector<uint16_t> before;
   for (int i = 0; i < 3; i++) {
     bf16 *y = device<bf16>((size_t)c.m * c.n);
-    assert_true(linear_wide_try(c.params(y), true, false, 1, WideDeal::kCut, kSms, stream));
+    assert_true(linear_wide_try(c.params(y), 1, WideDeal::kCut, kSms, stream));
     cuda(cudaStreamSynchronize(stream));
     const std::vector<uint16_t> now = fetch((const uint16_t *)y, (size_t)c.m * c.n);
     if (i) assert_memory_equal(now.data(), before.data(), now.size() * 2);
@@ -228,6 +275,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(whole_tiles),   cmocka_unit_test(cut_tiles),           cmocka_unit_test(cut_side_by_side),
       cmocka_unit_test(columns_again), cmocka_unit_test(key_and_value_tiles), cmocka_unit_test(same_every_time),
+      cmocka_unit_test(gated),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
 }
