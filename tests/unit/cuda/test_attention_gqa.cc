@@ -115,23 +115,33 @@ static void test_halted(void **) {
   int *dp = upload(std::vector<int>{70, 5}), *dt = upload(std::vector<int>{0, 2}), *dg = upload(std::vector<int>{0, 1, 2});
   float *df = upload(std::vector<float>((size_t)dim / 2, 0.5f));
   const size_t bytes = 3 * page_bytes(2 * kv_heads * dim);
-  uint8_t *cache = device<uint8_t>(bytes);
-  for (int halt = 1; halt >= 0; halt--) {
-    std::vector<Waits> words(1);
-    words[0].halt = halt;
-    Waits *waits = upload(words);
-    const GqaPrepare p = {raw, raw + heads * dim, raw + (heads + kv_heads) * dim, ld, ld, ld, heads, kv_heads, dim, nullptr, nullptr, nullptr,
-                          nullptr, nullptr, 1e-6f, cache, 2 * kv_heads * dim, {nullptr, nullptr, dp, dt, dg, nullptr, waits},
-                          {df, dim, 0, 1.0f}};
-    gqa_prepare_fast(p, nullptr, nullptr, HeadsOut(), 2, stream);
-    CUDA(cudaStreamSynchronize(stream));
-    const std::vector<uint8_t> all = fetch(cache, bytes);
-    const long written = (long)bytes - std::count(all.begin(), all.end(), 0xff);
-    if (halt) assert_int_equal(written, 0);
-    else assert_true(written > 2 * 2 * dim); // two tokens of 512 bytes
-    cudaFree(waits);
+  bf16 *out = device<bf16>((size_t)2 * heads * dim);
+  sms = 2;
+  float *partial = device<float>(gqa_partial_bytes(sms) / 4);
+  for (bool one : {false, true}) { // in the kernel of its own, in attention's
+    uint8_t *cache = device<uint8_t>(bytes);
+    for (int halt = 1; halt >= 0; halt--) {
+      std::vector<Waits> words(1);
+      words[0].halt = halt;
+      Waits *waits = upload(words);
+      const GqaPrepare p = {raw, raw + heads * dim, raw + (heads + kv_heads) * dim, ld, ld, ld, heads, kv_heads, dim, nullptr, nullptr, nullptr,
+                            nullptr, nullptr, 1e-6f, cache, 2 * kv_heads * dim, {nullptr, nullptr, dp, dt, dg, nullptr, waits},
+                            {df, dim, 0, 1.0f}};
+      if (one)
+        attend_gqa({p.q, ld, heads, kv_heads, dim, 0.09f, cache, p.step, nullptr, true, {{}, heads * dim, false, out, heads * dim}, partial, waits, sms,
+                    true, p},
+                   2, stream);
+      else gqa_prepare_fast(p, nullptr, nullptr, HeadsOut(), 2, stream);
+      CUDA(cudaStreamSynchronize(stream));
+      const std::vector<uint8_t> all = fetch(cache, bytes);
+      const long written = (long)bytes - std::count(all.begin(), all.end(), 0xff);
+      if (halt) assert_int_equal(written, 0);
+      else assert_true(written > 2 * 2 * dim); // two tokens of 512 bytes
+      cudaFree(waits);
+    }
+    cudaFree(cache);
   }
-  for (void *v : {(void *)raw, (void *)dp, (void *)dt, (void *)dg, (void *)df, (void *)cache}) cudaFree(v);
+  for (void *v : {(void *)raw, (void *)dp, (void *)dt, (void *)dg, (void *)df, (void *)out, (void *)partial}) cudaFree(v);
 }
 
 // Rows of very different lengths, padding, and rows that the prefill kernel has: each result equals the row's own, alone.
