@@ -3,7 +3,7 @@
 //   after:  o = UV_h o_lat (kv_lora -> v), where o_lat first merges the parts of split keys by their log-sum-exp
 // Activations are not quantised here: e4m3 weights are unpacked to half (exact) for mma.sync. A CTA has one head's weights in
 // shared memory and walks over tokens, eight at a time.
-#include "kernels.h"
+#include "absorb.cuh"
 
 namespace mob {
 namespace {
@@ -56,38 +56,6 @@ __global__ void __launch_bounds__(128) absorb_v_plain_kernel(const AbsorbPlain p
 }
 
 // --------------------------------------------------------------------- 128 + 64 -> 512 + 64 -> 128
-
-constexpr int kHeadBytes = 4 * kPairBytes; // of UK_h^T, and of UV_h
-
-// All of a head's tiles into shared memory.
-__device__ __forceinline__ void load_head(uint8_t *to, const uint8_t *from, uint64_t *bar) {
-  if (threadIdx.x == 0) {
-    mbar_init(bar, 1);
-    mbar_init_fence();
-    mbar_arrive_expect(bar, kHeadBytes);
-    const uint64_t keep = policy_evict_last();
-    for (int i = 0; i < 4; i++)
-      bulk_load(to + i * (kHeadBytes / 4), from + i * (kHeadBytes / 4), kHeadBytes / 4, bar, keep);
-  }
-  __syncthreads();
-}
-
-// 16 rows x half (64) of the columns of a tile (rows `row` and + 8) times G groups of eight tokens, unpacked once: b holds a lane's 16
-// columns of token g of a group as halves, columns half * 64 + t4 * 16 and on.
-template <int G>
-__device__ __forceinline__ void tile_mma(const uint8_t *tile, int row, int t4, int half, const uint32_t (&b)[G][8], float (&acc)[G][4]) {
-  const int chunk = t4 + 4 * half;
-  const uint4 u = *(const uint4 *)(tile + row * 128 + ((chunk ^ (row & 7)) << 4));
-  const uint4 v = *(const uint4 *)(tile + (row + 8) * 128 + ((chunk ^ (row & 7)) << 4));
-  const uint32_t a0[4] = {u.x, u.y, u.z, u.w}, a1[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int q = 0; q < 4; q++) {
-    const uint32_t a[4] = {e4m3x2_to_half2((uint16_t)a0[q]), e4m3x2_to_half2((uint16_t)a1[q]),
-                           e4m3x2_to_half2((uint16_t)(a0[q] >> 16)), e4m3x2_to_half2((uint16_t)(a1[q] >> 16))};
-#pragma unroll
-    for (int i = 0; i < G; i++) mma_16816(acc[i], a, b[i] + q * 2);
-  }
-}
 
 __device__ __forceinline__ uint32_t bf16x2_to_half2(uint32_t v) {
   const __half2 h = __floats2half2_rn(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
@@ -309,6 +277,8 @@ void absorb_v_mla(const AbsorbMla &p, const MlaParts &parts, const Records &out,
 }
 
 void absorb_prepare() {
+  mla_few_prepare();
+  mla_values_few_prepare();
   cudaFuncSetAttribute(absorb_q_mla_kernel<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
   cudaFuncSetAttribute(absorb_q_mla_kernel<2>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);
   cudaFuncSetAttribute(absorb_q_mla_kernel<4>, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeadBytes);

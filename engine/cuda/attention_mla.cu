@@ -419,6 +419,7 @@ void attend_mla(const AttendMla &p, int rows, cudaStream_t stream) {
 }
 
 void attention_mla_prepare() {
+  mla_attend_few_prepare();
   cudaFuncSetAttribute(attend_mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
 }
 

@@ -87,7 +87,17 @@ void clear_odd_head(const Records &out, int heads, cudaStream_t stream) {
   cudaMemsetAsync(pair + rows * 260, 0, rows * 4, stream);
 }
 
-void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out) {
+// Queries in absorbed form and keys of few rows, in one kernel.
+bool queries_few(const Pass &p, const Layer &layer, const MlaPrepare &prepare) {
+  const Rank *r = p.r;
+  if (!p.exec->fast_mla || !mla_queries_few_serves(prepare, layer.g[G_Q].m, p.rows)) return false;
+  launch_label = "queries";
+  mla_queries_few({prepare, layer.g[G_Q].m, layer.uk, r->heads, r->sms, r->tiles, r->scratch.partial, r->waits}, p.rows, p.stream);
+  return true;
+}
+
+// `absorbed`: the queries of all rows are, already.
+void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const Records &out, bool absorbed) {
   Rank *r = p.r;
   const mob_model_desc_t *d = p.d;
   if (r->heads % 2) clear_odd_head(out, r->heads, p.stream);
@@ -96,10 +106,12 @@ void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const 
     for (int from = range.first; from < range.second; from += kAttendRows) {
       const int n = range.second - from < kAttendRows ? range.second - from : kAttendRows;
       const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, r->sms, step_rows(p.exec, r, from), p.rope};
-      absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
-      attend_mla({r->tiles, r->heads, d->softmax_scale, cache, step_rows(p.exec, r, from), plan.single && n == p.rows, r->parts, r->sms}, n,
-                 p.stream);
-      absorb_v_mla(absorb, r->parts, out, from, n, d->quant_ue8m0, p.stream);
+      if (!absorbed) absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
+      const AttendMla attend = {r->tiles, r->heads, d->softmax_scale, cache, absorb.step, plan.single && n == p.rows, r->parts, r->sms};
+      if (n == p.rows && mla_attend_few_serves(r->heads, n)) mla_attend_few(attend, n, p.stream);
+      else attend_mla(attend, n, p.stream);
+      if (n == p.rows && n <= kFewRows) mla_values_few(absorb, r->parts, out, n, d->quant_ue8m0, p.stream);
+      else absorb_v_mla(absorb, r->parts, out, from, n, d->quant_ue8m0, p.stream);
     }
   }
   if (plan.pairs == 0) return;
@@ -181,12 +193,15 @@ void attention(Pass *p, int index) {
     launch_label = "a";
     linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
     const Records q_in = records(r->q_records, q, p->rows);
-    mla_prepare({r->a, in.m.n, d->q_lora, in.at[1], d->kv_lora, d->qk_rope, layer.a_bias, layer.v[MOB_W_Q_A_NORM],
-                 layer.v[MOB_W_KV_A_NORM], d->lora_rms_eps, q_in, q.m.k, d->quant_ue8m0, cache, p->step, p->rope},
-                p->rows, p->stream);
-    launch_label = "q_b";
-    linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
-    if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn);
+    const MlaPrepare prepare = {r->a, in.m.n, d->q_lora, in.at[1], d->kv_lora, d->qk_rope, layer.a_bias, layer.v[MOB_W_Q_A_NORM],
+                                layer.v[MOB_W_KV_A_NORM], d->lora_rms_eps, q_in, q.m.k, d->quant_ue8m0, cache, p->step, p->rope};
+    const bool absorbed = queries_few(*p, layer, prepare);
+    if (!absorbed) {
+      mla_prepare(prepare, p->rows, p->stream);
+      launch_label = "q_b";
+      linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
+    }
+    if (p->exec->fast_mla) attend_fast(*p, layer, cache, attn, absorbed);
     else attend_any_mla(*p, layer, cache, attn);
   } else {
     launch_label = "qkv";

@@ -204,6 +204,20 @@ struct AbsorbMla {
   Rope rope;
 };
 void absorb_q_mla(const AbsorbMla &p, const bf16 *q, uint8_t *tiles, int rows, cudaStream_t stream);
+// ---- mla_few.cu: mla_prepare, q_b's linear and absorb_q_mla of few rows in one
+constexpr int kFewQueries = 8;
+struct MlaQueriesFew {
+  MlaPrepare prepare; // its records are not written
+  Matrix q_b;
+  const uint8_t *uk;
+  int heads, sms;
+  uint8_t *tiles;     // as absorb_q_mla's
+  float *partial;     // of LinearScratch
+  Waits *waits;       // may be null
+};
+bool mla_queries_few_serves(const MlaPrepare &p, const Matrix &q_b, int rows);
+void mla_queries_few(const MlaQueriesFew &p, int rows, cudaStream_t stream);
+void mla_few_prepare(); // once a device, by absorb_prepare()
 struct MlaParts { // of attend_mla's results, made and read on the device
   __half *partial; // [parts][heads][512]
   float *lse;      // [parts][heads], natural log
@@ -212,6 +226,9 @@ struct MlaParts { // of attend_mla's results, made and read on the device
 inline int mla_parts(int rows, int sms) { return rows + sms; } // at most
 // -> records [T][heads * 128], from row `row0` on; a row without parts is 0
 void absorb_v_mla(const AbsorbMla &p, const MlaParts &parts, const Records &out, int row0, int rows, bool ue8m0, cudaStream_t stream);
+// ---- mla_values_few.cu: the same for up to kFewRows rows
+void mla_values_few(const AbsorbMla &p, const MlaParts &parts, const Records &out, int rows, bool ue8m0, cudaStream_t stream);
+void mla_values_few_prepare(); // likewise
 
 // ---- attention.cu
 struct AttendPlain {
@@ -239,6 +256,10 @@ struct AttendMla {
 };
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
 void attention_mla_prepare();
+// ---- mla_attend_few.cu: the same for few rows: where attend_mla's start and its large tiles cost more than its tensor cores gain
+inline bool mla_attend_few_serves(int heads, int rows) { return rows == 1 || (rows == 2 && heads > 32); }
+void mla_attend_few(const AttendMla &p, int rows, cudaStream_t stream);
+void mla_attend_few_prepare(); // once a device, by attention_mla_prepare()
 
 // ---- attention_gqa.cu, attention_gqa_prefill.cu: heads of 64 or 128, up to 16 query heads a key head
 struct HeadsOut {      // [T][heads * dim]: records of o_proj's input with `k` columns, or rows of bf16 (k = heads * dim)

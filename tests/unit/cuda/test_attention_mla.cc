@@ -101,6 +101,8 @@ static void pack_into(const Source &s, const Matrix &m, int index, bool) {
 static void test_decode(void **) {
   check_mla(2, 1, 130, false); // keys in more parts than pages
   check_mla(3, 9, 200, false);
+  check_mla(34, 1, 300, false); // kernels of few rows
+  check_mla(64, 2, 150, false);
   check_mla(66, 2, 70, false); // more heads than a block has
   check_mla(2, 26, 70, false);
 }

@@ -18,6 +18,7 @@
 #define __forceinline__ inline
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 // A block is one OS thread. (A local thread_local variable is static.)
 #define __shared__ thread_local
