@@ -30,7 +30,7 @@ static float max_error(const float *a, const float *b, size_t n) {
 #if defined(MOB_TSAN)
 enum { SHORT = 5, EVERY = 14 };
 #elif defined(MOB_ASAN)
-enum { SHORT = 20, EVERY = 6 };
+enum { SHORT = 8, EVERY = 6 };
 #else
 enum { SHORT = 20, EVERY = 1 };
 #endif
