@@ -26,6 +26,8 @@ LinearSegments params(const Matrix &w, const TokenTile *tiles, const int *count,
   p.n = w.n;
   p.parts = segments_parts(p.x.pairs);
   p.slot_rows = tile;
+  p.x_slot = Shared::x_slot(tile);
+  p.w_ring = Shared::kRings + Shared::kX * p.x_slot;
   const int left = Shared::kMost - Shared::bytes(p.slot_rows, 0);
   p.w_slots = left / Shared::kWSlot < Shared::kMostW ? left / Shared::kWSlot : Shared::kMostW;
   p.w_slots -= p.w_slots % 2; // a slot is always the same warpgroup's: else one that is ahead could mistake a phase for the next but one

@@ -1,9 +1,10 @@
-// The linear of many experts, each over its own gathered tokens. Its unit is 256 outputs x the tokens of a tile (8 to 128): wgmma
+// The linear of many experts, each over its own gathered tokens. Its unit is 256 outputs x the tokens of a tile (8 to 96): wgmma
 // with the weights on the M side, two warpgroups of two 64-output blocks each, so that a tile's activations come to an SM once for 256
 // outputs. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 every 128 columns. bf16: one sum.
 //
-// Two rings: weights, a block's column pair (16 KB) a slot, and activations, as many pairs a slot as fit. Gathered records therefore lie
-// tile after tile (TileRows), so that a slot is one or two copies however few the tokens are.
+// Two rings, each with a producer of its own, so that neither waits for the other's slots: weights, a block's column pair (16 KB) a slot,
+// and activations, as many pairs a slot as fit. Gathered records therefore lie tile after tile (TileRows), so that a slot is one or two
+// copies however few the tokens are.
 //
 // Work is dealt as CTAs ask for it, because SMs do not read equally fast (by a tenth and more): whole tiles, then the last ones, one for
 // each CTA, in parts of their columns. Which tiles are cut, and where, does not depend on timing, and a tile's parts are summed in the order
@@ -33,17 +34,15 @@ struct LinearSegments {
   int n, row_tiles;   // outputs; tiles of 256
   int parts;          // of a tile that is cut
   int slot_rows, w_slots; // tokens of a slot of activations; slots of weights
+  int x_slot, w_ring;     // bytes of a slot of activations; where the ring of weights begins
   Waits *waits;       // may be null
 };
 
 struct SegmentsShared {
   static constexpr int kWSlot = 17408; // a pair, so that the next begins at 1,024 again
-  static constexpr int kMostW = 12, kX = 2, kRuns = 4;
-  static constexpr int kPitch = 136;   // of staged results: 128 bf16
-  static constexpr int kChunk = 64;    // tokens whose gated results are staged at a time
-  static constexpr int kStaged = kChunk * kPitch * 2;
+  static constexpr int kMostW = 12, kX = 2, kRuns = 3;
   // Bytes from the first multiple of 1,024: the rings are behind all that has one size.
-  static constexpr int kAmax = kStaged, kInverse = kAmax + 8 * kChunk * 4, kRun = kInverse + kChunk * 4, kBars = kRun + kRuns * 32;
+  static constexpr int kAmax = 0, kInverse = kAmax + 8 * kTileTokens * 4, kRun = kInverse + kTileTokens * 4, kBars = kRun + kRuns * 32;
   static constexpr int kRings = (kBars + 2 * (kMostW + kX + kRuns) * 8 + 1023) / 1024 * 1024;
   static constexpr int kMost = 232448;
   __host__ __device__ static int x_slot(int rows) { return (rows * 264 + 1023) / 1024 * 1024; }
@@ -56,7 +55,7 @@ struct SegmentsRun {
   int row_tile, pairs;
   int part, parts;    // of the tile
   int partial;        // where the tile's other parts leave their sums
-  int unused;
+  int first;          // pair
 };
 
 // Which run is the i-th.
@@ -86,10 +85,9 @@ struct SegmentsPlaces { // in shared memory
   uint8_t *base;
   __device__ explicit SegmentsPlaces(uint8_t *raw) : base(raw + (1024 - smem_address(raw) % 1024) % 1024) {}
   // Activations first: wgmma reads up to its N rows, so beyond those of a tile.
-  __device__ uint8_t *x(const LinearSegments &p, int slot) const { return base + S::kRings + slot * S::x_slot(p.slot_rows); }
-  __device__ uint8_t *w(const LinearSegments &p, int slot) const { return base + S::kRings + S::kX * S::x_slot(p.slot_rows) + slot * S::kWSlot; }
-  __device__ uint8_t *staging() const { return base; }
-  __device__ float *amax() const { return (float *)(base + S::kAmax); } // [8 warps][kChunk]
+  __device__ uint8_t *x(const LinearSegments &p, int slot) const { return base + S::kRings + slot * p.x_slot; }
+  __device__ uint8_t *w(const LinearSegments &p, int slot) const { return base + p.w_ring + slot * S::kWSlot; }
+  __device__ float *amax() const { return (float *)(base + S::kAmax); } // gated: [8 warps][kTileTokens], then what to multiply with
   __device__ float *inverse() const { return (float *)(base + S::kInverse); }
   __device__ SegmentsRun *run(int slot) const { return (SegmentsRun *)(base + S::kRun) + slot; }
   __device__ uint64_t *bar(int i) const { return (uint64_t *)(base + S::kBars) + i; }
@@ -101,11 +99,14 @@ struct SegmentsPlaces { // in shared memory
   __device__ uint64_t *run_empty(int slot) const { return bar(2 * (S::kMostW + S::kX) + S::kRuns + slot); }
 };
 
-struct RingAt {
-  int slot, phase;
+struct RingAt { // in one register
+  int both; // slot + 64 * phase
+  __device__ RingAt(int slot, int phase) : both(slot + phase * 64) {}
+  __device__ int slot() const { return both & 63; }
+  __device__ int phase() const { return both >> 6; }
   __device__ void step(int by, int slots) {
-    slot += by;
-    if (slot >= slots) slot -= slots, phase ^= 1;
+    both += by;
+    if (slot() >= slots) both = (both - slots) ^ 64;
   }
 };
 
@@ -114,33 +115,40 @@ template <int N> struct SegmentsSums {
   float low[N / 2], high[N / 2];
 };
 
+// 64 outputs x 128 bytes of columns, of operands given as words.
+template <class Mma, int Words> __device__ __forceinline__ void segments_group(float (&acc)[Words], uint32_t w, uint32_t x, int more) {
+#pragma unroll
+  for (int k = 0; k < 4; k++) Mma::run(acc, operand_of(w + 2 * k), operand_of(x + 2 * k), k == 0 ? more : 1);
+  wgmma_commit();
+}
+
 // One pair of columns of both blocks of a warpgroup. Slots of weights are given back when read.
 template <bool Fp8, int N>
 __device__ __forceinline__ void segments_pair(const LinearSegments &p, SegmentsSums<N> &sum, const SegmentsPlaces &at, RingAt &ring, int group, const uint8_t *x,
                                               const float *xs, int rows) {
-  using Mma = typename WgmmaOf<Fp8, N>::Type;
-  const int lane = threadIdx.x % 32, t4 = lane % 4;
-  RingAt first = ring, second;
-  first.step(group, p.w_slots);
-  second = first;
-  second.step(2, p.w_slots);
-  ring.step(4, p.w_slots);
-  const uint8_t *w0 = at.w(p, first.slot), *w1 = at.w(p, second.slot), *x1 = x + rows * 128;
+  const int lane = compute_here((int)threadIdx.x) % 32, t4 = lane % 4;
+  constexpr int kHalf = kTileBytes / 16; // of operands' words: the second tile of a pair
+  const uint32_t x_word = operand_word(x), x1_word = x_word + rows * 8;
   auto give_back = [&](const RingAt &slot) {
     __syncwarp();
-    if (lane == 0) mbar_arrive(at.w_empty(slot.slot));
+    if (lane == 0) mbar_arrive(at.w_empty(slot.slot()));
   };
-  mbar_wait(at.w_full(first.slot), first.phase);
   if constexpr (!Fp8) {
-    keep_registers(sum.low);
-    wgmma_fence();
-    tile_group<Mma>(sum.low, w0, x, 1);
-    tile_group<Mma>(sum.low, w0 + kTileBytes, x1, 1);
-    mbar_wait(at.w_full(second.slot), second.phase);
-    keep_registers(sum.high);
-    wgmma_fence();
-    tile_group<Mma>(sum.high, w1, x, 1);
-    tile_group<Mma>(sum.high, w1 + kTileBytes, x1, 1);
+    using Mma = WgmmaB16<N>;
+    auto issue = [&](float (&to)[N / 2], uint32_t w) {
+      keep_registers(to);
+      wgmma_fence();
+      segments_group<Mma>(to, w, x_word, 1);
+      segments_group<Mma>(to, w + kHalf, x1_word, 1);
+    };
+    RingAt first = ring, second = ring;
+    first.step(group, p.w_slots);
+    second.step(group + 2, p.w_slots);
+    const uint8_t *w0 = at.w(p, first.slot()), *w1 = at.w(p, second.slot());
+    mbar_wait(at.w_full(first.slot()), first.phase());
+    issue(sum.low, operand_word(w0));
+    mbar_wait(at.w_full(second.slot()), second.phase());
+    issue(sum.high, operand_word(w1));
     wgmma_wait<2>();
     keep_registers(sum.low);
     give_back(first);
@@ -148,28 +156,35 @@ __device__ __forceinline__ void segments_pair(const LinearSegments &p, SegmentsS
     keep_registers(sum.high);
     give_back(second);
   } else if constexpr (N <= 80) { // a product is under way while the one before is promoted
+    using Mma = WgmmaF8<N>;
+    RingAt first = ring, second = ring;
+    first.step(group, p.w_slots);
+    second.step(group + 2, p.w_slots);
+    const uint8_t *w0 = at.w(p, first.slot()), *w1 = at.w(p, second.slot());
+    mbar_wait(at.w_full(first.slot()), first.phase());
+    const uint32_t w0_word = operand_word(w0), w1_word = operand_word(w1);
     float acc[N / 2], acc2[N / 2];
     const float2 ws = *(const float2 *)(w0 + kPairScales);
     keep_registers(acc);
     wgmma_fence();
-    tile_group<Mma>(acc, w0, x, 0);
-    mbar_wait(at.w_full(second.slot), second.phase);
+    segments_group<Mma>(acc, w0_word, x_word, 0);
+    mbar_wait(at.w_full(second.slot()), second.phase());
     const float2 ws2 = *(const float2 *)(w1 + kPairScales);
     keep_registers(acc2);
     wgmma_fence();
-    tile_group<Mma>(acc2, w1, x, 0);
+    segments_group<Mma>(acc2, w1_word, x_word, 0);
     wgmma_wait<1>();
     keep_registers(acc);
     promote(sum.low, acc, ws.x, xs, t4);
     keep_registers(acc);
     wgmma_fence();
-    tile_group<Mma>(acc, w0 + kTileBytes, x1, 0);
+    segments_group<Mma>(acc, w0_word + kHalf, x1_word, 0);
     wgmma_wait<1>();
     keep_registers(acc2);
     promote(sum.high, acc2, ws2.x, xs, t4);
     keep_registers(acc2);
     wgmma_fence();
-    tile_group<Mma>(acc2, w1 + kTileBytes, x1, 0);
+    segments_group<Mma>(acc2, w1_word + kHalf, x1_word, 0);
     wgmma_wait<1>();
     keep_registers(acc);
     give_back(first);
@@ -178,55 +193,85 @@ __device__ __forceinline__ void segments_pair(const LinearSegments &p, SegmentsS
     keep_registers(acc2);
     give_back(second);
     promote(sum.high, acc2, ws2.y, xs + rows, t4);
-  } else {
+  } else { // too many sums for two products: the other warpgroup's is under way while this one's is promoted
     float acc[N / 2];
-    auto both = [&](float (&to)[N / 2], const uint8_t *w, const RingAt &slot) {
-      const float2 ws = *(const float2 *)(w + kPairScales);
+    auto both = [&](float (&to)[N / 2], int block) {
+      RingAt slot = ring;
+      slot.step(group + 2 * block, p.w_slots);
+      const uint8_t *w = at.w(p, slot.slot());
+      const uint32_t w_word = operand_word(w);
+      mbar_wait(at.w_full(slot.slot()), slot.phase());
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         keep_registers(acc);
         wgmma_fence();
-        tile_group<Mma>(acc, w + half * kTileBytes, half ? x1 : x, 0);
+        segments_group<WgmmaF8<N>>(acc, w_word + half * kHalf, half ? x1_word : x_word, 0);
+        // The first columns' scales are read while it runs.
+        constexpr int kEarly = 6;
+        const float *scales = (half ? xs + rows : xs) + 2 * t4, by = ((const float *)(w + kPairScales))[half];
+        float2 early[kEarly];
+#pragma unroll
+        for (int j = 0; j < kEarly; j++) {
+          const float2 v = *(const float2 *)(scales + 8 * j);
+          early[j] = make_float2(by * v.x, by * v.y);
+        }
         wgmma_wait<0>();
         keep_registers(acc);
         if (half) give_back(slot);
-        promote(to, acc, half ? ws.y : ws.x, half ? xs + rows : xs, t4);
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+          float2 v;
+          if (j < kEarly) {
+            v = early[j];
+          } else {
+            v = *(const float2 *)(scales + 8 * j);
+            v = make_float2(by * v.x, by * v.y);
+          }
+          to[4 * j] += acc[4 * j] * v.x;
+          to[4 * j + 1] += acc[4 * j + 1] * v.y;
+          to[4 * j + 2] += acc[4 * j + 2] * v.x;
+          to[4 * j + 3] += acc[4 * j + 3] * v.y;
+        }
       }
     };
-    both(sum.low, w0, first);
-    mbar_wait(at.w_full(second.slot), second.phase);
-    both(sum.high, w1, second);
+    both(sum.low, 0);
+    both(sum.high, 1);
   }
+  ring.step(4, p.w_slots);
 }
 
-// Results as rows of y, each warpgroup's by itself, 32 tokens at a time.
+// 16 tokens from `from` on of a warp's 16 outputs, as bf16: a lane gets eight outputs (t4 % 2: which) of one token (t4 / 2: of the first
+// eight or the others), so that two lanes store a sector.
+template <int Words> __device__ __forceinline__ uint4 segments_turned(const float (&sum)[Words], int from) {
+  uint32_t word[4];
+#pragma unroll
+  for (int c = 0; c < 4; c++) {
+    const int i = from / 2 + c / 2 * 4 + c % 2 * 2;
+    word[c] = i < Words ? turn_matrix(pack_bf16(sum[i < Words ? i : 0], sum[i < Words ? i + 1 : 0])) : 0;
+  }
+  turn_words(word);
+  return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+// A warp's 16 outputs from `n` on as rows of y.
 template <int N>
-__device__ __forceinline__ void segments_rows(const LinearSegments &p, const SegmentsPlaces &at, const SegmentsSums<N> &sum, int group, int n0,
-                                              int first_row, int tokens) {
-  using S = SegmentsShared;
-  constexpr int kStep = N < 32 ? N : 32;
-  const int tid = compute_here((int)threadIdx.x) % 128, t4 = tid % 4, row = tid / 32 * 16 + tid % 32 / 4;
-  bf16 *staging = (bf16 *)(at.staging() + group * (S::kStaged / 2));
+__device__ __forceinline__ void segments_rows(const LinearSegments &p, const float (&sum)[N / 2], int n, int first_row, int tokens) {
+  const int lane = compute_here((int)threadIdx.x) % 32, t4 = lane % 4, at = n + t4 % 2 * 8, ldy = compute_here(p.ldy);
+  const bool whole = at + 8 <= p.n && ldy % 8 == 0;
 #pragma unroll
-  for (int from = 0; from < N; from += kStep) {
+  for (int from = 0; from < N; from += 16) {
     if (from >= tokens) break;
-    group_sync<128>(1 + group); // the staging is free
+    const uint4 v = segments_turned(sum, from);
+    const int token = from + t4 / 2 * 8 + lane / 4;
+    if (token >= tokens) continue;
+    bf16 *to = p.y + (size_t)(first_row + token) * ldy + at;
+    if (whole) {
+      *(uint4 *)to = v;
+    } else {
+      const uint32_t word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-    for (int i = 0; i < kStep / 2; i++) {
-      if (from / 2 + i >= N / 2) break;
-      bf16 *to = staging + (i / 4 * 8 + 2 * t4 + i % 2) * S::kPitch + row + (i % 4) / 2 * 8;
-      to[0] = __float2bfloat16(sum.low[from / 2 + i]);
-      to[64] = __float2bfloat16(sum.high[from / 2 + i]);
-    }
-    group_sync<128>(1 + group);
-    const int staged = min(kStep, tokens - from);
-    for (int i = tid; i < staged * 16; i += 128) {
-      const int token = i / 16, c = i % 16, n = n0 + (group + c / 8 * 2) * kTileRows + c % 8 * 8;
-      const bf16 *out = staging + token * S::kPitch + c * 8;
-      bf16 *to = p.y + (size_t)(first_row + from + token) * p.ldy + n;
-      if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)out;
-      else
-        for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = out[k];
+      for (int k = 0; k < 8; k++)
+        if (at + k < p.n) *(uint16_t *)(to + k) = (uint16_t)(word[k / 2] >> k % 2 * 16);
     }
   }
 }
@@ -236,90 +281,86 @@ __device__ __forceinline__ void segments_rows(const LinearSegments &p, const Seg
 template <int N>
 __device__ __forceinline__ void segments_gated(const LinearSegments &p, const SegmentsPlaces &at, SegmentsSums<N> &sum, int block, int first_row,
                                                int tokens) {
-  using S = SegmentsShared;
-  constexpr int kStep = N < S::kChunk ? N : S::kChunk, kPitch8 = 144;
-  const int tid = compute_here((int)threadIdx.x), warp = tid / 32, lane = tid % 32, t4 = lane % 4, row = warp * 16 + lane / 4; // also row + 8
+  const int tid = compute_here((int)threadIdx.x), warp = tid / 32, lane = tid % 32, t4 = lane % 4;
 #pragma unroll
   for (int i = 0; i < N / 2; i++) {
     const float gate = __bfloat162float(__float2bfloat16(sum.low[i])), up = __bfloat162float(__float2bfloat16(sum.high[i]));
     sum.low[i] = gate / (1.0f + __expf(-gate)) * up;
   }
   const int rows = (tokens + 7) / 8 * 8;
-  const RecordRow to = tile_row(p.act, first_row, tile_place(first_row, rows));
-  const int pair = p.act.fp8 ? block / 2 : block;
+  const TileRows act = {p.act.data, compute_here(p.act.pairs), compute_here(p.act.fp8)};
+  const RecordRow to = tile_row(act, first_row, tile_place(first_row, rows));
+  const int pair = act.fp8 ? block / 2 : block;
   uint8_t *data = to.data + pair * to.pair_bytes;
+  if (!act.fp8) {
 #pragma unroll
-  for (int from = 0; from < N; from += kStep) {
-    if (from >= tokens) break;
-    const int staged = min(kStep, tokens - from);
-    if (p.act.fp8) {
-#pragma unroll
-      for (int j = 0; j < kStep / 8; j++) {
-        if (from / 8 + j >= N / 8) break;
-        const float *v = sum.low + from / 2 + 4 * j;
-        float a = fmaxf(fabsf(v[0]), fabsf(v[2])), b = fmaxf(fabsf(v[1]), fabsf(v[3]));
-#pragma unroll
-        for (int s = 4; s < 32; s <<= 1) {
-          a = fmaxf(a, __shfl_xor_sync(~0u, a, s));
-          b = fmaxf(b, __shfl_xor_sync(~0u, b, s));
-        }
-        if (lane < 4) *(float2 *)(at.amax() + warp * S::kChunk + 8 * j + 2 * t4) = make_float2(a, b);
-      }
-      group_sync<256>(3); // also: what was staged before is read
-      if (tid < staged) {
-        float most = 0;
-#pragma unroll
-        for (int w = 0; w < 8; w++) most = fmaxf(most, at.amax()[w * S::kChunk + tid]);
-        const float scale = quant_scale(most, p.ue8m0);
-        at.inverse()[tid] = 1.0f / scale;
-        ((float *)(to.scales + pair * to.pair_scales))[block % 2 * rows + from + tid] = scale;
-      }
-      group_sync<256>(3);
-#pragma unroll
-      for (int j = 0; j < kStep / 8; j++) {
-        if (from / 8 + j >= N / 8) break;
-        const float *v = sum.low + from / 2 + 4 * j;
-        const float2 inverse = *(const float2 *)(at.inverse() + 8 * j + 2 * t4);
-        uint8_t *out = at.staging() + (8 * j + 2 * t4) * kPitch8 + row;
-        const uint16_t a = __nv_cvt_float2_to_fp8x2(make_float2(v[0] * inverse.x, v[2] * inverse.x), __NV_SATFINITE, __NV_E4M3);
-        const uint16_t b = __nv_cvt_float2_to_fp8x2(make_float2(v[1] * inverse.y, v[3] * inverse.y), __NV_SATFINITE, __NV_E4M3);
-        out[0] = (uint8_t)a, out[8] = (uint8_t)(a >> 8);
-        out[kPitch8] = (uint8_t)b, out[kPitch8 + 8] = (uint8_t)(b >> 8);
-      }
-      group_sync<256>(3);
-      for (int i = tid; i < staged * 8; i += 256) {
-        const int token = i / 8, c = i % 8, r = from + token;
-        *(uint4 *)(data + ((size_t)(block % 2) * rows + r) * 128 + ((c ^ (r & 7)) << 4)) = *(const uint4 *)(at.staging() + token * kPitch8 + c * 16);
-      }
-    } else {
-      bf16 *staging = (bf16 *)at.staging();
-      group_sync<256>(3);
-#pragma unroll
-      for (int i = 0; i < kStep / 2; i++) {
-        if (from / 2 + i >= N / 2) break;
-        staging[(i / 4 * 8 + 2 * t4 + i % 2) * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum.low[from / 2 + i]);
-      }
-      group_sync<256>(3);
-      for (int i = tid; i < staged * 16; i += 256) {
-        const int token = i / 16, c = i % 16, r = from + token;
-        *(uint4 *)(data + ((size_t)(c / 8) * rows + r) * 128 + ((c % 8 ^ (r & 7)) << 4)) =
-            *(const uint4 *)(staging + token * S::kPitch + c * 8);
-      }
+    for (int from = 0; from < N; from += 16) {
+      if (from >= tokens) break;
+      const uint4 v = segments_turned(sum.low, from);
+      const int token = from + t4 / 2 * 8 + lane / 4, chunk = 2 * warp + t4 % 2;
+      if (token < tokens) *(uint4 *)(data + ((size_t)(chunk / 8) * rows + token) * 128 + ((chunk % 8 ^ (token & 7)) << 4)) = v;
     }
+    return;
+  }
+  group_sync<256>(3); // what is there is read
+#pragma unroll
+  for (int j = 0; j < N / 8; j++) {
+    const float *v = sum.low + 4 * j;
+    float a = fmaxf(fabsf(v[0]), fabsf(v[2])), b = fmaxf(fabsf(v[1]), fabsf(v[3]));
+#pragma unroll
+    for (int s = 4; s < 32; s <<= 1) {
+      a = fmaxf(a, __shfl_xor_sync(~0u, a, s));
+      b = fmaxf(b, __shfl_xor_sync(~0u, b, s));
+    }
+    if (lane < 4) *(float2 *)(at.amax() + warp * kTileTokens + 8 * j + 2 * t4) = make_float2(a, b);
+  }
+  group_sync<256>(3);
+  if (tid < N) {
+    float most = 0;
+#pragma unroll
+    for (int w = 0; w < 8; w++) most = fmaxf(most, at.amax()[w * kTileTokens + tid]);
+    const float scale = quant_scale(most, p.ue8m0);
+    at.inverse()[tid] = 1.0f / scale;
+    if (tid < tokens) ((float *)(to.scales + pair * to.pair_scales))[block % 2 * rows + tid] = scale;
+  }
+  group_sync<256>(3);
+  // A warp's 16 columns are a chunk of 16 bytes of each token; a lane stores a token's of every 32.
+#pragma unroll
+  for (int from = 0; from < N; from += 32) {
+    if (from >= tokens) break;
+    uint32_t word[4];
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      const int j = from / 8 + c;
+      word[c] = 0;
+      if (j >= N / 8) continue;
+      const float *v = sum.low + 4 * j;
+      const float2 inverse = *(const float2 *)(at.inverse() + 8 * j + 2 * t4);
+      const uint32_t a = __nv_cvt_float2_to_fp8x2(make_float2(v[0] * inverse.x, v[2] * inverse.x), __NV_SATFINITE, __NV_E4M3);
+      const uint32_t b = __nv_cvt_float2_to_fp8x2(make_float2(v[1] * inverse.y, v[3] * inverse.y), __NV_SATFINITE, __NV_E4M3);
+      word[c] = turn_matrix(a | b << 16); // columns 2 t4, + 8, + 1, + 9 of token lane / 4
+    }
+    turn_words(word);
+    const int token = from + t4 * 8 + lane / 4;
+    if (token < tokens)
+      *(uint4 *)(data + ((size_t)(block % 2) * rows + token) * 128 + ((warp ^ (token & 7)) << 4)) =
+          make_uint4(__byte_perm(word[0], word[1], 0x6420), __byte_perm(word[2], word[3], 0x6420), __byte_perm(word[0], word[1], 0x7531),
+                     __byte_perm(word[2], word[3], 0x7531));
   }
 }
 
 // A run, by one of the two warpgroups.
 template <bool Fp8, bool Gated, int N>
-__device__ __forceinline__ void segments_run(const LinearSegments &p, const SegmentsPlaces &at, const SegmentsRun &run, RingAt &w_ring,
-                                             RingAt &x_ring) {
-  const int tid = threadIdx.x, group = tid / 128, rows = (run.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows;
+__device__ __forceinline__ void segments_run(const LinearSegments &p, const SegmentsPlaces &at, int turn, RingAt &w_ring, RingAt &x_ring) {
+  const SegmentsRun &begin = *at.run(compute_here(turn) % SegmentsShared::kRuns); // whose address is not kept until the end
+  const int group = compute_here((int)threadIdx.x) / 128, rows = (begin.tokens + 7) / 8 * 8;
+  const int at_once = N > 80 ? 1 : p.slot_rows / rows; // 81 tokens: two such pairs fit no slot
   SegmentsSums<N> sum;
 #pragma unroll
   for (int i = 0; i < N / 2; i++) sum.low[i] = sum.high[i] = 0;
-  for (int left = run.pairs; left > 0; left -= at_once) {
-    mbar_wait(at.x_full(x_ring.slot), x_ring.phase);
-    const uint8_t *x = at.x(p, x_ring.slot);
+  for (int left = begin.pairs; left > 0; left -= at_once) {
+    mbar_wait(at.x_full(x_ring.slot()), x_ring.phase());
+    const uint8_t *x = at.x(p, x_ring.slot());
     const float *xs = (const float *)(x + p.slot_rows * 256);
 #pragma unroll 1
     for (int i = min(at_once, left); i > 0; i--) {
@@ -328,10 +369,12 @@ __device__ __forceinline__ void segments_run(const LinearSegments &p, const Segm
       xs += rows * 2;
     }
     __syncwarp();
-    if (tid % 32 == 0) mbar_arrive(at.x_empty(x_ring.slot));
+    if (compute_here((int)threadIdx.x) % 32 == 0) mbar_arrive(at.x_empty(x_ring.slot()));
     x_ring.step(1, SegmentsShared::kX);
   }
-  const int words = 256 * p.slot_rows;
+  constexpr int words = 256 * kTileTokens;
+  const SegmentsRun &run = *at.run(compute_here(turn) % SegmentsShared::kRuns);
+  const int tid = compute_here((int)threadIdx.x);
   float *partial = p.partial + (size_t)run.partial * words + tid * 4;
   if (run.part > 0) {
     partial += (run.part - 1) * words;
@@ -345,16 +388,20 @@ __device__ __forceinline__ void segments_run(const LinearSegments &p, const Segm
     take_partial<N / 2>(partial + 128 * N, sum.high, p.waits);
     partial += words;
   }
-  if constexpr (Gated) segments_gated<N>(p, at, sum, run.row_tile, run.row, run.tokens);
-  else segments_rows<N>(p, at, sum, group, run.row_tile * 4 * kTileRows, run.row, run.tokens);
+  if constexpr (Gated) {
+    segments_gated<N>(p, at, sum, run.row_tile, run.row, run.tokens);
+  } else {
+    const int n = (run.row_tile * 4 + tid / 128) * kTileRows + tid % 128 / 32 * 16;
+    segments_rows<N>(p, sum.low, n, run.row, run.tokens);
+    segments_rows<N>(p, sum.high, n + 2 * kTileRows, run.row, run.tokens);
+  }
 }
 
-// The producer: one thread.
-template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load(const LinearSegments &p, const SegmentsPlaces &at) {
-  constexpr int kRow = Fp8 ? 264 : 256;
+// The producer of weights, one thread, which deals the runs too.
+template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load_w(const LinearSegments &p, const SegmentsPlaces &at) {
   const uint64_t once = policy_evict_first(), keep = policy_evict_normal();
   const int blocks = (p.n + kTileRows - 1) / kTileRows, pairs = p.x.pairs;
-  RingAt w_ring = {0, 1}, x_ring = {0, 1}, run_ring = {0, 1};
+  RingAt w_ring = {0, 1}, run_ring = {0, 1};
   SegmentsDeal deal(*p.count * p.row_tiles, gridDim.x);
   int next = blockIdx.x;
   for (;;) {
@@ -374,38 +421,54 @@ template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load(co
     const uint64_t policy = tile.across > 1 ? keep : once;
     const int last = deal.first_pair(pairs, deal.part + 1);
     int pair = deal.first_pair(pairs, deal.part);
-    mbar_wait(at.run_empty(run_ring.slot), run_ring.phase);
-    *at.run(run_ring.slot) = {tile.row, tile.tokens, row_tile, last - pair, deal.part, deal.parts,
-                              (deal.tile - deal.tiles + deal.cut) * (deal.parts - 1), 0};
-    mbar_arrive(at.run_full(run_ring.slot));
+    mbar_wait(at.run_empty(run_ring.slot()), run_ring.phase());
+    *at.run(run_ring.slot()) = {tile.row, tile.tokens, row_tile, last - pair, deal.part, deal.parts,
+                              (deal.tile - deal.tiles + deal.cut) * (deal.parts - 1), pair};
+    mbar_arrive(at.run_full(run_ring.slot()));
     if (!more) break;
     run_ring.step(1, SegmentsShared::kRuns);
-    const int rows = (tile.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows;
-    const uint8_t *x = p.x.data + (size_t)tile.row * pairs * kRow, *w = p.w + (size_t)tile.matrix * p.w_stride;
-    while (pair < last) {
-      const int here = min(at_once, last - pair);
-      if (pair + here == last) next = gridDim.x + atomicAdd(p.dealt, 1); // as late as hides its way
-      uint8_t *to = at.x(p, x_ring.slot);
-      uint64_t *bar = at.x_full(x_ring.slot);
-      mbar_wait(at.x_empty(x_ring.slot), x_ring.phase);
-      mbar_arrive_expect(bar, here * rows * kRow);
-      bulk_load(to, x + pair * rows * 256, here * rows * 256, bar, keep);
-      if (Fp8) bulk_load(to + p.slot_rows * 256, x + pairs * rows * 256 + pair * rows * 8, here * rows * 8, bar, keep);
-      x_ring.step(1, SegmentsShared::kX);
-      for (const int end = pair + here; pair < end; pair++) {
+    const uint8_t *w = p.w + (size_t)tile.matrix * p.w_stride;
+    for (; pair < last; pair++) {
+      if (pair + 1 == last) next = gridDim.x + atomicAdd(p.dealt, 1); // as late as hides its way
 #pragma unroll 1
-        for (int k = 0; k < 4; k++) {
-          // Blocks behind the last: the last again, whose results are not stored twice.
-          const int block = Gated ? (k / 2 ? p.up_block : 0) + 2 * row_tile + k % 2 : min(4 * row_tile + k, blocks - 1);
-          mbar_wait(at.w_empty(w_ring.slot), w_ring.phase);
-          mbar_arrive_expect(at.w_full(w_ring.slot), kPairUsed);
-          bulk_load(at.w(p, w_ring.slot), w + (size_t)(block * pairs + pair) * kPairBytes, kPairUsed, at.w_full(w_ring.slot), policy);
-          w_ring.step(1, p.w_slots);
-        }
+      for (int k = 0; k < 4; k++) {
+        // Blocks behind the last: the last again, whose results are not stored twice.
+        const int block = Gated ? (k / 2 ? p.up_block : 0) + 2 * row_tile + k % 2 : min(4 * row_tile + k, blocks - 1);
+        mbar_wait(at.w_empty(w_ring.slot()), w_ring.phase());
+        mbar_arrive_expect(at.w_full(w_ring.slot()), kPairUsed);
+        bulk_load(at.w(p, w_ring.slot()), w + (size_t)(block * pairs + pair) * kPairBytes, kPairUsed, at.w_full(w_ring.slot()), policy);
+        w_ring.step(1, p.w_slots);
       }
     }
   }
   if (atomicAdd(p.dealt + 1, 1) == (int)gridDim.x - 1) p.dealt[0] = p.dealt[1] = 0;
+}
+
+// The producer of activations, one thread.
+template <bool Fp8> __device__ __forceinline__ void segments_load_x(const LinearSegments &p, const SegmentsPlaces &at) {
+  constexpr int kRow = Fp8 ? 264 : 256;
+  const uint64_t keep = policy_evict_normal();
+  const int pairs = p.x.pairs;
+  RingAt x_ring = {0, 1}, run_ring = {0, 0};
+  for (;;) {
+    mbar_wait(at.run_full(run_ring.slot()), run_ring.phase());
+    const SegmentsRun run = *at.run(run_ring.slot());
+    if (run.tokens == 0) return;
+    mbar_arrive(at.run_empty(run_ring.slot()));
+    run_ring.step(1, SegmentsShared::kRuns);
+    const int rows = (run.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows, last = run.first + run.pairs;
+    const uint8_t *x = p.x.data + (size_t)run.row * pairs * kRow;
+    for (int pair = run.first; pair < last; pair += at_once) {
+      const int here = min(at_once, last - pair);
+      uint8_t *to = at.x(p, x_ring.slot());
+      uint64_t *bar = at.x_full(x_ring.slot());
+      mbar_wait(at.x_empty(x_ring.slot()), x_ring.phase());
+      mbar_arrive_expect(bar, here * rows * kRow);
+      bulk_load(to, x + pair * rows * 256, here * rows * 256, bar, keep);
+      if (Fp8) bulk_load(to + p.slot_rows * 256, x + pairs * rows * 256 + pair * rows * 8, here * rows * 8, bar, keep);
+      x_ring.step(1, SegmentsShared::kX);
+    }
+  }
 }
 
 template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear_segments_kernel(const LinearSegments p) {
@@ -425,33 +488,32 @@ template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear
     }
     for (int i = 0; i < S::kRuns; i++) {
       mbar_init(at.run_full(i), 1);
-      mbar_init(at.run_empty(i), 8);
+      mbar_init(at.run_empty(i), 9);
     }
     mbar_init_fence();
   }
   __syncthreads();
   depend_wait();
   if (tid >= 256) {
-    registers_shrink<56>();
-    if (tid == 256) segments_load<Fp8, Gated>(p, at);
+    registers_shrink<40>();
+    if (tid == 256) segments_load_w<Fp8, Gated>(p, at);
+    if (tid == 288) segments_load_x<Fp8>(p, at);
     return;
   }
-  registers_grow<224>();
-  RingAt w_ring = {0, 0}, x_ring = {0, 0}, run_ring = {0, 0};
-  for (;;) {
-    mbar_wait(at.run_full(run_ring.slot), run_ring.phase);
-    const SegmentsRun &run = *at.run(run_ring.slot);
-    const int tokens = run.tokens;
+  registers_grow<232>();
+  RingAt w_ring = {0, 0}, x_ring = {0, 0};
+  for (int turn = 0;; turn++) {
+    mbar_wait(at.run_full(turn % S::kRuns), turn / S::kRuns & 1);
+    const int tokens = at.run(turn % S::kRuns)->tokens;
     if (tokens == 0) return;
-    if (tokens <= 8) segments_run<Fp8, Gated, 8>(p, at, run, w_ring, x_ring);
-    else if (tokens <= 16) segments_run<Fp8, Gated, 16>(p, at, run, w_ring, x_ring);
-    else if (tokens <= 32) segments_run<Fp8, Gated, 32>(p, at, run, w_ring, x_ring);
-    else if (tokens <= 64) segments_run<Fp8, Gated, 64>(p, at, run, w_ring, x_ring);
-    else if (tokens <= 80) segments_run<Fp8, Gated, 80>(p, at, run, w_ring, x_ring);
-    else segments_run<Fp8, Gated, 96>(p, at, run, w_ring, x_ring);
+    if (tokens <= 8) segments_run<Fp8, Gated, 8>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 16) segments_run<Fp8, Gated, 16>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 32) segments_run<Fp8, Gated, 32>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 64) segments_run<Fp8, Gated, 64>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 80) segments_run<Fp8, Gated, 80>(p, at, turn, w_ring, x_ring);
+    else segments_run<Fp8, Gated, 96>(p, at, turn, w_ring, x_ring);
     __syncwarp();
-    if (tid % 32 == 0) mbar_arrive(at.run_empty(run_ring.slot));
-    run_ring.step(1, S::kRuns);
+    if (compute_here((int)threadIdx.x) % 32 == 0) mbar_arrive(at.run_empty(compute_here(turn) % S::kRuns));
   }
 }
 

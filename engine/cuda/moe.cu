@@ -1,6 +1,6 @@
 // The dispatch plan of a MoE layer, made on the device, and what stands between its grouped linears.
 //   few tokens   every active expert computes all of them: row of y = (index among the active) * tokens + token, nothing moves
-//   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8 and cut into even tiles
+//   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8 and cut into tiles
 #include "kernels.h"
 
 namespace mob {
@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p
   __syncthreads();
   ExpertRows mine = {0, 8, counts[tid]};
   if (mine.tokens) {
-    const int across = (mine.tokens + p.most - 1) / p.most;
-    mine.each = ((mine.tokens + across - 1) / across + 7) / 8 * 8;
+    mine.each = mine.tokens > p.most ? p.most : (mine.tokens + 7) / 8 * 8; // what is left over costs less than tiles half full
   }
   int2 all;
   const int padded = (mine.tokens + 7) / 8 * 8, tiles = tile_count(mine);

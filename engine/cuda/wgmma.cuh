@@ -20,6 +20,10 @@ __device__ __forceinline__ uint64_t swizzled_operand(const void *p) {
   return (uint64_t)(smem_address(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
+// The same as a word that alone depends on the address, where registers are dear; 16 bytes further: + 1.
+__device__ __forceinline__ uint32_t operand_word(const void *p) { return smem_address(p) >> 4 | 1u << 16; }
+__device__ __forceinline__ uint64_t operand_of(uint32_t word) { return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | word; }
+
 // B stored with N contiguous (64 columns of bf16 = 128 bytes a row, rows are K): boxes of 64 columns `box` bytes apart.
 __device__ __forceinline__ uint64_t swizzled_operand_mn(const void *p, uint32_t box) {
   return (uint64_t)(smem_address(p) >> 4 & 0x3fff) | (uint64_t)(box >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |

@@ -13,6 +13,8 @@ template <int Left> inline void wgmma_wait() { emu::wgmma_wait_groups(Left); }
 inline uint64_t swizzled_operand(const void *p) {
   return (uint64_t)(smem_address(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
+inline uint32_t operand_word(const void *p) { return smem_address(p) >> 4 | 1u << 16; }
+inline uint64_t operand_of(uint32_t word) { return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | word; }
 inline uint64_t swizzled_operand_mn(const void *p, uint32_t box) {
   return (uint64_t)(smem_address(p) >> 4 & 0x3fff) | (uint64_t)(box >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
