@@ -323,6 +323,16 @@ void moe_ffn(Pass *p, const Layer &layer) {
     if (!few_router || routes) moe_plan_few(plan, p->stream);
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->experts, shared, r->scratch, p->stream);
+    // With all that stands before and behind it, unless that is not all that the residual stream gets.
+    if (!p->add && p->rows <= kFewDown && active <= kMostActive && up.rows[0] % 8 == 0 && up.at[1] % 8 == 0) {
+      launch_label = "expert down";
+      linear_experts_down(down.m, {r->up, up.m.n, up.at[1], (int)up.rows[0], plan.active, plan.active_ids, plan.expert_row, r->expert_weight,
+                                   plan.count, slots, 0, d->quant_ue8m0},
+                          r->y, p->rows, r->sms, p->stream);
+      if (routes && p->status == MOB_OK) p->status = routes_count(p->exec, r, index, shared, few);
+      p->add = r->y;
+      return;
+    }
     const Records act = records(r->act_records, down, p->rows);
     const size_t stride = records_bytes(down.f8, act.mp, down.m.k);
     activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, stride, p->rows, plan.active, d->quant_ue8m0},

@@ -63,6 +63,31 @@ void linear_experts_few(const Matrix &w, const int *experts, const int *active, 
                         int first_shared, int shared, const LinearScratch &s, cudaStream_t stream);
 void linear_few_prepare(); // once a device, by linear_prepare()
 
+// ---- linear_narrow.cu: FP8, up to 8 tokens, at most 16 outputs an SM
+bool linear_narrow_serves(const Matrix &w, int m, int sms);
+void linear_narrow(const Matrix &w, const Records &x, bf16 *y, int ldy, int m, cudaStream_t stream);
+void linear_narrow_prepare(); // once a device, by linear_prepare()
+
+// ---- experts_down.cu
+// The down projections of all active experts, with what stands before and behind them: y [m][n] = sum over the experts of
+// weight * down(silu(gate) * up), which leaves nothing to be combined. m <= kFewDown.
+constexpr int kFewDown = 2;
+constexpr int kMostActive = 136;
+struct ExpertsDown {
+  const bf16 *gate_up; // [active][m][ld]: `inter` (a multiple of 8) of gate, at `up_at` of up
+  int ld, up_at, inter;
+  const int *active;   // [1], at most kMostActive, and `ids` of them: of moe_plan_few(), made before the kernel in front of this one began
+  const int *ids;
+  const int *row;      // [m][slots], likewise
+  const float *weight; // [m][slots]
+  const int *count;    // [1] tokens that are no padding; the others get 0
+  int slots;
+  size_t w_stride;     // made by the call
+  bool ue8m0;
+};
+void linear_experts_down(const Matrix &w, const ExpertsDown &e, bf16 *y, int m, int sms, cudaStream_t stream);
+void linear_experts_down_prepare(); // once a device, by linear_prepare()
+
 // ---- linear_segments.cu: experts over tokens gathered by expert
 constexpr int kTileTokens = 96, kLeastTile = 64; // of a tile, at most; the least that may be its largest
 inline int segments_parts(int pairs) { return pairs >= 8 ? 4 : pairs >= 4 ? 2 : 1; } // of the columns of a tile that is cut
@@ -256,9 +281,8 @@ struct AttendMla {
 };
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
 void attention_mla_prepare();
-// ---- mla_attend_few.cu: the same for few rows: where attend_mla's start and its large tiles cost more than its tensor cores gain. It reads
-// a key once for every 16 heads: with more than 32 of them it would lose at long contexts (docs/gpu-log.md).
-inline bool mla_attend_few_serves(int heads, int rows) { return rows == 1 && heads <= 32; }
+// ---- mla_attend_few.cu: the same for few rows: where attend_mla's start and its large tiles cost more than its tensor cores gain
+inline bool mla_attend_few_serves(int heads, int rows) { return rows == 1 || (rows == 2 && heads > 32); }
 void mla_attend_few(const AttendMla &p, int rows, cudaStream_t stream);
 void mla_attend_few_prepare(); // once a device, by attention_mla_prepare()
 

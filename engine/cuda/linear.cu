@@ -35,6 +35,8 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 
 void linear_prepare() {
   linear_few_prepare();
+  linear_experts_down_prepare();
+  linear_narrow_prepare();
   linear_wide_prepare();
   linear_wide_b16_prepare();
   linear_segments_prepare();
@@ -51,7 +53,8 @@ static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream) {
   if (m <= kFewRows) {
-    linear_few(w, x, y, ldy, f32, m, x_parts, s, stream);
+    if (!f32 && x_parts == 1 && linear_narrow_serves(w, m, s.sms)) linear_narrow(w, x, (bf16 *)y, ldy, m, stream);
+    else linear_few(w, x, y, ldy, f32, m, x_parts, s, stream);
     return;
   }
   if (!f32 && x_parts == 1 && linear_short(w, x, y, ldy, m, s, stream)) return;

@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear
   uint64_t *full = (uint64_t *)(ring + S::kStage * S::kStages), *empty = full + S::kStages;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
 
-  depend_launch();
+  if (!p.experts) depend_launch();
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
       mbar_init(&full[i], 1);
@@ -261,6 +261,7 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear
     return;
   }
   depend_wait();
+  if (p.experts) depend_launch(); // so that what the next kernel reads of the router's choice before its own wait is there
   const int high_blocks = (p.n + 127) / 128, chosen = p.experts ? *p.active - p.shared : 0;
   const int at = warp / 4 * 64 + warp % 4 * 16 + lane / 4;
   const Pieces known((p.experts ? p.shared : 1) * high_blocks, p.pairs, gridDim.x, blockIdx.x, p.min_run);
