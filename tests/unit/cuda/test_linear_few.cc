@@ -318,7 +318,7 @@ static int close_device(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(dense),     cmocka_unit_test(rows_with_room),  cmocka_unit_test(columns_again),
-      cmocka_unit_test(by_expert), cmocka_unit_test(same_every_time), cmocka_unit_test(narrow),       
+      cmocka_unit_test(by_expert), cmocka_unit_test(same_every_time), cmocka_unit_test(narrow),
       cmocka_unit_test(experts_down),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
