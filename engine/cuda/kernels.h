@@ -34,7 +34,7 @@ constexpr int kPartialFloats = 2 * 256 * 128; // of an SM: its parts of two tile
 struct LinearScratch {
   float *partial;  // [sms][kPartialFloats] partial sums, every bit set
   float *segments_partial; // [segments_partial_floats()] likewise, of linear_segments
-  int *dealt;      // [2] 0, of linear_segments
+  int *dealt;      // [2] 0, of linear_segments and attend_prefill: pieces of work dealt, CTAs that asked in vain
   int sms;
   Waits *waits;    // may be null
 };
@@ -351,9 +351,12 @@ struct AttendPrefill {
   float scale;
   const uint8_t *cache;
   const int *key_pages;  // [key_blocks] page of each block
-  const PrefillPair *pairs;
+  const PrefillPair *pairs; // the longest last
   Records out;           // e4m3, of o_proj's input
   bool ue8m0;
+  int *dealt;            // of LinearScratch
+  int sms;
+  int pair_count;        // made by the call
 };
 void latent_records(const uint8_t *cache, const int *pages, const Records &out, int blocks, bool ue8m0, cudaStream_t stream);
 void query_tiles(const PrefillQueries &p, int rows, cudaStream_t stream);
@@ -381,7 +384,7 @@ void route(const RouterSpec &spec, const RouterParts &from, int *ids, float *wei
 
 // ---- moe.cu
 constexpr int kMaxExperts = 520; // with shared ones
-struct ExpertRows { // in tiles of even size
+struct ExpertRows { // in tiles of one size, but the last
   int first, each, tokens; // first row; tokens of a tile, a multiple of 8; tokens in all
 };
 struct MoePlan {

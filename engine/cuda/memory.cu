@@ -99,7 +99,6 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     a->take(&r->row_place, gathered * 4);
     a->take(&r->active, (1 + experts) * 4);
     a->take(&r->scratch.segments_partial, segments_partial_floats(shapes->sms) * 4);
-    a->take(&r->scratch.dealt, 2 * 4);
     a->take(&r->rows_of, experts * sizeof(ExpertRows));
     a->take(&r->token_tiles, moe_tiles(rows, slots, experts, kLeastTile) * sizeof(TokenTile));
     a->take(&r->gathered, group_records(shapes, G_EXPERT_UP, gathered));
@@ -125,6 +124,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   a->take(&r->meta, (size_t)exec->layout.total * 4);
   if (s.tp > 1 && !exec->across) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
   a->take(&r->scratch.partial, (size_t)shapes->sms * kPartialFloats * 4);
+  a->take(&r->scratch.dealt, 2 * 4);
 }
 
 } // namespace
