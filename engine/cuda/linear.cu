@@ -20,7 +20,7 @@ template <bool Fp8, bool F32> void set_limits() {
 }
 
 template <bool Fp8, int Tokens, bool F32> void many(const LinearMany &p, int sms, cudaStream_t stream) {
-  launch(linear_many_kernel<Fp8, Tokens, F32>, sms * LinearManyShared<Fp8, Tokens>::kCtas, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
+  launch(linear_many_kernel<Fp8, Tokens, F32>, sms, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
 }
 
 template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {

@@ -1,4 +1,4 @@
-// The dense linear of 17 to 96 tokens (fewer: linear_few, more: linear_wide), of more where a matrix is short, and the router's: wgmma with
+// The dense linear of 17 to 96 tokens (fewer: linear_few, more: linear_wide), of more where a matrix is short: wgmma with
 // the weights on the M side, so that a tile of 128 outputs takes 8 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales
 // every 128 columns. bf16: one sum.
 //
@@ -13,13 +13,8 @@
 
 namespace mob {
 
-// Two forms: one matrix, or the same m <= Tokens tokens for every expert of a list.
 struct LinearMany {
-  const uint8_t *w;    // packed tiles; matrix e begins at e * w_stride
-  size_t w_stride;
-  const int *experts;  // of the list; records of its i-th at x + i * x_stride, rows of y at i * m
-  size_t x_stride;
-  const int *expert_count; // of them
+  const uint8_t *w;    // packed tiles
   const uint8_t *x;    // records of mp rows
   int mp;
   void *y;             // [rows][ldy], bf16 or fp32
@@ -39,10 +34,8 @@ template <bool Fp8, int Tokens> struct LinearManyShared {
   static constexpr int kSlot = 17408; // a pair, so that the next begins at 1,024 again
   static constexpr int kX = 2 * kSlot;
   static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
-  // With 8 tokens two CTAs fit an SM: the next kernel fills its ring while this one drains.
-  static constexpr int kCtas = Tokens == 8 ? 2 : 1;
-  static constexpr int kStages = Tokens == 8 ? 2 : Tokens >= 80 ? 3 : Tokens >= 32 ? 4 : 5;
-  static constexpr int kPitch = 136, kStaged = Tokens < 32 ? Tokens : 32; // tokens of results staged at a time
+  static constexpr int kStages = Tokens >= 80 ? 3 : 4;
+  static constexpr int kPitch = 136, kStaged = 32; // tokens of results staged at a time
   static constexpr int kBytes = 1024 + kStage * kStages + kStaged * kPitch * 2 + 2 * kStages * 8;
 };
 
@@ -87,17 +80,12 @@ struct Pieces {
 };
 
 struct TilePlace {
-  int matrix, row, tokens, block; // expert; first row of x and y; tokens of this tile; first block of 64 outputs
-  size_t x;                       // where the records begin
+  int row, tokens, block; // first row of x and y; tokens of this tile; first block of 64 outputs
 };
 
 template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const LinearMany &p, int tile) {
-  if (p.experts) {
-    const int high_blocks = (p.n + 127) / 128, i = tile / high_blocks;
-    return {i, i * p.m, p.m, tile % high_blocks * 2, (size_t)i * p.x_stride};
-  }
   const int across = (p.m + Tokens - 1) / Tokens, token = tile % across * Tokens;
-  return {0, token, min(Tokens, p.m - token), tile / across * 2, 0};
+  return {token, min(Tokens, p.m - token), tile / across * 2};
 }
 
 // ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
@@ -225,7 +213,7 @@ __device__ __forceinline__ void put_gated(const LinearMany &p, const bf16 *from,
 }
 
 template <bool Fp8, int Tokens, bool F32>
-__global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) linear_many_kernel(const LinearMany p) {
+__global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
   constexpr int kWords = Tokens / 2;
   DYNAMIC_SHARED(uint8_t, raw);
@@ -235,7 +223,6 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
 
   depend_launch();
-  const bool dense = p.experts == nullptr;
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
       mbar_init(&full[i], 1);
@@ -243,34 +230,28 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     }
     mbar_init_fence();
   }
-  int count = 1;
-  if (!dense) {
-    depend_wait();
-    count = *p.expert_count;
-  }
   __syncthreads();
   const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows;
-  const int tiles = p.experts ? count * high_blocks : (p.m + Tokens - 1) / Tokens * high_blocks;
+  const int tiles = (p.m + Tokens - 1) / Tokens * high_blocks;
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
-    if constexpr (S::kCtas == 1) registers_shrink<72>();
+    registers_shrink<72>();
     if (warp == 8 && lane == 0) {
       const uint64_t once = policy_evict_first(), keep = policy_evict_last();
       const size_t record = record_bytes(Fp8, p.mp);
       int s = 0, phase = 1;
-      bool waited = !dense;
+      bool waited = false;
       while (pieces.next()) {
         const TilePlace t = place_tile<Tokens>(p, pieces.tile);
         const int rows = (t.tokens + 7) / 8 * 8;
         const bool both = t.block + 1 < blocks, whole = rows == p.mp;
-        const int matrix = p.experts ? p.experts[t.matrix] : t.matrix;
         const bool gated = !Fp8 && p.up_block > 0;
-        const uint8_t *w = p.w + (size_t)matrix * p.w_stride + (size_t)(gated ? t.block / 2 : t.block) * p.w_pairs * kPairBytes;
+        const uint8_t *w = p.w + (size_t)(gated ? t.block / 2 : t.block) * p.w_pairs * kPairBytes;
         const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
-        const uint8_t *x = p.x + t.x + (p.experts ? 0 : (size_t)t.row * 128), *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
+        const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
         const uint32_t bytes = (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256);
-        const uint64_t policy = dense && p.m > Tokens ? keep : once;
+        const uint64_t policy = p.m > Tokens ? keep : once;
         auto load_w = [&](int pair, uint8_t *stage, uint64_t *bar) {
           const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
           mbar_arrive_expect(bar, bytes);
@@ -312,7 +293,7 @@ __global__ void __launch_bounds__(384, LinearManyShared<Fp8, Tokens>::kCtas) lin
     return;
   }
 
-  if constexpr (S::kCtas == 1) registers_grow<216>();
+  registers_grow<216>();
   const int group = warp / 4, t4 = lane % 4;
   const int row = group * 64 + (warp % 4) * 16 + lane / 4; // and row + 8, of the tile's 128
   int s = 0, phase = 0;
