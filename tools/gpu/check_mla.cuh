@@ -175,7 +175,7 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
       latent_records((uint8_t *)cache, dg, latents, key_blocks, false, stream);
       linear_kv_tiles(w, latents, kv, key_blocks, key_blocks * 64, scratch, stream);
       query_tiles({q, query, heads, dr, step, rope}, rows, stream);
-      attend_prefill({query, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false, scratch.dealt, sms, 0}, pairs, stream);
+      attend_prefill({query, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false, scratch.dealt, scratch.sms, 0}, pairs, stream);
     } else {
       const AbsorbMla absorb = {uk, w.data, heads, scratch.sms, step, rope};
       absorb_q_mla(absorb, q, tiles, rows, stream);

@@ -120,6 +120,7 @@ static int set_up(void **) {
   linear_prepare();
   scratch.sms = 3;
   scratch.partial = device<float>((size_t)scratch.sms * kPartialFloats);
+  scratch.dealt = upload(std::vector<int>(2));
   return 0;
 }
 
