@@ -214,7 +214,6 @@ void check_shares(const Exec *exec, const mob_slot_t &slot, const std::vector<We
     mob_slot_t named = slot;
     mob_shard_t want;
     bool holds = true;
-    if (slot.id == MOB_W_EMBED) named.split = MOB_SPLIT_NONE;
     if (exec->spec.expert_parallel && slot.expert >= 0) {
       named.split = MOB_SPLIT_NONE;
       const int64_t n = exec->desc->n_experts, tp = exec->spec.tp;
