@@ -68,12 +68,7 @@ __global__ void __launch_bounds__(kThreads) plan_gather_kernel(const Records x, 
   // A thread an expert.
   const bool shared = tid >= p.experts && tid < p.experts + p.shared;
   const int tokens = shared ? count : counts[tid], padded = (tokens + 7) / 8 * 8;
-  int each = 8, tiles = 0;
-  if (tokens) {
-    const int across = (tokens + p.most - 1) / p.most;
-    each = ((tokens + across - 1) / across + 7) / 8 * 8;
-    tiles = (tokens + each - 1) / each;
-  }
+  const int each = tile_tokens_each(tokens, p.most), tiles = (tokens + each - 1) / each;
   int2 all;
   const int2 at = sums_before(make_int2(padded, tiles), warps, &all);
   const int slot = shared ? p.top_k + tid - p.experts : slot_of[tid] - 1;

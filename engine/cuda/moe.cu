@@ -2,6 +2,7 @@
 //   few tokens   every active expert computes all of them: row of y = (index among the active) * tokens + token, nothing moves
 //   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8 and cut into tiles
 #include "kernels.h"
+#include "route_many.h"
 
 namespace mob {
 namespace {
@@ -96,9 +97,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p
   if (tid >= p.experts && tid < p.experts + p.shared) counts[tid] = count;
   __syncthreads();
   ExpertRows mine = {0, 8, counts[tid]};
-  if (mine.tokens) {
-    mine.each = mine.tokens > p.most ? p.most : (mine.tokens + 7) / 8 * 8; // what is left over costs less than tiles half full
-  }
+  mine.each = tile_tokens_each(mine.tokens, p.most);
   int2 all;
   const int padded = (mine.tokens + 7) / 8 * 8, tiles = tile_count(mine);
   const int2 before = prefix_sum(make_int2(padded, tiles), warp_sums, &all);

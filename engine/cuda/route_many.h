@@ -6,6 +6,11 @@ namespace mob {
 
 constexpr int kRouteRows = 256;
 
+// Tokens of an expert's tiles but the last: what is left over costs less than tiles half full.
+__host__ __device__ inline int tile_tokens_each(int tokens, int most) {
+  return tokens > most ? most : tokens > 0 ? (tokens + 7) / 8 * 8 : 8;
+}
+
 // ---- router_many.cu: the router's product for m <= kRouteRows rows whose bf16 records hold hi parts, then lo parts of w's columns, in
 // parts by columns: y [router_parts(w)][m][n], whose sum is the product.
 inline int router_parts(const Matrix &w) { return ((int)column_pairs(w) + 1) / 2; }
