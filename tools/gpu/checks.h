@@ -28,6 +28,7 @@ typedef struct check {
   uint32_t tokens; // of a text; 64 of them are shared by all texts
   int texts;
   bool exact_sums; // of the backend: full fp32 sums (an emulated device); FP8 layers are then judged without a measure from the CPU
+  unsigned cuts;   // that check_layers_cuts() looks at, bits of cut_kind (runs.h); 0: all
   int failures, lines;
 } check_t;
 

@@ -99,7 +99,8 @@ static rows_t make_rows(const texts_t *t, int hidden) {
   return (rows_t){t->n, hidden, MOB_NEW_ARRAY(float, (size_t)t->count *t->n *(size_t)hidden)};
 }
 
-// How far a row's choice of experts is from another one, as the CPU saw it: the least difference of scores that would change it.
+// How far a row's choice of experts is from another one, as the CPU saw it: the least difference of scores that would change it. Negative
+// where it computes with experts that it would not have chosen.
 static float margin_of(const mob_exec_t *exec, uint32_t row) {
   const mob_model_desc_t *d = exec->desc;
   const mob_rank_t *rank = &exec->ranks[0];
@@ -296,11 +297,24 @@ static void free_ids(int32_t **ids, int layers) {
   free(ids);
 }
 
+static float **make_margins(const check_model_t *m, const texts_t *t) {
+  float **margins = MOB_NEW_ARRAY(float *, (size_t)m->desc->n_layers);
+  for (int l = 0; l < m->desc->n_layers; l++)
+    if (m->desc->is_moe[l]) margins[l] = MOB_NEW_ARRAY(float, (size_t)t->count *t->n);
+  return margins;
+}
+
+static void free_margins(float **margins, int layers) {
+  for (int l = 0; margins && l < layers; l++) free(margins[l]);
+  free(margins);
+}
+
 static void free_outcome(outcome_t *o, int layers) {
   if (!o) return;
   for (int l = 0; o->out && l < layers; l++) free(o->out[l].x);
   free(o->out);
   free_ids(o->chosen, layers);
+  free_margins(o->margins, layers);
   for (int i = 0; i < RUNS_TEXTS; i++) free(o->places[i]);
   free(o);
 }
@@ -310,10 +324,9 @@ static void forget(void *data) {
   const int layers = memo->desc->n_layers;
   for (int l = 0; memo->tape.in && l < layers; l++) {
     free(memo->tape.in[l].x);
-    free(memo->tape.margins[l]);
   }
   free(memo->tape.in);
-  free(memo->tape.margins);
+  free_margins(memo->tape.margins, layers);
   free(memo->tape.ties);
   free_ids(memo->tape.chosen, layers);
   texts_free(&memo->tape.texts);
@@ -349,7 +362,7 @@ static mob_status measure_tie(const check_t *c, const check_model_t *m, const ta
   const texts_t *t = &tape->texts;
   const size_t rows = (size_t)t->count * t->n;
   *tie = least_tie;
-  if (!tape->margins[layer] || !runs_f8(m) || c->exact_sums) return MOB_OK;
+  if (!tape->margins[layer] || !runs_f8(m)) return MOB_OK;
   float *margins = MOB_NEW_ARRAY(float, rows);
   rows_t out = make_rows(t, m->desc->hidden);
   drive_config_t config = config_of(c, m, RUN_MOVED, (check_shape_t){1, 1, false}, t);
@@ -397,13 +410,10 @@ mob_status runs_tape(const check_t *c, const check_model_t *m, const tape_t **ou
   const int layers = m->desc->n_layers;
   if (!tape->in) {
     tape->in = MOB_NEW_ARRAY(rows_t, (size_t)layers);
-    tape->margins = MOB_NEW_ARRAY(float *, (size_t)layers);
+    tape->margins = make_margins(m, &tape->texts);
     tape->ties = MOB_NEW_ARRAY(double, (size_t)layers);
     tape->chosen = make_ids(m, &tape->texts);
-    for (int l = 0; l < layers; l++) {
-      tape->in[l] = make_rows(&tape->texts, m->desc->hidden);
-      if (m->desc->is_moe[l]) tape->margins[l] = MOB_NEW_ARRAY(float, (size_t)tape->texts.count *tape->texts.n);
-    }
+    for (int l = 0; l < layers; l++) tape->in[l] = make_rows(&tape->texts, m->desc->hidden);
   }
   for (int l = 0; l < layers && !memo->taped; l++) MOB_TRY(tape_layer(c, m, tape, l));
   memo->taped = true;
@@ -426,6 +436,7 @@ static outcome_t *new_outcome(const check_model_t *m, const texts_t *t, runner_t
   *o = (outcome_t){.runner = runner, .shape = s, .cut = cut, .whole = whole, .chosen = make_ids(m, t)};
   for (int i = 0; i < t->count; i++) o->places[i] = MOB_NEW_ARRAY(drive_place_t, t->n);
   if (whole) return o;
+  if (runner == RUN_CPU) o->margins = make_margins(m, t);
   o->out = MOB_NEW_ARRAY(rows_t, (size_t)m->desc->n_layers);
   for (int l = 0; l + 1 < m->desc->n_layers; l++) o->out[l] = make_rows(t, m->desc->hidden);
   return o;
@@ -449,6 +460,7 @@ static mob_status run_layer(const check_t *c, const check_model_t *m, const tape
     if (!d) status = drive_open(&config, &d);
     const run_t run = {.texts = &tape->texts, .first_layer = layer, .last_layer = layer + 1, .top_k = m->desc->top_k,
                        .in = layer ? &tape->in[layer] : NULL, .out = last ? NULL : &made[k]->out[layer], .given = tape->chosen,
+                       .margins = made[k]->margins ? made[k]->margins[layer] : NULL,
                        .chosen = made[k]->chosen};
     if (status == MOB_OK) status = run_once(d, &run, (cut_kind)k);
     if (status == MOB_OK && last) take_places(d, &tape->texts, made[k]);

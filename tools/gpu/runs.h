@@ -48,6 +48,7 @@ typedef struct outcome {
   bool whole;                        // an engine; else layers on the tape's inputs
   rows_t *out;                       // layers: [n_layers], what leaves each but the last
   int32_t **chosen;                  // [n_layers] as the tape's: the routers' own choice
+  float **margins;                   // [n_layers] as the tape's; layers on the CPU only
   drive_place_t *places[RUNS_TEXTS]; // [n] of each text
   struct outcome *next;
 } outcome_t;

@@ -14,6 +14,7 @@ extern "C" {
 #include <cmocka.h>
 
 #include "tools/gpu/checks.h"
+#include "tools/gpu/runs.h"
 
 extern const mob_backend_t mob_backend_cuda;
 }
@@ -47,6 +48,12 @@ static void layers_of_several_ranks(void **) {
 }
 static void layers_of_one_and_several_ranks(void **) { Model("gqa_128").run(check_layers_tp, {2, 1, false}); }
 static void ways_of_cutting(void **) { Model("gqa_128").run(check_layers_cuts, {1, 1, false}); }
+// One head a rank: half a pair of o_proj's columns is no head's, and steps of other sizes left something there.
+static void odd_heads(void **) {
+  check.cuts = 1u << CUT_MIXED;
+  Model("mla_tiles").run(check_layers_cuts, {4, 1, false});
+  check.cuts = 0;
+}
 
 // Experts that no router chose: a prompt of 24 tokens, then a decode. What is said of tokens, and what the first router chose of the
 // prompt's rows.
@@ -168,6 +175,7 @@ int main() {
       cmocka_unit_test(layers_of_one_and_several_ranks),
       cmocka_unit_test(engines_by_the_same_experts),
       cmocka_unit_test(ways_of_cutting),
+      cmocka_unit_test(odd_heads),
       cmocka_unit_test(graphs),
       cmocka_unit_test(queues),
 #endif
