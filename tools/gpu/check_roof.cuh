@@ -36,12 +36,12 @@ __global__ void __launch_bounds__(64) read_bulk(const uint8_t *x, size_t n, uint
 
 // Two warpgroups multiply what lies in shared memory, 64 x 128 x 128 bytes of K at a time, each with sums of its own.
 template <bool F8> __global__ void __launch_bounds__(256) multiply(const uint8_t *x, int times, float *out) {
-  extern __shared__ __align__(1024) uint8_t smem[]; // two A of 8 KB, B of 16 KB
-  for (int i = threadIdx.x; i < 2048; i += 256) ((uint4 *)smem)[i] = ((const uint4 *)x)[i];
+  extern __shared__ __align__(1024) uint8_t operands[]; // two A of 8 KB, B of 16 KB
+  for (int i = threadIdx.x; i < 2048; i += 256) ((uint4 *)operands)[i] = ((const uint4 *)x)[i];
   async_fence();
   __syncthreads();
   float sum[64] = {};
-  const uint64_t a = swizzled_operand(smem + threadIdx.x / 128 * 8192), b = swizzled_operand(smem + 16384);
+  const uint64_t a = swizzled_operand(operands + threadIdx.x / 128 * 8192), b = swizzled_operand(operands + 16384);
   for (int i = 0; i < times; i++) {
     keep_registers(sum);
     wgmma_fence();
