@@ -22,52 +22,12 @@ extern "C" {
 
 using namespace mob;
 
-#define CUDA(call)                                                                                 \
-  do {                                                                                             \
-    if ((call) != cudaSuccess) {                                                                   \
-      fprintf(stderr, "%s:%d: %s failed\n", __FILE__, __LINE__, #call);                            \
-      abort();                                                                                     \
-    }                                                                                              \
-  } while (0)
-
 static int sms = 3;
 static cudaStream_t stream;
 static std::mt19937_64 rng(20250807);
 static const size_t rotate_bytes = 0;
 
-template <class T> static T *device(size_t n) {
-  T *p;
-  CUDA(cudaMalloc(&p, n * sizeof(T)));
-  CUDA(cudaMemset(p, 0xff, n * sizeof(T))); // NaN: what nobody writes is seen
-  return p;
-}
-template <class T> static std::vector<T> fetch(const T *p, size_t n) {
-  std::vector<T> out(n);
-  CUDA(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-  return out;
-}
-template <class T> static T *upload(const std::vector<T> &v) {
-  T *p;
-  CUDA(cudaMalloc(&p, v.size() * sizeof(T) + 16));
-  CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return p;
-}
-static bf16 *normal_bf16(size_t n, float scale = 1) {
-  std::normal_distribution<float> value;
-  std::vector<bf16> v(n);
-  for (bf16 &x : v) x = __float2bfloat16(value(rng) * scale);
-  return upload(v);
-}
-template <class F> static double time_us(F, int) { return 0; }
-static double relative_l2(const std::vector<float> &y, const std::vector<float> &ref) {
-  double d = 0, r = 0;
-  for (size_t i = 0; i < ref.size(); i++) d += ((double)y[i] - ref[i]) * ((double)y[i] - ref[i]), r += (double)ref[i] * ref[i];
-  return std::isfinite(d) ? std::sqrt(d / r) : INFINITY;
-}
-static void report(const char *name, const char *shape, double error, double limit, double, double, double) {
-  print_message("%s, %s: %.2e\n", name, shape, error);
-  if (!(error <= limit)) fail_msg("%s, %s: error %.3e, limit %.0e", name, shape, error, limit);
-}
+#include "tests/unit/cuda/gpu_check.h"
 
 #include "tools/gpu/check_gqa.cuh"
 
