@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common.cuh"
+#include "grid.cuh"
 #include "linear_many.cuh"
 #include "waits.cuh"
 
@@ -37,6 +38,7 @@ struct LinearScratch {
   int *dealt;      // [2] 0, of linear_segments and attend_prefill: pieces of work dealt, CTAs that asked in vain
   int sms;
   Waits *waits;    // may be null
+  GridWords *grid; // zeros, of kernels behind one another: a kernel comes to no meeting before its depend_wait()
 };
 constexpr int kFewTokens = 8; // up to here every active expert computes all tokens
 inline int padded_rows(int m) { return (m + 7) / 8 * 8; }

@@ -125,6 +125,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   if (s.tp > 1 && !exec->across) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
   a->take(&r->scratch.partial, (size_t)shapes->sms * kPartialFloats * 4);
   a->take(&r->scratch.dealt, 2 * 4);
+  a->take(&r->scratch.grid, sizeof(GridWords));
 }
 
 } // namespace

@@ -122,6 +122,15 @@ __device__ __forceinline__ int load_acquire_sys_int(const int *from) {
   asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
   return v;
 }
+// The same among this GPU's kernels [red.release, ld.acquire].
+__device__ __forceinline__ void add_release_gpu_int(int *to, int v) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ int load_acquire_gpu_int(const int *from) {
+  int v;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
 // Between two looks at such a word.
 __device__ __forceinline__ void spin_pause() {}
 // The GPU's clock in nanoseconds [globaltimer].

@@ -50,6 +50,8 @@ inline int load_relaxed_sys_int(const int *from) { return __atomic_load_n(from, 
 inline void store_relaxed_sys_int(int *to, int v) { __atomic_store_n(to, v, __ATOMIC_RELEASE); }
 inline void store_release_sys_int(int *to, int v) { __atomic_store_n(to, v, __ATOMIC_RELEASE); }
 inline int load_acquire_sys_int(const int *from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+inline void add_release_gpu_int(int *to, int v) { __atomic_fetch_add(to, v, __ATOMIC_ACQ_REL); }
+inline int load_acquire_gpu_int(const int *from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 inline void spin_pause() { emu::spin(); }
 inline uint64_t global_ns() { return (uint64_t)clock64(); }
 
