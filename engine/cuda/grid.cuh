@@ -16,11 +16,11 @@ struct GridWords {
 // This CTA is at meeting `i`. One thread of it, behind a barrier of those threads whose stores the others are to read.
 __device__ __forceinline__ void grid_arrive(GridWords *words, int i) { add_release_gpu_int(&words->met[i], 1); }
 
-// Until all CTAs are there, or the step has failed: then without them. What they stored before may be read by the threads that meet with
+// Until `count` have come, or the step has failed: then without them. What they stored before may be read by the threads that meet with
 // this one afterwards.
-__device__ __forceinline__ void grid_wait(GridWords *words, int i, Waits *waits) {
+__device__ __forceinline__ void grid_wait_for(GridWords *words, int i, int count, Waits *waits) {
   uint32_t start = 0;
-  for (int tries = 0; load_acquire_gpu_int(&words->met[i]) < (int)gridDim.x; tries++) {
+  for (int tries = 0; load_acquire_gpu_int(&words->met[i]) < count; tries++) {
     spin_pause();
     if (tries % 1024 != 1023) continue;
     const uint32_t now = clock_ticks();
@@ -28,6 +28,7 @@ __device__ __forceinline__ void grid_wait(GridWords *words, int i, Waits *waits)
     if (give_up_here(waits, now - start)) return;
   }
 }
+__device__ __forceinline__ void grid_wait(GridWords *words, int i, Waits *waits) { grid_wait_for(words, i, (int)gridDim.x, waits); }
 
 // Once in every CTA, by one thread, when nothing of it waits any more and it has arrived everywhere: the last one clears the words.
 __device__ __forceinline__ void grid_leave(GridWords *words) {

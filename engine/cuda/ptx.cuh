@@ -160,6 +160,8 @@ template <int Threads> __device__ __forceinline__ void group_sync(int id) {
 }
 // This thread's writes to shared memory, seen by wgmma and bulk copies that follow a meeting [fence.proxy.async].
 __device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same of global memory too: by the threads that write, before they say so, and by the one that copies, when it has heard of it.
+__device__ __forceinline__ void async_fence_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
 // ---- a warpgroup's registers a thread, a multiple of 8 [setmaxnreg].
 template <int Registers> __device__ __forceinline__ void registers_grow() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));

@@ -64,6 +64,7 @@ inline uint32_t e4m3x2_to_half2(uint16_t pair) {
 
 template <int Threads> inline void group_sync(int id) { emu::named_barrier(id, Threads); }
 inline void async_fence() {}
+inline void async_fence_all() {}
 template <int Registers> inline void registers_grow() {}
 template <int Registers> inline void registers_shrink() {}
 
