@@ -141,6 +141,11 @@ static void r1_table(const target_t *t, const measured_t m[2], const measured_t 
       row(what, m[k].step[i], told ? t->goal.whole : 0, peer ? peer[k].step[i] : told ? t->vllm.whole : 0);
       printf("   %.3f on the device", m[k].device[i]);
     }
+    for (int i = 0; i < PREFILLS; i++) {
+      snprintf(what, sizeof what, "prefill of %d, 1 + %d", prefills[i], t->layers[k]);
+      printf("\n");
+      row(what, m[k].prefill[i], 0, peer ? peer[k].prefill[i] : 0);
+    }
   }
   printf("\n");
 }
