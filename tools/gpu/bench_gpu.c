@@ -3,7 +3,8 @@
 //   bench_gpu [TP [STEPS [PEER]]]    TP 0: all GPUs, up to 8; 100
 //   bench_gpu --layers [TP]          the two counts of MoE layers, and no more
 // PEER: a file with what vLLM's bench printed on this machine: for each count of MoE layers a line "LAYERS n", behind it lines
-// "PEER decode B=8 ctx=1024: 3.2 ms/step ..." and "PEER prefill 2x1024: 6.1 ms ...". Its figures take the place of the remembered ones.
+// "PEER decode B=8 ctx=1024: 3.2 ms/step ..." and "PEER prefill 2x1024: 6.1 ms ..."; behind a line "QWEN" those of Qwen2.5-7B. Its figures
+// take the place of the remembered ones.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,11 +39,18 @@ static const target_t targets[] = {
     {4, {8, 20}, {{0.050, 0.180, 0.61, 0.78}, {1.7, 5.0}, 0.18, 16.0}, {{0.1425, 0.2725, 0.7445, 0.979}, {4.1, 8.1}, 0.40, 20.9}},
     {8, {8, 20}, {{0}, {0}, 0, 0}, {{0}, {0}, 0, 0}},
 };
-static const double qwen_goal[BATCHES] = {3.35, 3.5, 4.4, 9.0}, qwen_vllm[BATCHES] = {4.457, 4.608, 5.699, 10.76};
+static const double qwen_goal[BATCHES] = {3.35, 3.5, 4.4, 9.0};
 
 typedef struct measured {
   double step[BATCHES], device[BATCHES], prefill[PREFILLS], experts[BATCHES];
 } measured_t;
+static const measured_t qwen_vllm = {.step = {4.457, 4.608, 5.699, 10.76}};
+
+// What vLLM's bench printed: of R1's two counts of layers, of Qwen2.5-7B.
+typedef struct peer {
+  measured_t r1[2], qwen;
+  bool has_r1, has_qwen;
+} peer_t;
 
 // Of a MoE layer, on one rank: what must be read once for `batch` tokens behind `context` others. FP8 matrices with a scale for 128
 // x 128 values; router fp32 as two bf16 halves; keys and values bf16 on every rank. `experts`: routed ones that have tokens.
@@ -150,19 +158,19 @@ static void r1_table(const target_t *t, const measured_t m[2], const measured_t 
   printf("\n");
 }
 
-static void qwen_table(const measured_t *m, const read_roof_t *roof) {
+static void qwen_table(const measured_t *m, const measured_t *peer, const read_roof_t *roof) {
   printf("\nQwen2.5-7B, one GPU, BF16: ms a step of all %d layers\n%-34s %9s %9s %-7s %9s\n", QWEN_LAYERS, "", "now", "goal", "", "vLLM");
   for (int i = 0; i < BATCHES; i++) {
     char what[64];
     snprintf(what, sizeof what, "decode B=%d", batches[i]);
-    row(what, m->step[i], qwen_goal[i], qwen_vllm[i]);
+    row(what, m->step[i], qwen_goal[i], peer->step[i]);
     const double bytes = qwen_bytes(batches[i], STEPS_CONTEXT + 60);
     printf("   %6.0f MB, %5.1f %% of the roof; %.3f on the device\n", bytes / 1e6, 100 * bytes / m->step[i] * 1e3 / roof->best, m->device[i]);
   }
   for (int i = 0; i < PREFILLS; i++) {
     char what[64];
     snprintf(what, sizeof what, "prefill of %d (prompts of 1,024)", prefills[i]);
-    row(what, m->prefill[i], 0, 0);
+    row(what, m->prefill[i], 0, peer->prefill[i]);
     printf("   %6.0f tokens a second\n", prefills[i] / m->prefill[i] * 1e3);
   }
 }
@@ -192,36 +200,49 @@ static read_roof_t empty_roof(void) {
   return roof;
 }
 
-// What vLLM's bench printed, of the two counts of layers. NULL: nothing that can be read.
-static const measured_t *read_peer(const char *path, const target_t *t) {
-  static measured_t peer[2];
+// One line of it, of the model whose lines these are.
+static bool peer_line(const char *line, measured_t *of) {
+  const char *at = strstr(line, "PEER ");
+  int batch, length;
+  double ms;
+  if (!at) return false;
+  if (sscanf(at, "PEER decode B=%d ctx=%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
+    for (int i = 0; i < BATCHES; i++)
+      if (batches[i] == batch) return of->step[i] = ms, true;
+  } else if (sscanf(at, "PEER prefill %dx%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
+    for (int i = 0; i < PREFILLS; i++)
+      if (prefills[i] == batch * length) return of->prefill[i] = ms, true;
+  }
+  return false;
+}
+
+static void read_peer(const char *path, const target_t *t, peer_t *out) {
   FILE *file = fopen(path, "r");
   if (!file) {
     fprintf(stderr, "bench_gpu: %s cannot be read\n", path);
-    return NULL;
+    return;
   }
   char line[512];
-  int which = -1, found = 0;
+  measured_t *of = NULL;
+  bool *has = NULL;
   while (fgets(line, sizeof line, file)) {
-    int layers, batch, length;
-    double ms;
-    if (sscanf(line, "LAYERS %d", &layers) == 1) which = layers == t->layers[0] ? 0 : layers == t->layers[1] ? 1 : -1;
-    const char *at = strstr(line, "PEER ");
-    if (!at || which < 0) continue;
-    if (sscanf(at, "PEER decode B=%d ctx=%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
-      for (int i = 0; i < BATCHES; i++)
-        if (batches[i] == batch) peer[which].step[i] = ms, found++;
-    } else if (sscanf(at, "PEER prefill %dx%d: %lf ms", &batch, &length, &ms) == 3 && length == STEPS_CONTEXT) {
-      for (int i = 0; i < PREFILLS; i++)
-        if (prefills[i] == batch * length) peer[which].prefill[i] = ms, found++;
+    int layers;
+    if (sscanf(line, "LAYERS %d", &layers) == 1) {
+      of = layers == t->layers[0] ? &out->r1[0] : layers == t->layers[1] ? &out->r1[1] : NULL;
+      has = &out->has_r1;
+    } else if (strncmp(line, "QWEN", 4) == 0) {
+      of = &out->qwen;
+      *of = (measured_t){0};
+      has = &out->has_qwen;
+    } else if (of && peer_line(line, of)) {
+      *has = true;
     }
   }
   fclose(file);
-  if (!found) fprintf(stderr, "bench_gpu: no figure of vLLM's in %s; those of another day are printed\n", path);
-  return found ? peer : NULL;
+  if (!out->has_r1) fprintf(stderr, "bench_gpu: no figure of vLLM's for DeepSeek-R1 in %s; those of another day are printed\n", path);
 }
 
-static void head_line(const read_roof_t *roof, int devices, int steps, const measured_t *peer) {
+static void head_line(const read_roof_t *roof, int devices, int steps, const peer_t *peer) {
   struct utsname host;
   uname(&host);
   const time_t now = time(NULL);
@@ -231,7 +252,9 @@ static void head_line(const read_roof_t *roof, int devices, int steps, const mea
          "Context 1k, greedy, distinct prompts, median of %d whole steps. Bytes are of one rank, with the experts that the device's plans of\n"
          "%d more steps have. vLLM's column: %s.\n",
          host.nodename, devices, roof->device, date, roof->plain / 1e9, roof->bulk / 1e9, steps, STEPS_COUNTED,
-         peer ? "DeepSeek-R1 on this machine, a moment before; Qwen2.5-7B of another day" : "of another day, H200");
+         !peer->has_r1 ? "of another day, H200"
+         : peer->has_qwen ? "on this machine, a moment before"
+                          : "DeepSeek-R1 on this machine, a moment before; Qwen2.5-7B of another day");
 }
 
 static int usage(int devices) {
@@ -264,7 +287,8 @@ int main(int argc, char **argv) {
     printf("%d %d %d\n", tp, target->layers[0], target->layers[1]);
     return 0;
   }
-  const measured_t *peer = argc > 3 ? read_peer(argv[3], target) : NULL;
+  peer_t peer = {.qwen = qwen_vllm};
+  if (argc > 3) read_peer(argv[3], target, &peer);
   measured_t r1[2], qwen;
   mob_model_t *model;
   for (int k = 0; k < 2; k++) {
@@ -281,8 +305,8 @@ int main(int argc, char **argv) {
   mob_model_close(model);
   if (measure_read_roof(0, &again) != 0) return 1;
   better_roof(&roof, &again);
-  head_line(&roof, devices, steps, peer);
-  r1_table(target, r1, peer, &roof);
-  qwen_table(&qwen, &roof);
+  head_line(&roof, devices, steps, &peer);
+  r1_table(target, r1, peer.has_r1 ? peer.r1 : NULL, &roof);
+  qwen_table(&qwen, &peer.qwen, &roof);
   return 0;
 }
