@@ -242,13 +242,6 @@ void dense_ffn(Pass *p, const Layer &layer) {
   dense_network(p, layer, hidden);
 }
 
-// Tokens of the largest tile: hardly any expert should need a second one (mean + three deviations), because it reads the weights again;
-// where an expert has more than the largest, arithmetic bounds the product.
-int most_tokens(double mean) {
-  const double most = mean + 3 * __builtin_sqrt(mean);
-  return most <= kLeastTile ? kLeastTile : kTileTokens;
-}
-
 // What every plan says.
 MoePlan plan_of(const Pass &p, int shared) {
   MoePlan plan = {};
@@ -341,7 +334,8 @@ void moe_ffn(Pass *p, const Layer &layer) {
     linear_experts_few(down.m, plan.active_ids, plan.active, act, stride, r->expert_y, p->rows, r->experts, shared, r->scratch,
                        p->stream);
   } else {
-    plan.most = most_tokens((double)p->rows * d->top_k / d->n_experts);
+    const bool gated = segments_can_gate(up.rows[0], up.at[1], down.m.k), both = gated && up.f8 == down.f8;
+    plan.most = segments_most((double)p->rows * d->top_k / d->n_experts, up.f8 && down.f8);
     plan.tiles = r->token_tiles;
     plan.gathered = r->active + 1;
     plan.place = r->row_place;
@@ -354,7 +348,10 @@ void moe_ffn(Pass *p, const Layer &layer) {
       moe_gather(hidden, plan, gathered, p->stream);
     }
     launch_label = "expert up";
-    if (segments_can_gate(up.rows[0], up.at[1], down.m.k)) {
+    if (both) {
+      linear_segments_both(up.m, (int)up.rows[0], up.at[1], down.m, plan.tiles, plan.active, gathered.data, act, d->quant_ue8m0, r->expert_y,
+                           plan.most, r->scratch, p->stream);
+    } else if (gated) {
       linear_segments_gated(up.m, (int)up.rows[0], up.at[1], plan.tiles, plan.active, gathered.data, act, d->quant_ue8m0, plan.most, r->scratch,
                             p->stream);
     } else {
@@ -364,7 +361,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
                (int)moe_rows((size_t)p->rows, (size_t)slots, (size_t)experts), p->stream);
     }
     launch_label = "expert down";
-    linear_segments(down.m, plan.tiles, plan.active, act.data, r->expert_y, plan.most, r->scratch, p->stream);
+    if (!both) linear_segments(down.m, plan.tiles, plan.active, act.data, r->expert_y, plan.most, r->scratch, p->stream);
   }
   if (routes && p->status == MOB_OK) p->status = routes_count(p->exec, r, index, shared, few);
   p->experts = true;

@@ -39,6 +39,7 @@ struct LinearScratch {
   int sms;
   Waits *waits;    // may be null
   GridWords *grid; // zeros, of kernels behind one another: a kernel comes to no meeting before its depend_wait()
+  int *segments_done; // [moe_tiles()] 0, of linear_segments_both: of a tile of tokens, tiles of gate and up that are done
 };
 constexpr int kFewTokens = 8; // up to here every active expert computes all tokens
 inline int padded_rows(int m) { return (m + 7) / 8 * 8; }
@@ -92,8 +93,16 @@ void linear_experts_down_prepare(); // once a device, by linear_prepare()
 
 // ---- linear_segments.cu: experts over tokens gathered by expert
 constexpr int kTileTokens = 96, kLeastTile = 64; // of a tile, at most; the least that may be its largest
-inline int segments_parts(int pairs) { return pairs >= 8 ? 4 : pairs >= 4 ? 2 : 1; } // of the columns of a tile that is cut
-inline size_t segments_partial_floats(int sms) { return (size_t)sms * 3 * 256 * kTileTokens; }
+constexpr int kWideTokens = 128, kWideFrom = 88; // likewise, e4m3 only: where experts have so many on average
+// Tokens of the largest tile where an expert has `mean` of them: hardly any should need a second one (mean + three deviations), because it
+// reads the weights again. Where most would need two of 96, tokens are on the M side of the product (linear_segments_wide.cu).
+inline int segments_most(double mean, bool fp8) {
+  const double most = mean + 3 * __builtin_sqrt(mean);
+  return most <= kLeastTile ? kLeastTile : fp8 && mean >= kWideFrom ? kWideTokens : kTileTokens;
+}
+constexpr int kSegmentsParts = 4; // of a tile that is cut, at most
+inline int segments_parts(int pairs) { return pairs >= 8 ? kSegmentsParts : pairs >= 4 ? 2 : 1; } // of the columns of a tile that is cut
+inline size_t segments_partial_floats(int sms) { return (size_t)2 * sms * (kSegmentsParts - 1) * 256 * kTileTokens; }
 
 struct TokenTile {
   int matrix, row, tokens; // expert; first gathered row, a multiple of 8
@@ -116,13 +125,16 @@ __device__ __forceinline__ RecordRow tile_row(const TileRows &to, int row, int p
   return {data, (size_t)rows * 256, data + (size_t)to.pairs * rows * 256, (size_t)rows * 8, rows, row - first, to.fp8};
 }
 
-// y [rows][n] of the tiles' rows. `x`: tile rows of w's columns; most: the tokens of the largest tile that there may be (64 or 96).
+// y [rows][n] of the tiles' rows. `x`: tile rows of w's columns; most: the tokens of the largest tile that there may be (segments_most()).
 void linear_segments(const Matrix &w, const TokenTile *tiles, const int *count, uint8_t *x, bf16 *y, int most, const LinearScratch &s,
                      cudaStream_t stream);
 // w: `inter` rows of gate, at `up_at` as many of up. act = silu(gate) * up, the products of both rounded to bf16 before.
 void linear_segments_gated(const Matrix &w, int inter, int up_at, const TokenTile *tiles, const int *count, uint8_t *x, const TileRows &act,
                            bool ue8m0, int most, const LinearScratch &s, cudaStream_t stream);
-// Whether it can: blocks of 128 columns of act are whole, and there are none behind them.
+// Both in one launch: y [rows][n] = down(silu(gate) * up), where up and down are of one kind.
+void linear_segments_both(const Matrix &up, int inter, int up_at, const Matrix &down, const TokenTile *tiles, const int *count, uint8_t *x,
+                          const TileRows &act, bool ue8m0, bf16 *y, int most, const LinearScratch &s, cudaStream_t stream);
+// Whether they can: blocks of 128 columns of act are whole, and there are none behind them.
 inline bool segments_can_gate(int64_t inter, int up_at, int act_k) { return inter % 128 == 0 && up_at % kTileRows == 0 && act_k == inter; }
 void linear_segments_prepare(); // once a device, by linear_prepare()
 

@@ -6,33 +6,41 @@
 // and activations, as many pairs a slot as fit. Gathered records therefore lie tile after tile (TileRows), so that a slot is one or two
 // copies however few the tokens are.
 //
+// A launch has up to two such products. Gate and up: the four blocks are two of gate's and the same two of up's; silu(gate) * up of 128
+// columns leaves as e4m3 with its scale, or bf16, as records of the next linear. Down: rows of y, from those records where the launch made
+// them. Then a tile of down waits for all of gate and up of its tokens, counted in `done`: only its activations do, its weights come
+// meanwhile. With the experts in one order in both, hardly any wait blocks, and between the products no SM rests.
+//
 // Work is dealt as CTAs ask for it, because SMs do not read equally fast (by a tenth and more): whole tiles, then the last ones, one for
 // each CTA, in parts of their columns. Which tiles are cut, and where, does not depend on timing, and a tile's parts are summed in the order
 // of columns by the CTA with the first part: so is no result. Last parts are dealt first, for all tiles, and are longer: a first part finds
-// the others done, and short runs end the launch.
-//
-// Gated: the four blocks are two of gate's and the same two of up's; silu(gate) * up of 128 columns leaves as e4m3 with its scale, or
-// bf16, as records of the next linear.
+// the others done, and short runs end the launch. What waits, waits for runs dealt before it, and every CTA works its runs off in the order
+// it got them: so each wait ends.
 #pragma once
 #include "kernels.h"
 
 namespace mob {
 
-struct LinearSegments {
+struct SegmentsProduct {
   const uint8_t *w;   // packed tiles; expert e begins at e * w_stride
   size_t w_stride;
+  TileRows x;
+  int row_tiles;      // tiles of 256 outputs; 0: there is no such product
+  int parts;          // of a tile that is cut
+};
+
+struct LinearSegments {
+  SegmentsProduct up, down;
   const TokenTile *tiles;
   const int *count;   // of them
-  TileRows x;
-  bf16 *y;            // [rows][ldy]
-  int ldy;
-  TileRows act;       // gated: instead of y
-  int up_block;       // gated: first block of up's rows
+  TileRows act;       // what gate and up make
+  int up_block;       // first block of up's rows
   bool ue8m0;
-  float *partial;     // [gridDim.x][parts - 1][256 * slot_rows], every bit set before and after
+  bf16 *y;            // [rows][n]: what down makes
+  int n;
+  float *partial;     // [2][gridDim.x][kSegmentsParts - 1][256 * kTileTokens]: of gate and up, of down; every bit set before and after
   int *dealt;         // [2] runs dealt, CTAs that asked in vain; 0 before and after
-  int n, row_tiles;   // outputs; tiles of 256
-  int parts;          // of a tile that is cut
+  int *done;          // [*count] of a tile of tokens: tiles of gate and up that are done; 0 before and after
   int slot_rows, w_slots; // tokens of a slot of activations; slots of weights
   int x_slot, w_ring;     // bytes of a slot of activations; where the ring of weights begins
   Waits *waits;       // may be null
@@ -42,7 +50,7 @@ struct SegmentsShared {
   static constexpr int kWSlot = 17408; // a pair, so that the next begins at 1,024 again
   static constexpr int kMostW = 12, kX = 2, kRuns = 3;
   // Bytes from the first multiple of 1,024: the rings are behind all that has one size.
-  static constexpr int kAmax = 0, kInverse = kAmax + 8 * kTileTokens * 4, kRun = kInverse + kTileTokens * 4, kBars = kRun + kRuns * 32;
+  static constexpr int kAmax = 0, kInverse = kAmax + 8 * kTileTokens * 4, kRun = kInverse + kTileTokens * 4, kBars = kRun + kRuns * 40;
   static constexpr int kRings = (kBars + 2 * (kMostW + kX + kRuns) * 8 + 1023) / 1024 * 1024;
   static constexpr int kMost = 232448;
   __host__ __device__ static int x_slot(int rows) { return (rows * 264 + 1023) / 1024 * 1024; }
@@ -56,29 +64,76 @@ struct SegmentsRun {
   int part, parts;    // of the tile
   int partial;        // where the tile's other parts leave their sums
   int first;          // pair
+  int listed;         // the tile of tokens
+  int down;           // of down, not of gate and up
 };
 
 // Which run is the i-th.
 struct SegmentsDeal {
-  int tiles, cut; // how many; the last `cut` are
-  int tile, part, parts;
+  int tiles[2], cut[2], part_count[2]; // of gate and up, of down: how many; the last `cut` are
+  int down, tile, part, parts;
 
-  __device__ SegmentsDeal(int tiles_, int grid) : tiles(tiles_), cut(min(tiles_, grid)) {}
-  __device__ bool take(int i, int tile_parts) {
-    const int whole = tiles - cut, rest = i - whole;
+  __device__ SegmentsDeal(const LinearSegments &p, int count, int grid) {
+    const int up = count * p.up.row_tiles, both = count * p.down.row_tiles;
+    tiles[0] = up, tiles[1] = both;
+    part_count[0] = p.up.parts, part_count[1] = p.down.parts;
+    // Down fills what the last tiles of gate and up leave idle, unless it has to wait for them: where those are hardly more than one for
+    // each CTA.
+    cut[0] = both == 0 || up < 2 * grid ? min(up, grid) : 0;
+    cut[1] = min(both, grid);
+  }
+  __device__ bool take(int i) {
+    const int first = tiles[0] - cut[0] + cut[0] * part_count[0];
+    down = i >= first;
+    if (down) i -= first;
+    const int all = down ? tiles[1] : tiles[0], some = down ? cut[1] : cut[0], whole = all - some, rest = i - whole;
     tile = i, part = 0, parts = 1;
     if (rest < 0) return true;
-    if (rest >= cut * tile_parts) return false;
-    tile = whole + rest % cut;
-    parts = tile_parts;
-    part = parts - 1 - rest / cut;
+    parts = down ? part_count[1] : part_count[0];
+    if (rest >= some * parts) return false;
+    tile = whole + rest % some;
+    part = parts - 1 - rest / some;
     return true;
   }
   // Where part `of` of so many column pairs begins. Four parts are as 4 : 6 : 8 : 10, those of few pairs equal.
   __device__ int first_pair(int pairs, int of) const {
     return pairs < 16 ? pairs * of / parts : pairs * of * (of + 3) / (parts * (parts + 3));
   }
+  // Where a cut tile's other parts leave their sums.
+  __device__ int partial(int grid) const {
+    return down ? (grid + tile - tiles[1] + cut[1]) * (kSegmentsParts - 1) : (tile - tiles[0] + cut[0]) * (kSegmentsParts - 1);
+  }
 };
+
+struct SegmentsTile {
+  TokenTile of;
+  const uint8_t *w;
+  int listed, row_tile, pairs;
+};
+
+// What was dealt. Tiles of the same expert that read the same weights are neighbours.
+__device__ __forceinline__ SegmentsTile segments_tile(const LinearSegments &p, const SegmentsDeal &deal) {
+  const bool down = deal.down;
+  const int row_tiles = down ? p.down.row_tiles : p.up.row_tiles;
+  SegmentsTile t;
+  t.listed = deal.tile / row_tiles;
+  t.of = p.tiles[t.listed];
+  t.row_tile = deal.tile % row_tiles;
+  t.pairs = down ? p.down.x.pairs : p.up.x.pairs;
+  if (t.of.across > 1) {
+    const int first = t.listed - t.of.index, local = deal.tile - first * row_tiles;
+    t.row_tile = local / t.of.across;
+    t.listed = first + local % t.of.across;
+    t.of = p.tiles[t.listed];
+  }
+  t.w = down ? p.down.w + (size_t)t.of.matrix * p.down.w_stride : p.up.w + (size_t)t.of.matrix * p.up.w_stride;
+  return t;
+}
+
+// The k-th of a tile's four blocks of 64 outputs, of `blocks` of down. Behind its last: the last again, whose results are not stored twice.
+__device__ __forceinline__ int segments_block(const LinearSegments &p, int row_tile, int k, int blocks, bool down) {
+  return down ? min(4 * row_tile + k, blocks - 1) : (k / 2 ? p.up_block : 0) + 2 * row_tile + k % 2;
+}
 
 struct SegmentsPlaces { // in shared memory
   using S = SegmentsShared;
@@ -256,8 +311,8 @@ template <int Words> __device__ __forceinline__ uint4 segments_turned(const floa
 // A warp's 16 outputs from `n` on as rows of y.
 template <int N>
 __device__ __forceinline__ void segments_rows(const LinearSegments &p, const float (&sum)[N / 2], int n, int first_row, int tokens) {
-  const int lane = compute_here((int)threadIdx.x) % 32, t4 = lane % 4, at = n + t4 % 2 * 8, ldy = compute_here(p.ldy);
-  const bool whole = at + 8 <= p.n && ldy % 8 == 0;
+  const int lane = compute_here((int)threadIdx.x) % 32, t4 = lane % 4, at = n + t4 % 2 * 8, ldy = compute_here(p.n);
+  const bool whole = at + 8 <= ldy && ldy % 8 == 0;
 #pragma unroll
   for (int from = 0; from < N; from += 16) {
     if (from >= tokens) break;
@@ -271,7 +326,7 @@ __device__ __forceinline__ void segments_rows(const LinearSegments &p, const flo
       const uint32_t word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int k = 0; k < 8; k++)
-        if (at + k < p.n) *(uint16_t *)(to + k) = (uint16_t)(word[k / 2] >> k % 2 * 16);
+        if (at + k < ldy) *(uint16_t *)(to + k) = (uint16_t)(word[k / 2] >> k % 2 * 16);
     }
   }
 }
@@ -350,7 +405,7 @@ __device__ __forceinline__ void segments_gated(const LinearSegments &p, const Se
 }
 
 // A run, by one of the two warpgroups.
-template <bool Fp8, bool Gated, int N>
+template <bool Fp8, int N>
 __device__ __forceinline__ void segments_run(const LinearSegments &p, const SegmentsPlaces &at, int turn, RingAt &w_ring, RingAt &x_ring) {
   const SegmentsRun &begin = *at.run(compute_here(turn) % SegmentsShared::kRuns); // whose address is not kept until the end
   const int group = compute_here((int)threadIdx.x) / 128, rows = (begin.tokens + 7) / 8 * 8;
@@ -388,7 +443,7 @@ __device__ __forceinline__ void segments_run(const LinearSegments &p, const Segm
     take_partial<N / 2>(partial + 128 * N, sum.high, p.waits);
     partial += words;
   }
-  if constexpr (Gated) {
+  if (!run.down) {
     segments_gated<N>(p, at, sum, run.row_tile, run.row, run.tokens);
   } else {
     const int n = (run.row_tile * 4 + tid / 128) * kTileRows + tid % 128 / 32 * 16;
@@ -398,57 +453,56 @@ __device__ __forceinline__ void segments_run(const LinearSegments &p, const Segm
 }
 
 // The producer of weights, one thread, which deals the runs too.
-template <bool Fp8, bool Gated> __device__ __forceinline__ void segments_load_w(const LinearSegments &p, const SegmentsPlaces &at) {
+__device__ __forceinline__ void segments_load_w(const LinearSegments &p, const SegmentsPlaces &at) {
   const uint64_t once = policy_evict_first(), keep = policy_evict_normal();
-  const int blocks = (p.n + kTileRows - 1) / kTileRows, pairs = p.x.pairs;
+  const int blocks = (p.n + kTileRows - 1) / kTileRows;
   RingAt w_ring = {0, 1}, run_ring = {0, 1};
-  SegmentsDeal deal(*p.count * p.row_tiles, gridDim.x);
+  SegmentsDeal deal(p, *p.count, gridDim.x);
   int next = blockIdx.x;
   for (;;) {
-    const bool more = deal.take(next, p.parts);
-    TokenTile tile = {};
-    int row_tile = 0;
-    if (more) { // tiles of the same expert that read the same weights are neighbours
-      const int listed = deal.tile / p.row_tiles;
-      tile = p.tiles[listed];
-      row_tile = deal.tile % p.row_tiles;
-      if (tile.across > 1) {
-        const int first = listed - tile.index, local = deal.tile - first * p.row_tiles;
-        row_tile = local / tile.across;
-        tile = p.tiles[first + local % tile.across];
-      }
-    }
-    const uint64_t policy = tile.across > 1 ? keep : once;
-    const int last = deal.first_pair(pairs, deal.part + 1);
-    int pair = deal.first_pair(pairs, deal.part);
+    SegmentsTile tile = {};
+    const bool more = deal.take(next);
+    if (more) tile = segments_tile(p, deal);
+    const uint64_t policy = tile.of.across > 1 ? keep : once;
+    const int last = deal.first_pair(tile.pairs, deal.part + 1);
+    int pair = deal.first_pair(tile.pairs, deal.part);
     mbar_wait(at.run_empty(run_ring.slot()), run_ring.phase());
-    *at.run(run_ring.slot()) = {tile.row, tile.tokens, row_tile, last - pair, deal.part, deal.parts,
-                              (deal.tile - deal.tiles + deal.cut) * (deal.parts - 1), pair};
+    *at.run(run_ring.slot()) = {tile.of.row, tile.of.tokens, tile.row_tile, last - pair, deal.part, deal.parts, deal.partial(gridDim.x), pair,
+                                tile.listed, deal.down};
     mbar_arrive(at.run_full(run_ring.slot()));
-    if (!more) break;
+    if (!more) return;
     run_ring.step(1, SegmentsShared::kRuns);
-    const uint8_t *w = p.w + (size_t)tile.matrix * p.w_stride;
     for (; pair < last; pair++) {
       if (pair + 1 == last) next = gridDim.x + atomicAdd(p.dealt, 1); // as late as hides its way
 #pragma unroll 1
       for (int k = 0; k < 4; k++) {
-        // Blocks behind the last: the last again, whose results are not stored twice.
-        const int block = Gated ? (k / 2 ? p.up_block : 0) + 2 * row_tile + k % 2 : min(4 * row_tile + k, blocks - 1);
+        const int block = segments_block(p, tile.row_tile, k, blocks, deal.down);
         mbar_wait(at.w_empty(w_ring.slot()), w_ring.phase());
         mbar_arrive_expect(at.w_full(w_ring.slot()), kPairUsed);
-        bulk_load(at.w(p, w_ring.slot()), w + (size_t)(block * pairs + pair) * kPairBytes, kPairUsed, at.w_full(w_ring.slot()), policy);
+        bulk_load(at.w(p, w_ring.slot()), tile.w + (size_t)(block * tile.pairs + pair) * kPairBytes, kPairUsed, at.w_full(w_ring.slot()), policy);
         w_ring.step(1, p.w_slots);
       }
     }
   }
-  if (atomicAdd(p.dealt + 1, 1) == (int)gridDim.x - 1) p.dealt[0] = p.dealt[1] = 0;
+}
+
+// All of gate and up of a tile of tokens is done, or the step has failed. What follows are bulk copies of what threads stored.
+__device__ __forceinline__ void segments_wait(const LinearSegments &p, int listed) {
+  uint32_t start = 0;
+  for (int tries = 0; load_acquire_gpu_int(&p.done[listed]) < p.up.row_tiles; tries++) {
+    spin_pause();
+    if (tries % 1024 != 1023) continue;
+    const uint32_t now = clock_ticks();
+    if (!start) start = now;
+    if (give_up_here(p.waits, now - start)) break;
+  }
+  async_fence_all();
 }
 
 // The producer of activations, one thread.
 template <bool Fp8> __device__ __forceinline__ void segments_load_x(const LinearSegments &p, const SegmentsPlaces &at) {
   constexpr int kRow = Fp8 ? 264 : 256;
   const uint64_t keep = policy_evict_normal();
-  const int pairs = p.x.pairs;
   RingAt x_ring = {0, 1}, run_ring = {0, 0};
   for (;;) {
     mbar_wait(at.run_full(run_ring.slot()), run_ring.phase());
@@ -456,8 +510,10 @@ template <bool Fp8> __device__ __forceinline__ void segments_load_x(const Linear
     if (run.tokens == 0) return;
     mbar_arrive(at.run_empty(run_ring.slot()));
     run_ring.step(1, SegmentsShared::kRuns);
+    if (run.down && p.up.row_tiles) segments_wait(p, run.listed);
     const int rows = (run.tokens + 7) / 8 * 8, at_once = p.slot_rows / rows, last = run.first + run.pairs;
-    const uint8_t *x = p.x.data + (size_t)run.row * pairs * kRow;
+    const int pairs = run.down ? p.down.x.pairs : p.up.x.pairs;
+    const uint8_t *x = (run.down ? p.down.x.data : p.up.x.data) + (size_t)run.row * pairs * kRow;
     for (int pair = run.first; pair < last; pair += at_once) {
       const int here = min(at_once, last - pair);
       uint8_t *to = at.x(p, x_ring.slot());
@@ -471,7 +527,40 @@ template <bool Fp8> __device__ __forceinline__ void segments_load_x(const Linear
   }
 }
 
-template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear_segments_kernel(const LinearSegments p) {
+// Counts the tiles of gate and up that are done, one thread: their records are stored when all warps have given back the run.
+template <int Runs, class Places> __device__ __forceinline__ void segments_publish(const LinearSegments &p, const Places &at) {
+  RingAt ring = {0, 0};
+  for (;;) {
+    mbar_wait(at.run_full(ring.slot()), ring.phase());
+    const SegmentsRun run = *at.run(ring.slot());
+    if (run.tokens == 0) return;
+    mbar_arrive(at.run_empty(ring.slot()));
+    if (!run.down && run.part == 0 && p.down.row_tiles) {
+      mbar_wait(at.run_empty(ring.slot()), ring.phase());
+      async_fence_all();
+      add_release_gpu_int(&p.done[run.listed], 1);
+    }
+    ring.step(1, Runs);
+  }
+}
+
+// By the warp of the producer of activations, when that waits for nothing any more: the last one leaves everything as it was. Every count
+// has come to its end by then, since each tile of tokens was waited for.
+__device__ __forceinline__ void segments_leave(const LinearSegments &p) {
+  const int lane = threadIdx.x % 32;
+  int last = 0;
+  if (lane == 0) {
+    __threadfence();
+    last = atomicAdd(p.dealt + 1, 1) == (int)gridDim.x - 1;
+    __threadfence();
+  }
+  if (!__shfl_sync(~0u, last, 0)) return;
+  if (p.up.row_tiles && p.down.row_tiles)
+    for (int i = lane; i < *p.count; i += 32) p.done[i] = 0;
+  if (lane < 2) p.dealt[lane] = 0;
+}
+
+template <bool Fp8> __global__ void __launch_bounds__(384, 1) linear_segments_kernel(const LinearSegments p) {
   using S = SegmentsShared;
   DYNAMIC_SHARED(uint8_t, raw);
   const SegmentsPlaces at(raw);
@@ -488,7 +577,7 @@ template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear
     }
     for (int i = 0; i < S::kRuns; i++) {
       mbar_init(at.run_full(i), 1);
-      mbar_init(at.run_empty(i), 9);
+      mbar_init(at.run_empty(i), 10);
     }
     mbar_init_fence();
   }
@@ -496,8 +585,12 @@ template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear
   depend_wait();
   if (tid >= 256) {
     registers_shrink<40>();
-    if (tid == 256) segments_load_w<Fp8, Gated>(p, at);
+    if (tid == 256) segments_load_w(p, at);
+    if (tid == 320) segments_publish<S::kRuns>(p, at);
+    if (tid / 32 != 9) return;
     if (tid == 288) segments_load_x<Fp8>(p, at);
+    __syncwarp();
+    segments_leave(p);
     return;
   }
   registers_grow<232>();
@@ -506,15 +599,19 @@ template <bool Fp8, bool Gated> __global__ void __launch_bounds__(384, 1) linear
     mbar_wait(at.run_full(turn % S::kRuns), turn / S::kRuns & 1);
     const int tokens = at.run(turn % S::kRuns)->tokens;
     if (tokens == 0) return;
-    if (tokens <= 8) segments_run<Fp8, Gated, 8>(p, at, turn, w_ring, x_ring);
-    else if (tokens <= 16) segments_run<Fp8, Gated, 16>(p, at, turn, w_ring, x_ring);
-    else if (tokens <= 32) segments_run<Fp8, Gated, 32>(p, at, turn, w_ring, x_ring);
-    else if (tokens <= 64) segments_run<Fp8, Gated, 64>(p, at, turn, w_ring, x_ring);
-    else if (tokens <= 80) segments_run<Fp8, Gated, 80>(p, at, turn, w_ring, x_ring);
-    else segments_run<Fp8, Gated, 96>(p, at, turn, w_ring, x_ring);
+    if (tokens <= 8) segments_run<Fp8, 8>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 16) segments_run<Fp8, 16>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 32) segments_run<Fp8, 32>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 64) segments_run<Fp8, 64>(p, at, turn, w_ring, x_ring);
+    else if (tokens <= 80) segments_run<Fp8, 80>(p, at, turn, w_ring, x_ring);
+    else segments_run<Fp8, 96>(p, at, turn, w_ring, x_ring);
     __syncwarp();
     if (compute_here((int)threadIdx.x) % 32 == 0) mbar_arrive(at.run_empty(compute_here(turn) % S::kRuns));
   }
 }
+
+// ---- linear_segments_wide.cu: e4m3, tiles of up to kWideTokens
+void linear_segments_wide(LinearSegments p, int sms, cudaStream_t stream);
+void linear_segments_wide_prepare();
 
 } // namespace mob

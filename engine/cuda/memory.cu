@@ -99,6 +99,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     a->take(&r->row_place, gathered * 4);
     a->take(&r->active, (1 + experts) * 4);
     a->take(&r->scratch.segments_partial, segments_partial_floats(shapes->sms) * 4);
+    a->take(&r->scratch.segments_done, moe_tiles(rows, slots, experts, kLeastTile) * 4);
     a->take(&r->rows_of, experts * sizeof(ExpertRows));
     a->take(&r->token_tiles, moe_tiles(rows, slots, experts, kLeastTile) * sizeof(TokenTile));
     a->take(&r->gathered, group_records(shapes, G_EXPERT_UP, gathered));

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <set>
 #include <unistd.h>
 #include <vector>
 
@@ -283,7 +284,7 @@ static void check_experts(const char *name, const char *routing, int tokens, int
   plan.active = active;
   plan.active_ids = plan.gathered = active + 1;
   plan.expert_row = row;
-  plan.most = mean + 3 * std::sqrt(mean) <= kLeastTile ? kLeastTile : kTileTokens;
+  plan.most = segments_most(mean, true);
   plan.tiles = device<TokenTile>(moe_tiles((size_t)tokens, (size_t)slots, (size_t)experts + 1, kLeastTile));
   plan.place = place;
   plan.rows_of = device<ExpertRows>((size_t)experts + 1);
@@ -355,6 +356,7 @@ static std::vector<int> routing(const char *kind, int tokens, int experts, int t
 
 #include "check_mla.cuh"
 #include "check_gqa.cuh"
+#include "check_experts.cuh"
 #include "check_sums.cuh"
 
 // ------------------------------------------------------------------------------------ router, norm
@@ -522,6 +524,7 @@ int main() {
       check_experts("experts gate + up", "even", m, 256, 8, 4096 / tp, 7168, ids);
       check_experts("experts down", "even", m, 256, 8, 7168, 2048 / tp, ids);
     }
+    check_expert_layers(tp);
     for (const char *kind : {"8 experts", "one has all"})
       for (int m : {8, 64, 256}) check_experts("experts gate + up", kind, m, 256, 8, 4096 / tp, 7168, routing(kind, m, 256, 8));
     for (int rows : {1, 8, 64}) check_mla(128 / tp, rows, 1024, false);

@@ -17,12 +17,13 @@ static void quantise_rows(std::vector<float> *v, std::vector<float> scales = {})
 
 // The error of a kernel before its result was rounded to e4m3: the reference is rounded with the kernel's scales, and the error of
 // that rounding is taken off. (Where a value lies between two codes is as good as random: the two errors add as squares.) The scales
-// themselves must be the reference's within a hundredth.
-static double error_before_e4m3(const std::vector<float> &y, const std::vector<float> &scales, const std::vector<float> &ref) {
+// themselves must be the reference's within `apart`.
+static double error_before_e4m3(const std::vector<float> &y, const std::vector<float> &scales, const std::vector<float> &ref,
+                                float apart = 1e-2f) {
   for (size_t i = 0; i < scales.size(); i++) {
     float amax = 1e-10f;
     for (size_t k = 0; k < 128; k++) amax = std::fmax(amax, std::fabs(ref[i * 128 + k]));
-    if (!(std::fabs(scales[i] * 448.0f / amax - 1) < 1e-2f)) return INFINITY;
+    if (!(std::fabs(scales[i] * 448.0f / amax - 1) < apart)) return INFINITY;
   }
   std::vector<float> rounded = ref;
   quantise_rows(&rounded, scales);

@@ -250,9 +250,12 @@ static Matrix make_experts(const Experts &e, int n, int k, bool f8, std::vector<
   return w;
 }
 
+constexpr int kMostTiles = 64; // of tokens, in these tests
+
 static void as_the_next_launch_expects() {
   for (uint32_t word : fetch((const uint32_t *)scratch.segments_partial, segments_partial_floats(scratch.sms))) assert_int_equal(word, ~0u);
   for (int word : fetch(scratch.dealt, 2)) assert_int_equal(word, 0);
+  for (int word : fetch(scratch.segments_done, kMostTiles)) assert_int_equal(word, 0);
 }
 
 static void check_experts(int tokens, int experts, int top_k, int n, int k, int most, bool f8 = true) {
@@ -290,8 +293,10 @@ static void check_experts(int tokens, int experts, int top_k, int n, int k, int 
 }
 
 // Gate and up with the activation in the same kernel, then down, against the same with the activation by itself and against the values.
-static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool ue8m0) {
-  const int experts = 3, top_k = 1, most = 64, n = 2 * inter, hidden = 136;
+// Where both are of one kind, the same in one launch, too.
+static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool ue8m0, int experts = 3, int hidden = 136,
+                        int most = 64) {
+  const int top_k = 1, n = 2 * inter;
   const Experts e(tokens, experts, top_k, most);
   std::vector<Source> up_sources, down_sources;
   const Matrix up = make_experts(e, n, k, f8, &up_sources), down = make_experts(e, hidden, inter, act_f8, &down_sources);
@@ -300,6 +305,7 @@ static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool
   const Records records = make_records(x, tokens, k, up);
   const TileRows gathered = e.rows(up), act = e.rows(down), act_alone = e.rows(down);
   bf16 *wide = device<bf16>(e.capacity * n), *y = device<bf16>(e.capacity * hidden), *y_alone = device<bf16>(e.capacity * hidden);
+  bf16 *y_both[2] = {device<bf16>(e.capacity * hidden), device<bf16>(e.capacity * hidden)};
   moe_plan_many(e.plan, stream);
   moe_gather(records, e.plan, gathered, stream);
   linear_segments_gated(up, inter, inter, e.plan.tiles, e.plan.active, gathered.data, act, ue8m0, most, scratch, stream);
@@ -308,12 +314,18 @@ static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool
   activate({wide, n, inter, inter, down.k, {nullptr, 0, act_f8}, 0, 0, nullptr, ue8m0, e.plan.gathered, e.plan.place, act_alone}, (int)e.capacity,
            stream);
   linear_segments(down, e.plan.tiles, e.plan.active, act_alone.data, y_alone, most, scratch, stream);
+  const bool one_launch = f8 == act_f8;
+  for (int again = 0; one_launch && again < 2; again++) {
+    const TileRows between = e.rows(down);
+    linear_segments_both(up, inter, inter, down, e.plan.tiles, e.plan.active, gathered.data, between, ue8m0, y_both[again], most, scratch, stream);
+  }
   cuda(cudaStreamSynchronize(stream));
   as_the_next_launch_expects();
   const std::vector<int> at = fetch(e.plan.expert_row, (size_t)tokens * e.slots);
   const std::vector<bf16> got = fetch(y, e.capacity * hidden), alone = fetch(y_alone, e.capacity * hidden), gate_up = fetch(wide, e.capacity * n);
   const std::vector<float> rows = seen(x, k, f8);
-  Error both, product, result;
+  const std::vector<bf16> launch[2] = {fetch(y_both[0], e.capacity * hidden), fetch(y_both[1], e.capacity * hidden)};
+  Error both, product, result, joined;
   for (int t = 0; t < tokens; t++)
     for (int j = 0; j < e.slots; j++) {
       const size_t row = (size_t)at[(size_t)t * e.slots + j];
@@ -325,10 +337,15 @@ static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool
       const std::vector<float> values = act_f8 ? std::vector<float>(v.begin(), v.end()) : seen(v, inter, false);
       for (int c = (t + j) % 7; c < n; c += 7) product.add(gate_up[row * n + c], dot(up_sources[(size_t)e.expert(t, j)], c, rows, t));
       for (int c = 0; c < hidden; c++) both.add(got[row * hidden + c], alone[row * hidden + c]);
+      for (int c = 0; one_launch && c < hidden; c++) {
+        joined.add(launch[0][row * hidden + c], got[row * hidden + c]);
+        assert_true((float)launch[1][row * hidden + c] == (float)launch[0][row * hidden + c]);
+      }
       for (int c = (t + j) % 7; c < hidden; c += 7) result.add(got[row * hidden + c], dot(down_sources[(size_t)e.expert(t, j)], c, values, 0));
     }
   product.check("gate and up", 3e-3);
   both.check("activation in the kernel, and alone", 2e-3);
+  if (one_launch) joined.check("both in one launch, and in two", 2e-3);
   result.check("down", act_f8 ? ue8m0 ? 6e-2 : 4e-2 : 5e-3); // e4m3's own error
   free_all();
 }
@@ -342,6 +359,8 @@ static void by_expert(void **state) {
   check_experts(70, 5, 3, 128, 1024, 96);
   check_experts(150, 4, 2, 72, 256, 96);
   check_experts(30, 4, 2, 300, 1100, 64, false);
+  check_experts(150, 4, 2, 300, 1100, kWideTokens);
+  check_experts(300, 3, 1, 512, 256, kWideTokens);
 }
 
 static void gated(void **state) {
@@ -350,6 +369,10 @@ static void gated(void **state) {
   check_gated(90, 256, 512, true, true, true);
   check_gated(70, 128, 300, true, false, false);
   check_gated(12, 128, 600, false, false, false);
+  check_gated(40, 256, 1024, true, true, false, 12, 600); // more tiles than are cut, experts without tokens
+  check_gated(30, 128, 256, false, false, false, 9, 300);
+  check_gated(150, 256, 512, true, true, false, 3, 300, kWideTokens);
+  check_gated(70, 512, 300, true, true, true, 5, 600, kWideTokens); // tiles of half the tokens, too
 }
 
 static int open_device(void **state) {
@@ -361,13 +384,15 @@ static int open_device(void **state) {
   cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * kPartialFloats * 4));
   cuda(cudaMalloc(&scratch.segments_partial, segments_partial_floats(scratch.sms) * 4));
   cuda(cudaMemset(scratch.segments_partial, 0xff, segments_partial_floats(scratch.sms) * 4));
+  cuda(cudaMalloc(&scratch.segments_done, kMostTiles * 4));
+  cuda(cudaMemset(scratch.segments_done, 0, kMostTiles * 4));
   cuda(cudaMalloc(&scratch.dealt, 2 * 4));
   cuda(cudaMemset(scratch.dealt, 0, 2 * 4));
   return 0;
 }
 static int close_device(void **state) {
   (void)state;
-  for (void *p : {(void *)scratch.partial, (void *)scratch.segments_partial, (void *)scratch.dealt}) cuda(cudaFree(p));
+  for (void *p : {(void *)scratch.partial, (void *)scratch.segments_partial, (void *)scratch.segments_done, (void *)scratch.dealt}) cuda(cudaFree(p));
   cuda(cudaStreamDestroy(stream));
   return 0;
 }
