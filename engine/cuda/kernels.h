@@ -41,7 +41,7 @@ struct LinearScratch {
   GridWords *grid; // zeros, of kernels behind one another: a kernel comes to no meeting before its depend_wait()
   int *segments_done; // [moe_tiles()] 0, of linear_segments_both: of a tile of tokens, tiles of gate and up that are done
 };
-constexpr int kFewTokens = 8; // up to here every active expert computes all tokens
+constexpr int kFewTokens = 4; // up to here every active expert computes all tokens
 inline int padded_rows(int m) { return (m + 7) / 8 * 8; }
 inline size_t column_pairs(const Matrix &w) { return (size_t)w.k / (w.kind == Weights::F8 ? 256 : 128); }
 // y [m][ldy] = x w^T. `x` has padded_rows(m) rows at least; x_parts: how often x repeats the columns of w (hi/lo halves).
