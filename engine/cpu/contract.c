@@ -283,15 +283,23 @@ mob_status mob__contract_weights(mob_exec_t *exec) {
   return MOB_OK;
 }
 
+// Rows of a step from which on each has an owner among the ranks, who adds all parts in fp32.
+static int owned_rows(void) {
+  const char *wish = getenv("MOB_CUDA_SHARD_ROWS"); // as the backend
+  int rows = wish ? atoi(wish) : 257;
+  return rows > 9 ? rows : 9;
+}
+
 // Of ranks: parts are BF16, and where every rank sums some rows for all, so are the sums.
 void mob__contract_sum(const mob_exec_t *exec, float *sum, int m) {
+  if (m >= owned_rows()) return;
   int64_t hidden = exec->desc->hidden, ranks = exec->spec.tp, seqs = exec->spec.max_seqs;
   int64_t most = (exec->spec.max_tokens + 7) / 8 * 8;
   int64_t graph = ((seqs < 256 ? seqs : 256) + 7) / 8 * 8 + 8;
   if (graph > most) most = graph;
-  if (most > 1024) most = 1024;
-  for (int64_t from = 0; from < m; from += 1024) {
-    int64_t rows = m - from < 1024 ? m - from : 1024, part = rows * hidden * 2;
+  if (most > 256) most = 256;
+  for (int64_t from = 0; from < m; from += 256) {
+    int64_t rows = m - from < 256 ? m - from : 256, part = rows * hidden * 2;
     if (ranks * rows > 2 * most + 8 || part * (ranks - 1) * (ranks - 2) / ranks > (int64_t)1 << 20)
       mob__round_bf16(sum + from * hidden, rows * hidden);
   }

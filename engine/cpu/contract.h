@@ -17,7 +17,8 @@
 //   GQA, tiles   (heads of 64 or 128): probabilities BF16, over blocks of 64 keys in prompts of 32
 //                rows and more, else over every fourth run of 16 keys; results fp32
 //   attention    otherwise: probabilities fp32, latent results fp32, results BF16
-//   ranks        parts BF16, summed in fp32 in the order of ranks; BF16 sums for very many rows
+//   ranks        parts BF16, summed in fp32 in the order of ranks; BF16 sums for very many rows that have
+//                no owner (from 257 on each has one)
 #ifndef MOB_CPU_CONTRACT_H
 #define MOB_CPU_CONTRACT_H
 

@@ -10,11 +10,17 @@
 namespace mob {
 
 // Byte places in an inbox.
-constexpr int kReduceRows = 1024; // rows of one collective
+constexpr int kReduceRows = 256;   // rows of one collective
 constexpr int kExchangeRows = 256; // rows of logits of one
+constexpr int kMeetCtas = 512;     // of a launch that ends with a meeting of all ranks
 struct InboxLayout {
-  size_t reduce, best, ids, ready, total; // `reduce`: bytes of one of the two inboxes for sums, which begin at 0
+  size_t reduce, best, ids, ready; // `reduce`: bytes of one of the two inboxes for sums, which begin at 0
+  // Of norm_shard.cu: parts of rows; the last meeting of every CTA of every rank; and of this rank.
+  size_t shard, met, meeting;
+  size_t total;
 };
+inline int shard_each(int rows, int ranks) { return ((rows + ranks - 1) / ranks + 7) / 8 * 8; } // rows of a rank, but the last ones
+
 inline InboxLayout inbox_layout(int hidden, int rows) {
   InboxLayout l;
   const size_t most = (size_t)(rows < kReduceRows ? rows : kReduceRows);
@@ -22,7 +28,11 @@ inline InboxLayout inbox_layout(int hidden, int rows) {
   l.best = 2 * l.reduce;
   l.ids = l.best + 2 * kMaxRanks * kExchangeRows * sizeof(uint64_t);
   l.ready = l.ids + kExchangeRows * sizeof(int);
-  l.total = l.ready + kMaxRanks * sizeof(int);
+  l.shard = (l.ready + kMaxRanks * sizeof(int) + 1023) / 1024 * 1024;
+  const size_t all = (size_t)rows + 8 * kMaxRanks, listed = (size_t)kMaxRanks * (rows < kExchangeRows ? rows : kExchangeRows);
+  l.met = l.shard + (all > listed ? all : listed) * (size_t)hidden * 2;
+  l.meeting = l.met + kMaxRanks * kMeetCtas * sizeof(int);
+  l.total = l.meeting + sizeof(int);
   return l;
 }
 
@@ -44,10 +54,26 @@ __device__ __forceinline__ uint8_t *inbox_of(const Peers &p, int rank) {
   return inbox;
 }
 
+// Where a linear's results go as this rank's parts of rows that have owners (norm_shard.h): rank r has `each` rows, from r * each on.
+struct PartsOut {
+  int each;                // 0: nowhere
+  uint8_t *to[kMaxRanks];  // rank r's first row, [each][n] bf16
+};
+
 // A word that is there.
 __device__ __forceinline__ uint32_t sealed(uint32_t bf16_pair) { return bf16_pair == ~0u ? 0x7fc07fc0u : bf16_pair; }
 __device__ __forceinline__ uint4 sealed(uint4 v) { return make_uint4(sealed(v.x), sealed(v.y), sealed(v.z), sealed(v.w)); }
 __device__ __forceinline__ bool is_there(uint4 v) { return v.x != ~0u && v.y != ~0u && v.z != ~0u && v.w != ~0u; }
+
+// Eight columns of a row.
+__device__ __forceinline__ void send_part(const PartsOut &p, int row, int col, int n, uint4 word) {
+  uint8_t *to = p.to[0];
+  int first = 0;
+#pragma unroll
+  for (int i = 1; i < kMaxRanks; i++)
+    if (row >= i * p.each) to = p.to[i], first = i * p.each;
+  store_relaxed_sys(to + ((size_t)(row - first) * n + col) * 2, sealed(word));
+}
 
 // Takes the 16 bytes at `from` + r * stride of every rank r < n; zeros where a wait ended without them.
 template <int Max> __device__ __forceinline__ void take_all(const Peers &p, uint8_t *from, size_t stride, int n, uint4 v[Max], int sender) {

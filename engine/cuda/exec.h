@@ -211,10 +211,9 @@ mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_p
 uint64_t workspace_bytes(const Exec *exec, const Rank *rank);
 mob_status workspace_alloc(const Exec *exec, Rank *rank);
 mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
-// forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller); `logit_rows` of them through the head
-mob_status forward(Exec *exec, Rank *rank, int rows);
-// Rows [first, first + rows) of the step's list of them, to ids (and results, unless all are `plain`).
-mob_status head(Exec *exec, Rank *rank, const int *row_list, int first, int rows, bool plain);
+// forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller), then, on the last stage, `logit_rows` of them
+// (of the step's list) through the head to ids (and results, unless all are `plain`)
+mob_status forward(Exec *exec, Rank *rank, int rows, int logit_rows, bool plain);
 void sample_slots(Exec *exec, Rank *rank, int first, int rows); // by their slots' parameters, on rank 0, where all logits are
 mob_status forward_graph(Exec *exec, Rank *rank, int rows, bool plain); // layers and head of a pure decode step
 // routes.cu: for checks. What the router of a layer of the stage chose goes to the host, and what is given instead to the device, with

@@ -1,5 +1,8 @@
 // One step on one rank: which kernels, in which order, over which buffers.
+#include <algorithm>
+
 #include "engine/cuda/across.h"
+#include "norm_shard.h"
 #include "route_many.h"
 
 namespace mob {
@@ -21,6 +24,17 @@ struct Pass {
   mob_status status; // of sums across processes: the first failure
   bool embed = false;                // the residual stream begins with the next norm
   const float *stream_at = nullptr;  // where it is, if not in r->x
+  bool sharded = false;              // rows have owners (norm_shard.h): this rank is it of `own` rows, which begin at `first`
+  int first = 0, own = 0;
+  bool parts_sent = false;           // of `add`
+};
+
+// Which of a rank's buffers a norm's records go to, where rows have owners, and who needs them.
+using Buffer = uint8_t *Rank::*;
+struct Sent {
+  Buffer a = &Rank::hidden_records, b = nullptr;
+  bool a_own = false, b_own = false; // the owner alone
+  bool meet = true;                  // no share_shards() follows before they are read
 };
 
 StepRows step_rows(const Exec *exec, const Rank *r, int from) {
@@ -59,9 +73,45 @@ NormIn norm_in(const Pass &p, const float *w, float eps) {
   return in;
 }
 
+// This rank's own memory at `member`, then the next rank's, ...
+template <class T> void on_ranks(const Pass &p, T *Rank::*member, T *(&out)[kMaxRanks]) {
+  const int tp = p.exec->spec.tp;
+  for (int i = 0; i < tp; i++) out[i] = p.exec->ranks[(size_t)((p.r->index + i) % tp)].*member;
+}
+
+// add_and_norm() where rows have owners. `rows`: of the step, instead of all, `count` of them.
+void norm_owned(const Pass &p, const NormIn &in, const NormOut &out, const Sent &sent, const int *rows, int count) {
+  NormShard n = {};
+  n.in = in;
+  n.in.rows = rows;
+  n.out = out;
+  n.a_own = sent.a_own;
+  n.b_own = sent.b_own;
+  n.meet = sent.meet;
+  n.sent = p.parts_sent;
+  n.total = p.rows;
+  n.count = count;
+  if (out.a.data) on_ranks(p, sent.a, n.a);
+  if (out.b.data) on_ranks(p, sent.b, n.b);
+  if (!in.w && p.r->index > 0) n.x[p.exec->spec.tp - p.r->index] = p.exec->ranks[0].x; // which sends them on
+  norm_shard(n, p.r->peers, p.r->sms, p.stream);
+}
+
+void nothing_to_add(Pass *p) {
+  p->add = nullptr;
+  p->add_bias = nullptr;
+  p->experts = p->embed = p->parts_sent = false;
+  p->stream_at = nullptr;
+}
+
 // What the last block left goes to the residual stream, summed over ranks; then the norm.
-void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
+void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out, const Sent &sent) {
   NormIn in = norm_in(*p, w, eps);
+  if (p->sharded) {
+    norm_owned(*p, in, out, sent, nullptr, 0);
+    nothing_to_add(p);
+    return;
+  }
   if (p->embed && p->exec->across && p->status == MOB_OK) p->status = across_embed(p->exec, p->r, &in, p->rows);
   const bool shared = p->exec->spec.tp > 1 && (p->add || p->experts);
   if (shared && !p->exec->across) {
@@ -70,10 +120,19 @@ void add_and_norm(Pass *p, const float *w, float eps, const NormOut &out) {
     if (shared && p->status == MOB_OK) p->status = across_sum(p->exec, p->r, &in, p->rows);
     if (p->status == MOB_OK) norm_rows(in, out, p->rows, p->stream);
   }
-  p->add = nullptr;
-  p->add_bias = nullptr;
-  p->experts = p->embed = false;
-  p->stream_at = nullptr;
+  nothing_to_add(p);
+}
+
+// Rows of `width` elements, of which this rank has made its own, are to go to all.
+template <class T> void add_shared(const Pass &p, T *Rank::*member, int width, ShareShards *s) {
+  const size_t row_bytes = (size_t)width * sizeof(T), at = (size_t)p.first * row_bytes;
+  T *all[kMaxRanks] = {};
+  on_ranks(p, member, all);
+  s->from[s->count] = (const uint8_t *)all[0] + at;
+  for (int i = 1; i < p.exec->spec.tp; i++) s->to[s->count][i - 1] = (uint8_t *)all[i] + at;
+  s->bytes[s->count] = (size_t)p.own * row_bytes;
+  s->most += (size_t)shard_each(p.rows, p.exec->spec.tp) * row_bytes;
+  s->count++;
 }
 
 // ------------------------------------------------------------------------------------------ attention
@@ -176,6 +235,25 @@ void attend_grouped(const Pass &p, const Layer &layer, uint8_t *cache, const Rec
   if (by_rows) pack_rows(r->attn, v_width, v_width, out, o.m.k, p.rows, d->quant_ue8m0, p.stream);
 }
 
+// Of this rank's own rows q_a and kv_a, and what follows them up to q_b: everyone's go to everyone. False: what follows is still to be done.
+bool prepare_owned(const Pass &p, int index, const Matrix &w, const Records &x, const MlaPrepare &prepare) {
+  Rank *r = p.r;
+  if (p.own) linear(w, x, r->a + (size_t)p.first * (size_t)w.n, w.n, false, p.own, 1, r->scratch, p.stream);
+  ShareShards share = {};
+  const bool all = mla_prepare_can_share(prepare);
+  if (all) {
+    MlaShared to = {p.first, p.own, p.exec->spec.tp, {}, {}};
+    on_ranks(p, &Rank::q_records, to.q);
+    on_ranks(p, &Rank::cache, to.cache);
+    for (int i = 0; i < to.ranks; i++) to.cache[i] += (size_t)index * r->layer_cache;
+    mla_prepare_shared(prepare, to, p.stream);
+  } else {
+    add_shared(p, &Rank::a, w.n, &share);
+  }
+  share_shards(share, r->peers, r->sms, p.stream);
+  return all;
+}
+
 void attention(Pass *p, int index) {
   Rank *r = p->r;
   const Layer &layer = r->layers[(size_t)index];
@@ -186,18 +264,22 @@ void attention(Pass *p, int index) {
   const bool q_from_hidden = p->exec->mla && !d->q_lora;
   Records second = {nullptr, 0, 0}; // for a q_proj of the other kind
   if (q_from_hidden && q.f8 != in.f8) second = records(r->split_records ? r->split_records : r->attn_records, q, p->rows);
-  const NormOut out = {hidden, in.m.k, second, q.m.k, false, nullptr, d->quant_ue8m0};
+  // Where rows have owners, these make what is as short as a norm's records, and the same on all ranks, of their own rows only.
+  const bool own_a = p->sharded && p->exec->mla && d->q_lora;
+  const NormOut out = {own_a ? records(hidden.data, in, p->own) : hidden, in.m.k, second, q.m.k, false, nullptr, d->quant_ue8m0};
   launch_label = "attention";
-  add_and_norm(p, layer.v[MOB_W_ATTN_NORM], d->rms_eps, out);
+  add_and_norm(p, layer.v[MOB_W_ATTN_NORM], d->rms_eps, out,
+               {&Rank::hidden_records, r->split_records ? &Rank::split_records : &Rank::attn_records, own_a, false, !own_a});
   if (p->exec->mla) {
     launch_label = "a";
-    linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
+    if (!own_a) linear(in.m, hidden, r->a, in.m.n, false, p->rows, 1, r->scratch, p->stream);
     const Records q_in = records(r->q_records, q, p->rows);
     const MlaPrepare prepare = {r->a, in.m.n, d->q_lora, in.at[1], d->kv_lora, d->qk_rope, layer.a_bias, layer.v[MOB_W_Q_A_NORM],
                                 layer.v[MOB_W_KV_A_NORM], d->lora_rms_eps, q_in, q.m.k, d->quant_ue8m0, cache, p->step, p->rope};
-    const bool absorbed = queries_few(*p, layer, prepare);
+    const bool prepared = own_a && prepare_owned(*p, index, in.m, out.a, prepare);
+    const bool absorbed = !own_a && queries_few(*p, layer, prepare);
     if (!absorbed) {
-      mla_prepare(prepare, p->rows, p->stream);
+      if (!prepared) mla_prepare(prepare, p->rows, p->stream);
       launch_label = "q_b";
       linear(q.m, q_from_hidden ? (second.data ? second : hidden) : q_in, r->q, q.m.n, false, p->rows, 1, r->scratch, p->stream);
     }
@@ -209,7 +291,9 @@ void attention(Pass *p, int index) {
     attend_grouped(*p, layer, cache, attn);
   }
   launch_label = "o";
-  linear(o.m, attn, r->y, o.m.n, false, p->rows, 1, r->scratch, p->stream);
+  p->parts_sent = p->sharded && linear_can_send(o.m, p->rows);
+  if (p->parts_sent) linear_parts(o.m, attn, parts_out(r->peers, r->y, d->hidden, p->rows), p->rows, r->scratch, p->stream);
+  else linear(o.m, attn, r->y, o.m.n, false, p->rows, 1, r->scratch, p->stream);
   p->add = r->y;
   p->add_bias = layer.v[MOB_W_O_BIAS];
 }
@@ -238,7 +322,7 @@ void dense_ffn(Pass *p, const Layer &layer) {
   const Group &up = layer.g[G_DENSE_UP];
   const Records hidden = records(p->r->hidden_records, up, p->rows);
   launch_label = "ffn";
-  add_and_norm(p, layer.v[MOB_W_FFN_NORM], p->d->rms_eps, {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, p->d->quant_ue8m0});
+  add_and_norm(p, layer.v[MOB_W_FFN_NORM], p->d->rms_eps, {hidden, up.m.k, {nullptr, 0, 0}, 0, false, nullptr, p->d->quant_ue8m0}, Sent());
   dense_network(p, layer, hidden);
 }
 
@@ -259,18 +343,31 @@ MoePlan plan_of(const Pass &p, int shared) {
   return plan;
 }
 
-// Logits on tensor cores, in parts by columns unless the rows are many; then the routes.
-void route_rows(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec) {
+// Logits on tensor cores, in parts by columns unless the rows are many; then the routes. Of `rows` rows from `first` on.
+void route_rows(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec, int first, int rows) {
   Rank *r = p.r;
   const int slots = expert_slots(p);
-  RouterParts logits = {r->router_logits, 1, 0};
-  if (p.rows > kRouteRows) {
-    linear(w, split, r->router_logits, spec.experts, true, p.rows, 2, r->scratch, p.stream);
-  } else {
-    logits = {r->router_logits, router_parts(w), (size_t)p.rows * spec.experts};
-    router_many(w, split, r->router_logits, p.rows, p.stream);
+  int *ids = r->expert_ids + first * spec.top_k;
+  float *weights = r->expert_weight + first * slots;
+  if (rows > 2 * kRouteRows) {
+    linear(w, split, r->router_logits, spec.experts, true, rows, 2, r->scratch, p.stream);
+    route(spec, {r->router_logits, 1, 0}, ids, weights, slots, rows, p.stream);
+    return;
   }
-  route(spec, logits, r->expert_ids, r->expert_weight, slots, p.rows, p.stream);
+  for (int at = 0; at < rows; at += kRouteRows) {
+    const int n = std::min(kRouteRows, rows - at);
+    router_many(w, {split.data + (size_t)at * 128, split.mp, 0}, r->router_logits, n, p.stream);
+    route(spec, {r->router_logits, router_parts(w), (size_t)n * spec.experts}, ids + at * spec.top_k, weights + at * slots, slots, n, p.stream);
+  }
+}
+
+// The routes of this rank's own rows, then everyone's from everyone.
+void route_owned(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec) {
+  if (p.own) route_rows(p, w, split, spec, p.first, p.own);
+  ShareShards share = {};
+  add_shared(p, &Rank::expert_ids, spec.top_k, &share);
+  add_shared(p, &Rank::expert_weight, expert_slots(p), &share);
+  share_shards(share, p.r->peers, p.r->sms, p.stream);
 }
 
 const mob_routes_t *routes_of(const Exec *exec) { // of a check, in which no kernel is left out
@@ -288,7 +385,8 @@ void moe_ffn(Pass *p, const Layer &layer) {
   const bool shared_b16 = shared < d->n_shared && up.f8 && !layer.g[G_DENSE_UP].f8;
   const mob_routes_t *routes = routes_of(p->exec);
   const int index = (int)(&layer - r->layers.data());
-  const Records split = {few_router && !shared_b16 && !routes ? nullptr : r->split_records, padded_rows(p->rows), 0};
+  const bool own_routes = p->sharded && !shared_b16 && !routes;
+  const Records split = {few_router && !shared_b16 && !routes ? nullptr : r->split_records, padded_rows(own_routes ? p->own : p->rows), 0};
   const RouterSpec spec = {d->n_experts, d->top_k, d->n_group, d->topk_group, d->scoring == MOB_SCORE_SIGMOID, d->norm_topk_prob,
                            d->routed_scale, layer.v[MOB_W_ROUTER_BIAS]};
   MoePlan plan = plan_of(*p, shared);
@@ -304,11 +402,13 @@ void moe_ffn(Pass *p, const Layer &layer) {
     p->stream_at = r->norm_f32;
     if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
   } else {
-    add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps, normed);
+    add_and_norm(p, layer.v[MOB_W_FFN_NORM], d->rms_eps, normed,
+                 {&Rank::hidden_records, &Rank::split_records, false, own_routes, !own_routes || shared < d->n_shared});
     if (shared < d->n_shared) dense_network(p, layer, shared_b16 ? split : hidden);
     launch_label = "router";
     if (few_router) route_few(route_few_rows, r->norm_f32, d->hidden, p->rows, p->stream);
-    else route_rows(*p, router.m, split, spec);
+    else if (own_routes) route_owned(*p, router.m, split, spec);
+    else route_rows(*p, router.m, split, spec, 0, p->rows);
   }
   if (routes && p->status == MOB_OK) p->status = routes_exchange(p->exec, r, index, spec, router.m, split, slots, p->rows);
   if (few) {
@@ -375,21 +475,17 @@ static Pass layers(Exec *exec, Rank *r, int rows) {
   Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
             nullptr, nullptr, false, 0, MOB_OK};
   p.embed = exec->spec.first_layer == 0;
+  if (!exec->across && shard_serves(rows, exec->spec.tp)) {
+    p.sharded = true;
+    p.first = shard_first(rows, exec->spec.tp, r->index);
+    p.own = shard_rows(rows, exec->spec.tp, r->index);
+  }
   for (int i = 0; i < (int)r->layers.size(); i++) {
     attention(&p, i);
     if (d->is_moe[exec->spec.first_layer + i]) moe_ffn(&p, r->layers[(size_t)i]);
     else dense_ffn(&p, r->layers[(size_t)i]);
   }
   return p;
-}
-
-mob_status forward(Exec *exec, Rank *r, int rows) {
-  Pass p = layers(exec, r, rows);
-  launch_label = "last";
-  add_and_norm(&p, nullptr, 0, NormOut()); // the last sum
-  MOB_TRY(p.status);
-  CU_TRY(cudaGetLastError());
-  return MOB_OK;
 }
 
 void sample_slots(Exec *exec, Rank *r, int first, int rows) {
@@ -433,7 +529,8 @@ static mob_status head_normed(Exec *exec, Rank *r, int first, int rows, bool pla
   return MOB_OK;
 }
 
-mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
+// From the residual stream, which is whole.
+static mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, bool plain) {
   NormIn in = {};
   in.x = r->x;
   in.rows = row_list;
@@ -443,6 +540,31 @@ mob_status head(Exec *exec, Rank *r, const int *row_list, int first, int rows, b
   launch_label = "head";
   norm_rows(in, head_input(r, rows), rows, r->stream);
   return head_normed(exec, r, first, rows, plain);
+}
+
+static NormIn head_norm(const Pass &p) { return norm_in(p, p.r->outer.v[MOB_W_FINAL_NORM], p.d->rms_eps); }
+static const Sent kHeadSent = {&Rank::head_records};
+
+mob_status forward(Exec *exec, Rank *r, int rows, int logit_rows, bool plain) {
+  const bool last = exec->spec.last_layer == exec->desc->n_layers;
+  Pass p = layers(exec, r, rows);
+  const bool listed = last && p.sharded; // the last sum is of rows whose logits are wanted
+  launch_label = "last";
+  if (!listed) add_and_norm(&p, nullptr, 0, NormOut(), Sent());
+  else if (!logit_rows) share_shards({}, r->peers, r->sms, p.stream); // no rank is a step ahead of another
+  MOB_TRY(p.status);
+  CU_TRY(cudaGetLastError());
+  for (int first = 0; last && first < logit_rows; first += kLogitRows) {
+    const int *list = r->meta + exec->layout.row + first, n = std::min(kLogitRows, logit_rows - first);
+    if (listed) {
+      launch_label = "head";
+      norm_owned(p, head_norm(p), head_input(r, n), kHeadSent, list, n);
+      MOB_TRY(head_normed(exec, r, first, n, plain));
+    } else {
+      MOB_TRY(head(exec, r, list, first, n, plain));
+    }
+  }
+  return MOB_OK;
 }
 
 mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
@@ -455,11 +577,11 @@ mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
     if (exec->spec.last_layer == exec->desc->n_layers) { // the last sum and the head's norm in one kernel
       Pass p = layers(exec, r, rows);
       launch_label = "head";
-      add_and_norm(&p, r->outer.v[MOB_W_FINAL_NORM], exec->desc->rms_eps, head_input(r, rows));
+      add_and_norm(&p, r->outer.v[MOB_W_FINAL_NORM], exec->desc->rms_eps, head_input(r, rows), kHeadSent);
       status = p.status;
       if (status == MOB_OK) status = head_normed(exec, r, 0, rows, plain);
     } else {
-      status = forward(exec, r, rows);
+      status = forward(exec, r, rows, 0, plain);
     }
     const cudaError_t error = cudaStreamEndCapture(r->stream, &graph);
     MOB_TRY(status);

@@ -1,6 +1,7 @@
 // Which kernel computes a dense linear, and which instance: by its weights' kind and the number of tokens.
 #include "kernels.h"
 #include "linear_short.h"
+#include "norm_shard.h"
 #include "route_many.h"
 #include "linear_wide_b16.cuh"
 
@@ -83,6 +84,13 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
   else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);
   else many_by_tile<false, false>(p, tile, s.sms, stream);
+}
+
+bool linear_can_send(const Matrix &w, int m) { return w.kind == Weights::F8 && w.n % kTileRows == 0 && is_wide(w, m); }
+
+void linear_parts(const Matrix &w, const Records &x, const PartsOut &to, int m, const LinearScratch &s, cudaStream_t stream) {
+  const int pairs = (int)column_pairs(w);
+  linear_wide({w.data, x.data, nullptr, s.partial, s.waits, x.mp, w.n, 0, m, w.n, pairs, pairs}, s.sms, stream, to);
 }
 
 bool linear_can_gate(const Matrix &w, int64_t inter, int up_at, int act_k) {

@@ -12,19 +12,20 @@ template <int Groups, int Tall, int Outputs> void set_limit() {
   cudaFuncSetAttribute(linear_wide_kernel<Groups, Tall, Outputs>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        WideShared<Groups, Tall, Outputs>::kBytes);
 }
-template <int Groups, int Tall, int Outputs> void run(const LinearWide &p, int sms, cudaStream_t stream) {
+template <int Groups, int Tall, int Outputs> void run(const LinearWide &p, const PartsOut &parts, int sms, cudaStream_t stream) {
   using S = WideShared<Groups, Tall, Outputs>;
-  launch(linear_wide_kernel<Groups, Tall, Outputs>, sms, S::kThreads, S::kBytes, stream, p);
+  launch(linear_wide_kernel<Groups, Tall, Outputs>, sms, S::kThreads, S::kBytes, stream, LinearWideOf<Groups>(LinearWideParts{p, parts}));
 }
 
 struct WideTile {
   int tokens, outputs;
+  bool sends; // parts
   double pair_us, end_us; // all SMs at work
   void (*set_limit)();
-  void (*run)(const LinearWide &p, int sms, cudaStream_t stream);
+  void (*run)(const LinearWide &p, const PartsOut &parts, int sms, cudaStream_t stream);
 };
 #define TILE(groups, tall, outputs, pair_us, end_us) \
-  {(groups) * (tall) * 64, outputs, pair_us, end_us, set_limit<groups, tall, outputs>, run<groups, tall, outputs>}
+  {(groups) * (tall) * 64, outputs, wide_sends(groups), pair_us, end_us, set_limit<groups, tall, outputs>, run<groups, tall, outputs>}
 const WideTile kTiles[kWideTiles] = {TILE(2, 1, 128, 0.97, 0.9), TILE(2, 1, 192, 1.28, 1.4), TILE(3, 1, 128, 1.31, 1.4), TILE(2, 2, 128, 1.6, 2.1)};
 #undef TILE
 
@@ -73,19 +74,20 @@ void linear_wide_prepare() {
   for (const WideTile &tile : kTiles) tile.set_limit();
 }
 
-bool linear_wide_try(LinearWide p, int tile, WideDeal how, int sms, cudaStream_t stream) {
+bool linear_wide_try(LinearWide p, int tile, WideDeal how, int sms, cudaStream_t stream, const PartsOut &parts) {
   const WideTile &t = kTiles[tile];
   if (!wide_deal(&p, t.tokens, t.outputs, how, sms)) return false;
-  t.run(p, sms, stream);
+  t.run(p, parts, sms, stream);
   return true;
 }
 
-void linear_wide(const LinearWide &p, int sms, cudaStream_t stream) {
+void linear_wide(const LinearWide &p, int sms, cudaStream_t stream, const PartsOut &parts) {
   double least = 0;
   int best = -1;
   WideDeal best_how = WideDeal::kWhole;
   for (int i = 0; i < kWideTiles; i++) {
     const WideTile &tile = kTiles[i];
+    if (parts.each && !tile.sends) continue;
     for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside}) {
       LinearWide dealt = p;
       if (!wide_deal(&dealt, tile.tokens, tile.outputs, how, sms)) continue;
@@ -96,7 +98,7 @@ void linear_wide(const LinearWide &p, int sms, cudaStream_t stream) {
       best_how = how;
     }
   }
-  linear_wide_try(p, best, best_how, sms, stream);
+  linear_wide_try(p, best, best_how, sms, stream, parts);
 }
 
 } // namespace mob

@@ -9,9 +9,11 @@
 // where that pays (linear_wide.cu; stream-K). A tile in several runs is summed by the CTA with its first columns, in the order of
 // columns: no atomics, the result does not depend on timing.
 #pragma once
+#include <type_traits>
+
+#include "comm.cuh"
 #include "common.cuh"
 #include "linear_many.cuh"
-#include "waits.cuh"
 #include "engine/cuda/wgmma.cuh"
 
 namespace mob {
@@ -31,6 +33,13 @@ struct LinearWide {
   int waves;          // whole tiles for every CTA
   int sharers, beside; // runs of the rest; each is taken by `beside` CTAs side by side, for as many tiles of tokens. 0: there is no rest
 };
+
+// Results leave as parts of rows with owners where .each > 0. Three warpgroups have no registers for it.
+struct LinearWideParts : LinearWide {
+  PartsOut parts;
+};
+constexpr bool wide_sends(int groups) { return groups == 2; }
+template <int Groups> using LinearWideOf = std::conditional_t<wide_sends(Groups), LinearWideParts, LinearWide>;
 
 template <int Groups, int Tall, int Outputs> struct WideShared {
   static constexpr int kTokens = Groups * Tall * 64, kBlocks = Outputs / kTileRows;
@@ -97,8 +106,8 @@ template <int Words> __device__ __forceinline__ float (&part_of(float *sum, int 
 }
 
 // A warp's 16 tokens from `first` of the tile on, 64 results at a time by way of `own`: rows of them, 16-byte chunks swizzled.
-template <int Blocks>
-__device__ __forceinline__ void store_wide(const LinearWide &p, const WidePlace &t, int first, int lane, uint8_t *own, const float *sum) {
+template <int Blocks, class Wide>
+__device__ __forceinline__ void store_wide(const Wide &p, const WidePlace &t, int first, int lane, uint8_t *own, const float *sum) {
   const int blocks = (p.n + kTileRows - 1) / kTileRows;
 #pragma unroll
   for (int b = 0; b < Blocks; b++) {
@@ -121,6 +130,12 @@ __device__ __forceinline__ void store_wide(const LinearWide &p, const WidePlace 
         *(uint4 *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + row / 64) * 4 + n % 256 / 64) * 8192 + row % 64 * 128 +
                    ((chunk ^ (row & 7)) << 4)) = *out;
         continue;
+      }
+      if constexpr (std::is_same_v<Wide, LinearWideParts>) {
+        if (p.parts.each) {
+          send_part(p.parts, row, n, p.n, *out);
+          continue;
+        }
       }
       bf16 *to = (bf16 *)p.y + (size_t)row * p.ldy + n;
       if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *out;
@@ -240,7 +255,7 @@ __device__ __forceinline__ void wide_sums(const WidePieces &pieces, WideRing &ri
 }
 
 template <int Groups, int Tall, int Outputs>
-__global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(const LinearWide p) {
+__global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(const LinearWideOf<Groups> p) {
   using S = WideShared<Groups, Tall, Outputs>;
   constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
   DYNAMIC_SHARED(uint8_t, raw);
@@ -297,8 +312,8 @@ enum class WideDeal { kWhole, kCut, kBeside };
 bool wide_deal(LinearWide *p, int tokens, int outputs, WideDeal how, int sms);
 void linear_wide_prepare(); // once a device
 // p: all but how the work is dealt out. The way that takes the least time is chosen.
-void linear_wide(const LinearWide &p, int sms, cudaStream_t stream);
+void linear_wide(const LinearWide &p, int sms, cudaStream_t stream, const PartsOut &parts = {});
 // A given way; false: these sizes have no such one.
-bool linear_wide_try(LinearWide p, int tile, WideDeal how, int sms, cudaStream_t stream);
+bool linear_wide_try(LinearWide p, int tile, WideDeal how, int sms, cudaStream_t stream, const PartsOut &parts = {});
 
 } // namespace mob

@@ -6,19 +6,6 @@
 namespace mob {
 namespace {
 
-// The embedding of a row's token, on whichever GPU it is.
-__device__ __forceinline__ const bf16 *embedded(const NormIn &in, int row) {
-  const uint32_t ranks = in.embed.ranks, vocab = in.embed.vocab;
-  int id = in.step.token[row];
-  if (id < 0) id = in.step.last_token[-1 - id];
-  const uint32_t token = min(max(id, 0), (int)vocab - 1), rank = ((token + 1) * ranks - 1) / vocab;
-  const bf16 *part = in.embed.part[0];
-#pragma unroll
-  for (int r = 1; r < kMaxRanks; r++)
-    if ((int)rank == r) part = in.embed.part[r];
-  return part + (size_t)(token - vocab * rank / ranks) * in.hidden;
-}
-
 // Eight columns of a row of x with all that is added to it.
 __device__ __forceinline__ void gather8(const NormIn &in, int row, const bf16 *begin, int col, float v[8]) {
   float u[8];

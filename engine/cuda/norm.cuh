@@ -16,6 +16,76 @@ __device__ __forceinline__ void store8(float *p, const float v[8]) {
   *(float4 *)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
+// The embedding of a row's token, on whichever GPU it is.
+__device__ __forceinline__ const bf16 *embedded(const NormIn &in, int row) {
+  const uint32_t ranks = in.embed.ranks, vocab = in.embed.vocab;
+  int id = in.step.token[row];
+  if (id < 0) id = in.step.last_token[-1 - id];
+  const uint32_t token = min(max(id, 0), (int)vocab - 1), rank = ((token + 1) * ranks - 1) / vocab;
+  const bf16 *part = in.embed.part[0];
+#pragma unroll
+  for (int r = 1; r < kMaxRanks; r++)
+    if ((int)rank == r) part = in.embed.part[r];
+  return part + (size_t)(token - vocab * rank / ranks) * in.hidden;
+}
+
+// What this rank adds to eight columns of x: a projection's part, and the experts that are here (row -1: on another rank).
+__device__ __forceinline__ uint4 own_part(const NormIn &in, int row, int col) {
+  constexpr int kBatch = 3; // loads in flight
+  float u[8], sum[8] = {};
+  if (!in.expert_y) return *(const uint4 *)(in.add + (size_t)row * in.hidden + col);
+  if (in.add) unpack_bf16(*(const uint4 *)(in.add + (size_t)row * in.hidden + col), sum);
+#pragma unroll 1
+  for (int j = 0; j < in.expert_slots; j += kBatch) {
+    uint4 part[kBatch];
+    float weight[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) {
+      const int at = row * in.expert_slots + j + i, from = j + i < in.expert_slots ? in.expert_row[at] : -1;
+      weight[i] = from < 0 ? 0.0f : in.expert_weight[at];
+      part[i] = from < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4 *)(in.expert_y + (size_t)from * in.hidden + col);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) {
+      unpack_bf16(part[i], u);
+#pragma unroll
+      for (int k = 0; k < 8; k++) sum[k] += weight[i] * u[k];
+    }
+  }
+  return pack_bf16x8(sum);
+}
+
+// put_record() for several places: `put(address, word)` stores words of 4 bytes (scales), 8 (e4m3) and 16 (bf16), and knows where else.
+template <class Put>
+__device__ __forceinline__ void put_record_by(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store, const Put &put) {
+  if (to.fp8) {
+    float amax = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(v[i]));
+#pragma unroll
+    for (int s = 8; s; s >>= 1) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, s));
+    if (!store) return;
+    const float scale = quant_scale(amax, ue8m0);
+    const int c = col % 128, second = col / 128 % 2;
+    put(to.data + col / 256 * to.pair_bytes + ((size_t)second * to.rows + to.row) * 128 + (((c >> 4) ^ (to.row & 7)) << 4) + (c & 15),
+        pack_e4m3x8(v, 1.0f / scale));
+    if (c == 0) put(to.scales + col / 256 * to.pair_scales + ((size_t)second * to.rows + to.row) * 4, scale);
+  } else if (store) {
+    put(to.data + col / 128 * to.pair_bytes + ((size_t)(col / 64 % 2) * to.rows + to.row) * 128 +
+            (((col % 64 / 8) ^ (to.row & 7)) << 4),
+        pack_bf16x8(v));
+  }
+}
+
+// A word to `at`, behind bases[0], and to the same places behind the others.
+template <class Word>
+__device__ __forceinline__ void put_all(uint8_t *const (&bases)[kMaxRanks], int count, uint8_t *at, Word word) {
+  const size_t offset = (size_t)(at - bases[0]);
+#pragma unroll
+  for (int i = 0; i < kMaxRanks; i++)
+    if (i < count) *(Word *)(bases[i] + offset) = word;
+}
+
 // rsqrt(mean(x^2) + eps) of a row from every thread's sum of squares. Every thread of the block calls this.
 __device__ __forceinline__ float norm_factor(const NormIn &in, float square, float *scratch) {
   return rsqrtf(block_sum(square, scratch) / in.hidden + in.eps);

@@ -29,22 +29,6 @@ __device__ __forceinline__ size_t sum_at(const NormIn &in, const Reduce &c, int 
   return c.inbox + ((size_t)(parts + row) * in.hidden + col) * 2;
 }
 
-// What this rank adds to eight columns of x: a projection's part, and the experts that are here (row -1: on another rank).
-__device__ __forceinline__ uint4 own_part(const NormIn &in, int row, int col) {
-  float u[8], sum[8] = {};
-  if (!in.expert_y) return *(const uint4 *)(in.add + (size_t)row * in.hidden + col);
-  if (in.add) unpack_bf16(*(const uint4 *)(in.add + (size_t)row * in.hidden + col), sum);
-  for (int j = 0; j < in.expert_slots; j++) {
-    const int at = row * in.expert_slots + j, from = in.expert_row[at];
-    if (from < 0) continue;
-    const float weight = in.expert_weight[at];
-    unpack_bf16(*(const uint4 *)(in.expert_y + (size_t)from * in.hidden + col), u);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum[i] += weight * u[i];
-  }
-  return pack_bf16x8(sum);
-}
-
 template <int Max, bool ByOwner> __device__ __forceinline__ void add_parts(const NormIn &in, const Reduce &c, int row, int col, float sum[8]) {
   uint4 parts[Max];
   take_all<Max>(c.peers, c.peers.inbox[0] + part_at<ByOwner>(in, c, 0, row, col),

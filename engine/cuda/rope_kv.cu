@@ -1,6 +1,8 @@
 // From projections to cache and queries: norms of the latent parts (MLA) or of heads (q/k norm), rotary position, the write
 // into the paged cache. One CTA a row; padding rows (table -1) write nothing to the cache.
 #include "attention_gqa.cuh"
+#include "norm.cuh"
+#include "norm_shard.h"
 
 namespace mob {
 namespace {
@@ -73,10 +75,10 @@ __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
 // The same for up to 2,048 columns in whole groups of eight, a group a thread, and without a chain of loads behind the wait.
 constexpr int kWholeRow = 2048;
 
-__global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare p) {
+template <bool Shared> __global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare p, const MlaShared to) {
   __shared__ float scratch[33];
   depend_launch();
-  const int row = blockIdx.x, tid = threadIdx.x, col = tid * 8;
+  const int row = (Shared ? to.first : 0) + blockIdx.x, tid = threadIdx.x, col = tid * 8;
   const bf16 *a = p.a + (size_t)row * p.lda;
   const bool query = blockIdx.y == 1;
   const int width = query ? p.q_lora : p.kv_lora, at = query ? 0 : p.kv_at;
@@ -119,14 +121,22 @@ __global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = w[i] * (v[i] * factor);
   if (query) {
-    put_record(p.q, row, col, v, p.ue8m0, col < p.q_k);
+    put_record_by(record_row(p.q, row), col, v, p.ue8m0, col < p.q_k, [&](uint8_t *at, auto word) {
+      if (Shared) put_all(to.q, to.ranks, at, word);
+      else *(decltype(word) *)at = word;
+    });
     return;
   }
   if (!page) return;
-  if (col < width) *(uint4 *)(page + page_offset(offset, col)) = pack_bf16x8(v);
+  auto put = [&](int column, auto word) {
+    uint8_t *at = page + page_offset(offset, column);
+    if (Shared) put_all(to.cache, to.ranks, at, word);
+    else *(decltype(word) *)at = word;
+  };
+  if (col < width) put(col, pack_bf16x8(v));
   if (pair < 0) return;
-  *(bf16 *)(page + page_offset(offset, width + u)) = __float2bfloat16(two.x * turn.x - two.y * turn.y);
-  *(bf16 *)(page + page_offset(offset, width + x)) = __float2bfloat16(two.y * turn.x + two.x * turn.y);
+  put(width + u, __float2bfloat16(two.x * turn.x - two.y * turn.y));
+  put(width + x, __float2bfloat16(two.y * turn.x + two.x * turn.y));
 }
 
 bool whole_rows(const MlaPrepare &p) {
@@ -228,7 +238,12 @@ void gqa_prepare_fast(const GqaPrepare &p, const int *tile_row, uint8_t *tiles, 
 
 void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) {
   const dim3 grid(rows, p.q_lora ? 2 : 1);
-  launch(whole_rows(p) ? mla_prepare_whole_kernel : mla_prepare_kernel, grid, 256, 0, stream, p);
+  if (whole_rows(p)) launch(mla_prepare_whole_kernel<false>, grid, 256, 0, stream, p, MlaShared());
+  else launch(mla_prepare_kernel, grid, 256, 0, stream, p);
+}
+bool mla_prepare_can_share(const MlaPrepare &p) { return p.q_lora && whole_rows(p); }
+void mla_prepare_shared(const MlaPrepare &p, const MlaShared &to, cudaStream_t stream) {
+  if (to.rows) launch(mla_prepare_whole_kernel<true>, dim3(to.rows, 2), 256, 0, stream, p, to);
 }
 void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream) { launch(gqa_prepare_kernel, rows, 256, 0, stream, p); }
 

@@ -56,17 +56,13 @@ void close_slots(Exec *exec, const Job *job) {
 mob_status launch_rank(Exec *exec, Rank *r, const Job *job, int graph, int used) {
   const RingSlot &ring = exec->ring[job->ring];
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
-  const int logit_rows = (int)job->logits.size();
   CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
   if (exec->across && exec->spec.first_layer > 0) MOB_TRY(across_share_rows(exec, r, (int)job->step.token_count));
   else if (exec->spec.first_layer > 0 && r->index > 0) MOB_TRY(copy_rows(exec, r, job));
   else if (exec->across && !last) MOB_TRY(across_share_tokens(exec, r, (int)job->step.token_count));
   if (r->index == 0) CU_TRY(cudaEventRecord(ring.begin, r->stream));
   if (graph) return forward_graph(exec, r, graph, job->plain);
-  MOB_TRY(forward(exec, r, (int)job->step.token_count));
-  for (int first = 0; last && first < logit_rows; first += kLogitRows)
-    MOB_TRY(head(exec, r, r->meta + exec->layout.row + first, first, std::min(kLogitRows, logit_rows - first), job->plain));
-  return MOB_OK;
+  return forward(exec, r, (int)job->step.token_count, (int)job->logits.size(), job->plain);
 }
 
 mob_status launch_step(Exec *exec, Job *job, int graph) {

@@ -5,23 +5,28 @@
 //   sum, then norm         two kernels
 //   sum                    alone
 //   norm                   alone, no other GPU (norm.cu): what the fusion hides
+//   owners                 the first, rows having owners (norm_shard.cu)
+//   owners, 4 KB           the same with records for the owner alone, then 4,224 bytes a row from each owner to all
 //   NCCL                   ncclAllReduce of bf16, if libnccl.so.2 is found (MOBULA_NCCL_LIB names another)
 // MOB_CUDA_ONE_TRIP=0 sends all by owner, a big number none: where the two ways cross.
 #include <algorithm>
+#include <cmath>
 #include <dlfcn.h>
 #include <functional>
 #include <thread>
 
+#include "engine/cuda/norm_shard.h"
 #include "tools/gpu/mesh.cuh"
 
 namespace {
 
-constexpr int kChain = 100, kRepeats = 50, kMaxRows = 1024;
+constexpr int kChain = 100, kRepeats = 50, kMaxRows = 8192;
+constexpr size_t kShared = 4224; // bytes a row: q_a's and kv_a's outputs
 
 struct Arrays { // of one GPU
   float *x, *w;
   mob::bf16 *part;
-  uint8_t *records;
+  uint8_t *records, *shared;
 };
 
 struct Nccl {
@@ -45,7 +50,8 @@ bool open_nccl(Nccl *n, int gpus) {
 using Node = std::function<void(int rank, int i)>; // queues node i of the chain
 
 // Every GPU's graph of the chain, launched by a thread of its own; us a node, the median.
-double time_chain(mesh::Mesh *m, const Node &node) {
+double time_chain(mesh::Mesh *m, int rows, const Node &node) {
+  const int chain = rows > 1024 ? kChain / 5 : kChain, repeats = rows > 256 ? kRepeats / 5 : kRepeats;
   const size_t n = m->ranks.size();
   std::vector<cudaGraphExec_t> graphs(n);
   std::vector<std::vector<float>> times(n);
@@ -65,7 +71,7 @@ double time_chain(mesh::Mesh *m, const Node &node) {
     node((int)r, 1);
     MESH_OK(cudaStreamSynchronize(stream));
     MESH_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < kChain; i++) node((int)r, i);
+    for (int i = 0; i < chain; i++) node((int)r, i);
     MESH_OK(cudaStreamEndCapture(stream, &graph));
     MESH_OK(cudaGraphInstantiate(&graphs[r], graph, 0));
     MESH_OK(cudaGraphDestroy(graph));
@@ -75,14 +81,14 @@ double time_chain(mesh::Mesh *m, const Node &node) {
     cudaEvent_t begin, end;
     MESH_OK(cudaEventCreate(&begin));
     MESH_OK(cudaEventCreate(&end));
-    for (int k = 0; k < kRepeats; k++) {
+    for (int k = 0; k < repeats; k++) {
       float ms;
       MESH_OK(cudaEventRecord(begin, stream));
       MESH_OK(cudaGraphLaunch(graphs[r], stream));
       MESH_OK(cudaEventRecord(end, stream));
       MESH_OK(cudaEventSynchronize(end));
       MESH_OK(cudaEventElapsedTime(&ms, begin, end));
-      times[r].push_back(ms * 1000 / kChain);
+      times[r].push_back(ms * 1000 / (float)chain);
     }
     MESH_OK(cudaEventDestroy(begin));
     MESH_OK(cudaEventDestroy(end));
@@ -120,6 +126,7 @@ int main(int argc, char **argv) {
     MESH_OK(cudaMalloc(&a.w, (size_t)hidden * 4));
     MESH_OK(cudaMalloc(&a.part, (size_t)kMaxRows * hidden * 2));
     MESH_OK(cudaMalloc(&a.records, (size_t)kMaxRows * width * 2));
+    MESH_OK(cudaMalloc(&a.shared, kMaxRows * kShared));
     MESH_OK(cudaMemset(a.x, 0, (size_t)kMaxRows * hidden * 4));
     MESH_OK(cudaMemset(a.w, 0, (size_t)hidden * 4));
     MESH_OK(cudaMemset(a.part, 0, (size_t)kMaxRows * hidden * 2));
@@ -129,8 +136,8 @@ int main(int argc, char **argv) {
   const bool has_nccl = open_nccl(&nccl, gpus);
   printf("%d GPUs, hidden %d, us a node of a chain of %d, median of %d%s\n", gpus, hidden, kChain, kRepeats,
          has_nccl ? "" : "; no libnccl.so.2");
-  printf("%6s %8s %22s %16s %8s %8s %8s\n", "rows", "KB", "sum + norm + records", "sum, then norm", "sum", "norm", "NCCL");
-  static const int sizes[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024};
+  printf("%6s %8s %22s %16s %8s %8s %8s %14s %8s\n", "rows", "KB", "sum + norm + records", "sum, then norm", "sum", "norm", "owners", "owners, 4 KB", "NCCL");
+  static const int sizes[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 2048, 8192};
   for (int rows : sizes) {
     auto input = [&](int r, bool norm, bool add) {
       mob::NormIn in = {};
@@ -153,16 +160,43 @@ int main(int argc, char **argv) {
       mob::norm_rows_ranks(input(r, norm, true), norm ? output(r) : mob::NormOut(), rank.peers, &turn, rows, rank.sms, rank.stream);
     };
     auto norm = [&](int r) { mob::norm_rows(input(r, true, false), output(r), rows, m.ranks[(size_t)r].stream); };
-    const double fused = time_chain(&m, [&](int r, int i) { sum(r, i, true); });
-    const double apart = time_chain(&m, [&](int r, int i) {
+    const bool few = rows <= mob::kReduceRows; // more rows have owners in every step
+    auto owned = [&](int r, bool own) {
+      mob::NormShard s = {};
+      s.in = input(r, true, true);
+      s.out = output(r);
+      s.a_own = own;
+      s.meet = !own;
+      s.total = rows;
+      for (int i = 0; i < gpus; i++) s.a[i] = arrays[(size_t)((r + i) % gpus)].records;
+      mob::norm_shard(s, m.ranks[(size_t)r].peers, m.ranks[(size_t)r].sms, m.ranks[(size_t)r].stream);
+    };
+    auto shared = [&](int r) {
+      mob::ShareShards s = {};
+      const size_t at = (size_t)mob::shard_first(rows, gpus, r) * kShared;
+      s.count = 1;
+      s.from[0] = arrays[(size_t)r].shared + at;
+      for (int i = 1; i < gpus; i++) s.to[0][i - 1] = arrays[(size_t)((r + i) % gpus)].shared + at;
+      s.bytes[0] = (size_t)mob::shard_rows(rows, gpus, r) * kShared;
+      s.most = (size_t)mob::shard_each(rows, gpus) * kShared;
+      mob::share_shards(s, m.ranks[(size_t)r].peers, m.ranks[(size_t)r].sms, m.ranks[(size_t)r].stream);
+    };
+    const double fused = !few ? NAN : time_chain(&m, rows, [&](int r, int i) { sum(r, i, true); });
+    const double apart = !few ? NAN : time_chain(&m, rows, [&](int r, int i) {
       sum(r, i, false);
       norm(r);
     });
-    const double alone = time_chain(&m, [&](int r, int i) { sum(r, i, false); });
-    const double only_norm = time_chain(&m, [&](int r, int) { norm(r); });
-    printf("%6d %8.0f %22.2f %16.2f %8.2f %8.2f", rows, rows * hidden * 2 / 1024.0, fused, apart, alone, only_norm);
+    const double alone = !few ? NAN : time_chain(&m, rows, [&](int r, int i) { sum(r, i, false); });
+    const double only_norm = time_chain(&m, rows, [&](int r, int) { norm(r); });
+    const double owners = time_chain(&m, rows, [&](int r, int) { owned(r, false); });
+    const double owners_shared = time_chain(&m, rows, [&](int r, int) {
+      owned(r, true);
+      shared(r);
+    });
+    printf("%6d %8.0f %22.2f %16.2f %8.2f %8.2f %8.2f %14.2f", rows, rows * hidden * 2 / 1024.0, fused, apart, alone,
+           only_norm, owners, owners_shared);
     if (has_nccl) {
-      const double theirs = time_chain(&m, [&](int r, int) {
+      const double theirs = time_chain(&m, rows, [&](int r, int) {
         mob::bf16 *part = arrays[(size_t)r].part;
         nccl.all_reduce(part, part, (size_t)rows * hidden, 9 /* ncclBfloat16 */, 0 /* ncclSum */, nccl.comms[(size_t)r],
                         m.ranks[(size_t)r].stream);

@@ -154,6 +154,7 @@ static void ends(void **) {
 
 static int set_up(void **) {
   setenv("MOB_EMU_DEVICES", "4", 1);
+  setenv("MOB_CUDA_SHARD_ROWS", "9", 1);   // where real steps have 257
   setenv("MOB_CUDA_WAIT_MS", "60000", 1); // of a busy machine's few cores
   check.backend = &mob_backend_cuda;
   check.devices = mob_backend_cuda.device_count();
