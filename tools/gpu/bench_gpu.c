@@ -4,7 +4,7 @@
 //   bench_gpu --layers [TP]          the two counts of MoE layers, and no more
 // PEER: a file with what vLLM's bench printed on this machine: for each count of MoE layers a line "LAYERS n", behind it lines
 // "PEER decode B=8 ctx=1024: 3.2 ms/step ..." and "PEER prefill 2x1024: 6.1 ms ..."; behind a line "QWEN" those of Qwen2.5-7B. Its figures
-// take the place of the remembered ones.
+// take the place of the remembered ones. A line "FROM ..." says where and when, if not on this machine a moment before.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +50,7 @@ static const measured_t qwen_vllm = {.step = {4.457, 4.608, 5.699, 10.76}};
 typedef struct peer {
   measured_t r1[2], qwen;
   bool has_r1, has_qwen;
+  char from[160];
 } peer_t;
 
 // Of a MoE layer, on one rank: what must be read once for `batch` tokens behind `context` others. FP8 matrices with a scale for 128
@@ -227,6 +228,7 @@ static void read_peer(const char *path, const target_t *t, peer_t *out) {
   bool *has = NULL;
   while (fgets(line, sizeof line, file)) {
     int layers;
+    if (sscanf(line, "FROM %159[^\n]", out->from) == 1) continue;
     if (sscanf(line, "LAYERS %d", &layers) == 1) {
       of = layers == t->layers[0] ? &out->r1[0] : layers == t->layers[1] ? &out->r1[1] : NULL;
       has = &out->has_r1;
@@ -250,11 +252,10 @@ static void head_line(const read_roof_t *roof, int devices, int steps, const pee
   strftime(date, sizeof date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
   printf("\n%s: %d x %s, %s. Read roof of this run, 8 GiB: %.0f GB/s plain, %.0f GB/s bulk copies; the better counts.\n"
          "Context 1k, greedy, distinct prompts, median of %d whole steps. Bytes are of one rank, with the experts that the device's plans of\n"
-         "%d more steps have. vLLM's column: %s.\n",
-         host.nodename, devices, roof->device, date, roof->plain / 1e9, roof->bulk / 1e9, steps, STEPS_COUNTED,
-         !peer->has_r1 ? "of another day, H200"
-         : peer->has_qwen ? "on this machine, a moment before"
-                          : "DeepSeek-R1 on this machine, a moment before; Qwen2.5-7B of another day");
+         "%d more steps have. vLLM's column: ",
+         host.nodename, devices, roof->device, date, roof->plain / 1e9, roof->bulk / 1e9, steps, STEPS_COUNTED);
+  if (!peer->has_r1) printf("of another day, H200.\n");
+  else printf("DeepSeek-R1%s %s%s.\n", peer->has_qwen ? " and Qwen2.5-7B" : "", peer->from, peer->has_qwen ? "" : "; Qwen2.5-7B of another day");
 }
 
 static int usage(int devices) {
@@ -287,7 +288,7 @@ int main(int argc, char **argv) {
     printf("%d %d %d\n", tp, target->layers[0], target->layers[1]);
     return 0;
   }
-  peer_t peer = {.qwen = qwen_vllm};
+  peer_t peer = {.qwen = qwen_vllm, .from = "on this machine, a moment before"};
   if (argc > 3) read_peer(argv[3], target, &peer);
   measured_t r1[2], qwen;
   mob_model_t *model;
