@@ -347,18 +347,14 @@ MoePlan plan_of(const Pass &p, int shared) {
 void route_rows(const Pass &p, const Matrix &w, const Records &split, const RouterSpec &spec, int first, int rows) {
   Rank *r = p.r;
   const int slots = expert_slots(p);
-  int *ids = r->expert_ids + first * spec.top_k;
-  float *weights = r->expert_weight + first * slots;
-  if (rows > 2 * kRouteRows) {
+  RouterParts logits = {r->router_logits, 1, 0};
+  if (rows > kRouteRows) {
     linear(w, split, r->router_logits, spec.experts, true, rows, 2, r->scratch, p.stream);
-    route(spec, {r->router_logits, 1, 0}, ids, weights, slots, rows, p.stream);
-    return;
+  } else {
+    logits = {r->router_logits, router_parts(w), (size_t)rows * spec.experts};
+    router_many(w, split, r->router_logits, rows, p.stream);
   }
-  for (int at = 0; at < rows; at += kRouteRows) {
-    const int n = std::min(kRouteRows, rows - at);
-    router_many(w, {split.data + (size_t)at * 128, split.mp, 0}, r->router_logits, n, p.stream);
-    route(spec, {r->router_logits, router_parts(w), (size_t)n * spec.experts}, ids + at * spec.top_k, weights + at * slots, slots, n, p.stream);
-  }
+  route(spec, logits, r->expert_ids + first * spec.top_k, r->expert_weight + first * slots, slots, rows, p.stream);
 }
 
 // The routes of this rank's own rows, then everyone's from everyone.
