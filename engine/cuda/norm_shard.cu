@@ -55,7 +55,7 @@ __device__ __forceinline__ void take_parts(const Peers &p, uint8_t *from, size_t
   }
 }
 
-// Eight columns of a row that is this rank's, with all that is added; the residual stream has them, too.
+// Eight columns of a row that is this rank's, with all that is added; the residual stream has them, too, unless these are some rows.
 __device__ __forceinline__ void gather_own(const NormShard &p, const Peers &peers, const Shard &s, const bf16 *begin, int row, int slot,
                                            int col, float v[8]) {
   float u[8];
@@ -94,7 +94,7 @@ __device__ __forceinline__ void gather_own(const NormShard &p, const Peers &peer
 #pragma unroll
     for (int k = 0; k < 8; k++) v[k] += u[k];
   }
-  store8(x, v);
+  if (!p.in.rows) store8(x, v);
 }
 
 // Eight normed columns to the records. `staged`: where their block's scale goes for now; nullptr: to its place.

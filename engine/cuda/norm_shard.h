@@ -18,7 +18,8 @@ inline int shard_rows(int rows, int ranks, int rank) { return shard_first(rows, 
 
 // ---- norm_shard.cu
 struct NormShard {
-  // add and expert_y are this rank's parts; from as in norm_rows_ranks(). rows: of the step, instead of all, `count` of them, each once
+  // add and expert_y are this rank's parts; from as in norm_rows_ranks(). rows: of the step, instead of all, `count` of them, for
+  // the last time: x stays as it is
   NormIn in;
   // Records of all rows (of `count` of them), here at .data; with a_own, b_own of the owner's rows alone, from row 0 on. No f32.
   NormOut out;
