@@ -22,6 +22,7 @@ void run(LinearSegments p, Weights kind, const TokenTile *tiles, const int *coun
     linear_segments_wide(p, s.sms, stream);
     return;
   }
+  p.spread = most > kLeastTile;
   p.slot_rows = most;
   p.x_slot = Shared::x_slot(most);
   p.w_ring = Shared::kRings + Shared::kX * p.x_slot;

@@ -16,6 +16,9 @@
 // of columns by the CTA with the first part: so is no result. Last parts are dealt first, for all tiles, and are longer: a first part finds
 // the others done, and short runs end the launch. What waits, waits for runs dealt before it, and every CTA works its runs off in the order
 // it got them: so each wait ends.
+//
+// In prefill tiles of the shared expert, which has all tokens, are bound by arithmetic, those of the others by the memory: so they are dealt
+// between those (`spread`), not behind them.
 #pragma once
 #include "kernels.h"
 
@@ -41,6 +44,7 @@ struct LinearSegments {
   float *partial;     // [2][gridDim.x][kSegmentsParts - 1][256 * kTileTokens]: of gate and up, of down; every bit set before and after
   int *dealt;         // [2] runs dealt, CTAs that asked in vain; 0 before and after
   int *done;          // [*count] of a tile of tokens: tiles of gate and up that are done; 0 before and after
+  bool spread;        // the last expert's tiles, among the others'
   int slot_rows, w_slots; // tokens of a slot of activations; slots of weights
   int x_slot, w_ring;     // bytes of a slot of activations; where the ring of weights begins
   Waits *waits;       // may be null
@@ -68,10 +72,11 @@ struct SegmentsRun {
   int down;           // of down, not of gate and up
 };
 
-// Which run is the i-th.
-struct SegmentsDeal {
+// Which run is the i-th. Spread: `spread` may be set.
+template <bool Spread> struct SegmentsDeal {
   int tiles[2], cut[2], part_count[2]; // of gate and up, of down: how many; the last `cut` are
-  int down, tile, part, parts;
+  int spread[2];                       // tiles of the last expert, dealt among the others
+  int down, index, tile, part, parts;  // index: in the order they are dealt in
 
   __device__ SegmentsDeal(const LinearSegments &p, int count, int grid) {
     const int up = count * p.up.row_tiles, both = count * p.down.row_tiles;
@@ -81,18 +86,33 @@ struct SegmentsDeal {
     // each CTA.
     cut[0] = both == 0 || up < 2 * grid ? min(up, grid) : 0;
     cut[1] = min(both, grid);
+    const int last = Spread && p.spread && count > 0 ? p.tiles[count - 1].across : 0;
+    spread[0] = last * 2 <= count ? last * p.up.row_tiles : 0;
+    spread[1] = last * 2 <= count ? last * p.down.row_tiles : 0;
+  }
+  // How many of `some` tiles are dealt before the i-th of `all`: those of gate and up early enough for down not to wait for them.
+  __device__ int spread_before(int i, int all, int some) const {
+    const int span = down ? all : all - all / 8;
+    return min(some, (int)((int64_t)i * some / span));
   }
   __device__ bool take(int i) {
     const int first = tiles[0] - cut[0] + cut[0] * part_count[0];
     down = i >= first;
     if (down) i -= first;
     const int all = down ? tiles[1] : tiles[0], some = down ? cut[1] : cut[0], whole = all - some, rest = i - whole;
-    tile = i, part = 0, parts = 1;
-    if (rest < 0) return true;
-    parts = down ? part_count[1] : part_count[0];
-    if (rest >= some * parts) return false;
-    tile = whole + rest % some;
-    part = parts - 1 - rest / some;
+    index = i, part = 0, parts = 1;
+    if (rest >= 0) {
+      parts = down ? part_count[1] : part_count[0];
+      if (rest >= some * parts) return false;
+      index = whole + rest % some;
+      part = parts - 1 - rest / some;
+    }
+    tile = index;
+    const int last = down ? spread[1] : spread[0];
+    if (Spread && last > 0) {
+      const int before = spread_before(index, all, last);
+      tile = spread_before(index + 1, all, last) > before ? all - last + before : index - before;
+    }
     return true;
   }
   // Where part `of` of so many column pairs begins. Four parts are as 4 : 6 : 8 : 10, those of few pairs equal.
@@ -101,7 +121,7 @@ struct SegmentsDeal {
   }
   // Where a cut tile's other parts leave their sums.
   __device__ int partial(int grid) const {
-    return down ? (grid + tile - tiles[1] + cut[1]) * (kSegmentsParts - 1) : (tile - tiles[0] + cut[0]) * (kSegmentsParts - 1);
+    return down ? (grid + index - tiles[1] + cut[1]) * (kSegmentsParts - 1) : (index - tiles[0] + cut[0]) * (kSegmentsParts - 1);
   }
 };
 
@@ -112,7 +132,7 @@ struct SegmentsTile {
 };
 
 // What was dealt. Tiles of the same expert that read the same weights are neighbours.
-__device__ __forceinline__ SegmentsTile segments_tile(const LinearSegments &p, const SegmentsDeal &deal) {
+template <class Deal> __device__ __forceinline__ SegmentsTile segments_tile(const LinearSegments &p, const Deal &deal) {
   const bool down = deal.down;
   const int row_tiles = down ? p.down.row_tiles : p.up.row_tiles;
   SegmentsTile t;
@@ -457,7 +477,7 @@ __device__ __forceinline__ void segments_load_w(const LinearSegments &p, const S
   const uint64_t once = policy_evict_first(), keep = policy_evict_normal();
   const int blocks = (p.n + kTileRows - 1) / kTileRows;
   RingAt w_ring = {0, 1}, run_ring = {0, 1};
-  SegmentsDeal deal(p, *p.count, gridDim.x);
+  SegmentsDeal<true> deal(p, *p.count, gridDim.x);
   int next = blockIdx.x;
   for (;;) {
     SegmentsTile tile = {};

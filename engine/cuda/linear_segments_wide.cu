@@ -222,7 +222,7 @@ __device__ __forceinline__ void segments_wide_load_w(const LinearSegments &p, co
   const uint64_t once = policy_evict_first(), keep = policy_evict_normal();
   const int blocks = (p.n + kTileRows - 1) / kTileRows;
   RingAt ring = {0, 1}, run_ring = {0, 1};
-  SegmentsDeal deal(p, *p.count, gridDim.x);
+  SegmentsDeal<false> deal(p, *p.count, gridDim.x);
   int next = blockIdx.x;
   for (;;) {
     SegmentsTile tile;

@@ -371,6 +371,7 @@ static void gated(void **state) {
   check_gated(12, 128, 600, false, false, false);
   check_gated(40, 256, 1024, true, true, false, 12, 600); // more tiles than are cut, experts without tokens
   check_gated(30, 128, 256, false, false, false, 9, 300);
+  check_gated(100, 256, 512, true, true, false, 8, 600, 96); // the last expert's tiles among the others'
   check_gated(150, 256, 512, true, true, false, 3, 300, kWideTokens);
   check_gated(70, 512, 300, true, true, true, 5, 600, kWideTokens); // tiles of half the tokens, too
 }
