@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/cuda/across.h"
+#include "experts_few.h"
 #include "norm_shard.h"
 #include "route_many.h"
 
@@ -374,7 +375,7 @@ void moe_ffn(Pass *p, const Layer &layer) {
   Rank *r = p->r;
   const mob_model_desc_t *d = p->d;
   const Group &up = layer.g[G_EXPERT_UP], &down = layer.g[G_EXPERT_DOWN], &router = layer.g[G_ROUTER];
-  const bool few_router = p->rows <= kFewRouter && d->n_experts <= kFewExperts, few = p->rows <= kFewTokens;
+  const bool few_router = p->rows <= kFewRouter && d->n_experts <= kFewExperts;
   const int shared = shared_slots(*p), experts = r->experts + shared, slots = expert_slots(*p);
   const Records hidden = records(r->hidden_records, up, p->rows);
   // A slice of shared experts may be bf16 where whole experts are FP8: it reads the first half of the router's two.
@@ -407,9 +408,20 @@ void moe_ffn(Pass *p, const Layer &layer) {
     else route_rows(*p, router.m, split, spec, 0, p->rows);
   }
   if (routes && p->status == MOB_OK) p->status = routes_exchange(p->exec, r, index, spec, router.m, split, slots, p->rows);
+  const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
+  const ExpertsFew whole = {up.m, down.m, (int)up.rows[0], up.at[1], hidden, r->act_records, plan.active, plan.active_ids, r->experts, shared,
+                            plan.expert_row, r->expert_weight, plan.count, slots, d->quant_ue8m0};
+  // In one launch with the sum over experts, unless that is not all that the residual stream gets.
+  const bool one = !p->add && experts_few_serves(whole, p->rows, active), few = one || p->rows <= kFewTokens;
   if (few) {
-    const int most = p->rows * d->top_k < r->experts ? p->rows * d->top_k : r->experts, active = most + shared;
     if (!few_router || routes) moe_plan_few(plan, p->stream);
+    if (one) {
+      launch_label = "experts";
+      experts_few(whole, r->y, p->rows, active, r->scratch, p->stream);
+      if (routes && p->status == MOB_OK) p->status = routes_count(p->exec, r, index, shared, few);
+      p->add = r->y;
+      return;
+    }
     launch_label = "expert up";
     linear_experts_few(up.m, plan.active_ids, plan.active, hidden, 0, r->up, p->rows, r->experts, shared, r->scratch, p->stream);
     // With all that stands before and behind it, unless that is not all that the residual stream gets.

@@ -1,5 +1,5 @@
 // Which kernel computes a dense linear, and which instance: by its weights' kind and the number of tokens.
-#include "kernels.h"
+#include "experts_few.h"
 #include "linear_short.h"
 #include "norm_shard.h"
 #include "route_many.h"
@@ -37,6 +37,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 void linear_prepare() {
   linear_few_prepare();
   linear_experts_down_prepare();
+  experts_few_prepare();
   linear_narrow_prepare();
   linear_wide_prepare();
   linear_wide_b16_prepare();

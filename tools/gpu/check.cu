@@ -357,6 +357,7 @@ static std::vector<int> routing(const char *kind, int tokens, int experts, int t
 #include "check_mla.cuh"
 #include "check_gqa.cuh"
 #include "check_experts.cuh"
+#include "check_experts_few.cuh"
 #include "check_sums.cuh"
 
 // ------------------------------------------------------------------------------------ router, norm
@@ -506,6 +507,7 @@ int main() {
   CUDA(cudaMemset(scratch.partial, 0xff, (size_t)sms * kPartialFloats * 4));
   scratch.segments_partial = device<float>(segments_partial_floats(sms));
   scratch.dealt = upload(std::vector<int>(2));
+  scratch.grid = upload(std::vector<GridWords>(1));
   printf("%s, %d SMs\n", prop.name, sms);
   measure_roofs();
   check_tensor_sums();
@@ -527,6 +529,8 @@ int main() {
     check_expert_layers(tp);
     for (const char *kind : {"8 experts", "one has all"})
       for (int m : {8, 64, 256}) check_experts("experts gate + up", kind, m, 256, 8, 4096 / tp, 7168, routing(kind, m, 256, 8));
+    for (int m : {4, 8}) check_experts_few("even", m, 2048 / tp);
+    for (const char *kind : {"8 experts", "one has all"}) check_experts_few(kind, 8, 2048 / tp);
     for (int rows : {1, 8, 64}) check_mla(128 / tp, rows, 1024, false);
     check_mla(128 / tp, 1, 4000, false);
     check_mla(128 / tp, 64, 4096, false, true);
