@@ -200,6 +200,28 @@ template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const Li
   }
 }
 
+// pair_sums() of bf16 and eight tokens by mma.sync: a wgmma of 64 x 8 takes as long as one of many tokens, so that a full ring would be
+// consumed hardly faster than the memory fills it. Same words of the sums.
+__device__ __forceinline__ void pair_sums_few(float (&sum)[4], const uint8_t *w, const uint8_t *x, int x_rows) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16, r8 = lane % 8;
+  float odd[4] = {0, 0, 0, 0}; // two chains of sums
+  uint32_t a[8][4], b[4][4];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) load_matrices(a[4 * half + j], w + half * kTileBytes + row * 128 + (((2 * j + lane / 16) ^ r8) << 4));
+#pragma unroll
+    for (int j = 0; j < 2; j++) load_matrices(b[2 * half + j], x + (half * x_rows + r8) * 128 + (((4 * j + lane / 8) ^ r8) << 4));
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    mma_16816_bf16(sum, a[j], b[j / 2] + j % 2 * 2);
+    mma_16816_bf16(odd, a[4 + j], b[2 + j / 2] + j % 2 * 2);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) sum[i] += odd[i];
+}
+
 // A CTA's tiles and parts of tiles of one kind: `first` is the place in the list of its first expert. `at`: this thread's row of the
 // tile's 128; it has row + 8 too.
 template <bool Fp8, int Tokens, bool F32>
@@ -216,7 +238,8 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
       // Where there is no second block of 64, its group computes what lies there; that is not used.
       const uint8_t *stage = ring + s * S::kStage, *w = stage + group * S::kSlot, *x = stage + S::kX;
       mbar_wait(&full[s], phase);
-      pair_sums<Fp8, Tokens>(sum, w, x, x_rows, t4);
+      if constexpr (!Fp8 && Tokens == 8) pair_sums_few(sum, w, x, x_rows);
+      else pair_sums<Fp8, Tokens>(sum, w, x, x_rows, t4);
       __syncwarp();
       if (tid % 32 == 0) mbar_arrive(&empty[s]);
       if (++s == S::kStages) s = 0, phase ^= 1;
