@@ -87,7 +87,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     const size_t gathered = moe_rows(rows, slots, experts), few = kFewTokens * experts;
     const size_t most = max_size(gathered, few);
     up_bytes = max_size(up_bytes, most * (size_t)up->m.n * 2);
-    act = max_size(act, max_size(group_records(shapes, G_EXPERT_DOWN, most), experts * group_records(shapes, G_EXPERT_DOWN, kFewTokens)));
+    act = max_size(act, max_size(group_records(shapes, G_EXPERT_DOWN, most), experts * group_records(shapes, G_EXPERT_DOWN, (size_t)padded_rows(kFewTokens))));
     a->take(&r->split_records, rows * ((hidden + 127) / 128 * 128) * 4);
     const Group *router = group_in(shapes, G_ROUTER);
     const size_t parts = (size_t)router_parts(router->m), part_rows = rows < kRouteRows ? rows : kRouteRows;
