@@ -38,7 +38,9 @@ template <bool Fp8, int Tokens> struct LinearFewShared {
   static constexpr int kX = 2 * kSlot;
   static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
   static constexpr int kStages = 5, kThreads = 288;
-  static constexpr int kBytes = 1024 + kStage * kStages + 2 * kStages * 8;
+  // Stages that are asked for at a time: what stands in the memory's queues delays all that CTAs, of the kernel in front too, say to each other.
+  static constexpr int kOnTheWay = 2;
+  static constexpr int kBytes = 1024 + kStage * kStages + (2 * kStages + 1) * 8;
 };
 
 // The CTA with the first columns adds what `givers` CTAs behind it computed, `step` words apart, in their order; a word is its own flag, as
@@ -137,56 +139,59 @@ struct FewPairs {
   }
 };
 
+// Rows of activations of a column pair, to its stage.
+template <bool Fp8, int Tokens>
+__device__ __forceinline__ void load_rows(const LinearFew &p, const FewPairs &u, int in_list, uint8_t *stage, uint64_t *bar, uint64_t policy) {
+  const int rows = min(p.mp, Tokens);
+  const uint8_t *from = p.x + (size_t)in_list * p.x_stride + (size_t)u.pair * record_bytes(Fp8, p.mp), *scales = from + (size_t)p.mp * 256;
+  stage += LinearFewShared<Fp8, Tokens>::kX;
+  if (p.mp <= Tokens) {
+    bulk_load(stage, from, rows * (Fp8 ? 264 : 256), bar, policy);
+    return;
+  }
+  bulk_load(stage, from, rows * 128, bar, policy);
+  bulk_load(stage + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, bar, policy);
+  if (!Fp8) return;
+  bulk_load(stage + Tokens * 256, scales, rows * 4, bar, policy);
+  bulk_load(stage + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, bar, policy);
+}
+
+// One thread: weights of all stages, rows of all but the ring's first filling.
 template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const LinearFew &p, uint8_t *ring, uint64_t *full, uint64_t *empty) {
   using S = LinearFewShared<Fp8, Tokens>;
   const uint64_t once = policy_evict_first(), keep = policy_evict_last();
-  const size_t record = record_bytes(Fp8, p.mp);
-  const bool dense = p.experts == nullptr, whole = p.mp <= Tokens;
-  const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows, rows = min(p.mp, Tokens);
+  const bool dense = p.experts == nullptr;
+  const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows, row_bytes = min(p.mp, Tokens) * (Fp8 ? 264 : 256);
   const bool gated = !Fp8 && p.up_block > 0;
   const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
   auto find_w = [&](FewPairs &u, bool chosen) {
     const int matrix = dense ? 0 : chosen ? p.experts[u.expert] : p.first_shared + u.expert;
     u.w = p.w + (size_t)matrix * p.w_stride + (size_t)(gated ? u.block / 2 : u.block) * p.w_pairs * kPairBytes;
   };
-  auto load_w = [&](const FewPairs &u, int s) {
+  int late = -S::kOnTheWay; // the load that must have come before the next one is asked for
+  auto load_w = [&](const FewPairs &u, int s, int with_rows) {
+    if (late >= 0) mbar_wait(&full[late % S::kStages], late / S::kStages & 1);
+    late++;
     const bool both = u.block + 1 < blocks;
     const uint8_t *from = u.w + (size_t)(u.pair >= p.w_pairs ? u.pair - p.w_pairs : u.pair) * kPairBytes;
     uint8_t *stage = ring + s * S::kStage;
-    mbar_arrive_expect(&full[s], (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256));
+    mbar_arrive_expect(&full[s], (both ? 2 : 1) * kPairUsed + with_rows);
     bulk_load(stage, from, kPairUsed, &full[s], once);
     if (both) bulk_load(stage + S::kSlot, from + second, kPairUsed, &full[s], once);
   };
-  auto load_x = [&](const FewPairs &u, int in_list, int s) {
-    const uint8_t *from = p.x + (size_t)in_list * p.x_stride + (size_t)u.pair * record, *scales = from + (size_t)p.mp * 256;
-    uint8_t *stage = ring + s * S::kStage + S::kX;
-    if (whole) {
-      bulk_load(stage, from, rows * (Fp8 ? 264 : 256), &full[s], keep);
-      return;
-    }
-    bulk_load(stage, from, rows * 128, &full[s], keep);
-    bulk_load(stage + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, &full[s], keep);
-    if (!Fp8) return;
-    bulk_load(stage + Tokens * 256, scales, rows * 4, &full[s], keep);
-    bulk_load(stage + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, &full[s], keep);
-  };
-  FewPairs known((dense ? 1 : p.shared) * high_blocks, p), same = known;
+  FewPairs known((dense ? 1 : p.shared) * high_blocks, p);
   int ahead = 0;
   for (; ahead < S::kStages && known.next(); ahead++) {
     if (known.fresh) find_w(known, false);
-    load_w(known, ahead);
+    load_w(known, ahead, 0);
   }
   depend_wait();
   const int chosen = dense ? 0 : *p.active - p.shared;
-  for (int i = 0; i < ahead; i++) {
-    same.next();
-    load_x(same, chosen + same.expert, i);
-  }
   int s = ahead % S::kStages, phase = ahead < S::kStages;
   auto load = [&](const FewPairs &u, int in_list) {
     mbar_wait(&empty[s], phase);
-    load_w(u, s);
-    load_x(u, in_list, s);
+    load_w(u, s, row_bytes);
+    load_rows<Fp8, Tokens>(p, u, in_list, ring + s * S::kStage, &full[s], keep);
     if (++s == S::kStages) s = 0, phase ^= 1;
   };
   while (ahead == S::kStages && known.next()) {
@@ -199,6 +204,26 @@ template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const Li
     load(rest, rest.expert);
   }
 }
+
+// One thread of the consumers: rows of the ring's first filling, whose weights may still be on their way when the kernel in front has ended.
+template <bool Fp8, int Tokens> struct FirstRows {
+  using S = LinearFewShared<Fp8, Tokens>;
+  FewPairs at;
+  int ahead = 0;
+  __device__ FirstRows(int tiles, const LinearFew &p) : at(tiles, p) {
+    FewPairs count = at;
+    while (ahead < S::kStages && count.next()) ahead++;
+  }
+  __device__ void load(const LinearFew &p, int chosen, uint8_t *ring, uint64_t *bar) {
+    if (ahead == 0) return;
+    const uint64_t keep = policy_evict_last();
+    mbar_arrive_expect(bar, ahead * min(p.mp, Tokens) * (Fp8 ? 264 : 256));
+    for (int i = 0; i < ahead; i++) {
+      at.next();
+      load_rows<Fp8, Tokens>(p, at, chosen + at.expert, ring + i * S::kStage, bar, keep);
+    }
+  }
+};
 
 // pair_sums() of bf16 and eight tokens by mma.sync: a wgmma of 64 x 8 takes as long as one of many tokens, so that a full ring would be
 // consumed hardly faster than the memory fills it. Same words of the sums.
@@ -267,7 +292,7 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear
   using S = LinearFewShared<Fp8, Tokens>;
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-  uint64_t *full = (uint64_t *)(ring + S::kStage * S::kStages), *empty = full + S::kStages;
+  uint64_t *full = (uint64_t *)(ring + S::kStage * S::kStages), *empty = full + S::kStages, *first_rows = empty + S::kStages;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
 
   if (!p.experts) depend_launch();
@@ -276,6 +301,7 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear
       mbar_init(&full[i], 1);
       mbar_init(&empty[i], 8);
     }
+    mbar_init(first_rows, 1);
     mbar_init_fence();
   }
   __syncthreads();
@@ -283,11 +309,22 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear
     if (lane == 0) produce<Fp8, Tokens>(p, ring, full, empty);
     return;
   }
-  depend_wait();
-  if (p.experts) depend_launch(); // so that what the next kernel reads of the router's choice before its own wait is there
-  const int high_blocks = (p.n + 127) / 128, chosen = p.experts ? *p.active - p.shared : 0;
+  const int high_blocks = (p.n + 127) / 128, known_tiles = (p.experts ? p.shared : 1) * high_blocks;
   const int at = warp / 4 * 64 + warp % 4 * 16 + lane / 4;
-  const Pieces known((p.experts ? p.shared : 1) * high_blocks, p.pairs, gridDim.x, blockIdx.x, p.min_run);
+  const Pieces known(known_tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
+  int chosen = 0;
+  if (tid == 0) {
+    FirstRows<Fp8, Tokens> first(known_tiles, p);
+    depend_wait();
+    chosen = p.experts ? *p.active - p.shared : 0;
+    first.load(p, chosen, ring, first_rows);
+  } else {
+    depend_wait();
+    chosen = p.experts ? *p.active - p.shared : 0;
+  }
+  __syncwarp();
+  if (p.experts) depend_launch(); // so that what the next kernel reads of the router's choice before its own wait is there
+  if (known.waves > 0 || known.at < known.end) mbar_wait(first_rows, 0);
   int s = 0, phase = 0;
   consume<Fp8, Tokens, F32>(p, known, chosen, p.partial, ring, full, empty, at, s, phase);
   if (!p.experts) return;

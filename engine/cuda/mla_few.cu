@@ -75,6 +75,8 @@ struct Ring {
   uint64_t full[kMostSlots], empty[kMostSlots];
 };
 
+constexpr int kOnTheWay = 4; // slots that are asked for at a time, for the reason that linear_few.cuh gives
+
 // One thread: for each pair of columns the head's three row blocks, then UK's tiles.
 __device__ __forceinline__ void produce(const Few &f, const Columns &c, int head, int part, uint8_t *slots, Ring *ring) {
   const uint64_t once = policy_evict_first();
@@ -85,6 +87,7 @@ __device__ __forceinline__ void produce(const Few &f, const Columns &c, int head
     uint8_t *to = slots + s * kSlot;
     uint64_t *bar = &ring->full[s];
     if (l >= f.slots) mbar_wait(&ring->empty[s], (l / f.slots - 1) & 1);
+    if (l >= kOnTheWay) mbar_wait(&ring->full[(l - kOnTheWay) % f.slots], (l - kOnTheWay) / f.slots & 1);
     if (l >= products) {
       mbar_arrive_expect(bar, kPairUsed);
       bulk_load(to, f.p.uk + ((size_t)head * 4 + part * uk_pairs + l - products) * kPairBytes, kPairUsed, bar, once);
