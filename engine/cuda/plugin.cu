@@ -8,7 +8,16 @@
 namespace mob {
 namespace {
 
+// Kernels are loaded when a device is opened, not one by one at their first launch, which may wait until the device rests and holds a lock of
+// the process meanwhile: a rank would then wait for one whose next launch stands behind that lock, until the wait's limit. To be
+// asked before the process first uses CUDA; what the user says counts.
+void load_kernels_at_open() {
+  static const int asked = setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  (void)asked;
+}
+
 int device_count() {
+  load_kernels_at_open();
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
