@@ -105,6 +105,11 @@ void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
 thread_local const char *launch_label;
 } // namespace mob
 
+static void column(int width, double us) {
+  if (std::isnan(us)) printf(" %*s", width, "-"); // not a way for so many rows
+  else printf(" %*.2f", width, us);
+}
+
 int main(int argc, char **argv) {
   int gpus = 0;
   MESH_OK(cudaGetDeviceCount(&gpus));
@@ -193,15 +198,20 @@ int main(int argc, char **argv) {
       owned(r, true);
       shared(r);
     });
-    printf("%6d %8.0f %22.2f %16.2f %8.2f %8.2f %8.2f %14.2f", rows, rows * hidden * 2 / 1024.0, fused, apart, alone,
-           only_norm, owners, owners_shared);
+    printf("%6d %8.0f", rows, rows * hidden * 2 / 1024.0);
+    column(22, fused);
+    column(16, apart);
+    column(8, alone);
+    column(8, only_norm);
+    column(8, owners);
+    column(14, owners_shared);
     if (has_nccl) {
       const double theirs = time_chain(&m, rows, [&](int r, int) {
         mob::bf16 *part = arrays[(size_t)r].part;
         nccl.all_reduce(part, part, (size_t)rows * hidden, 9 /* ncclBfloat16 */, 0 /* ncclSum */, nccl.comms[(size_t)r],
                         m.ranks[(size_t)r].stream);
       });
-      printf(" %8.2f", theirs);
+      column(8, theirs);
     }
     printf("\n");
     fflush(stdout);
