@@ -146,7 +146,8 @@ void mob_rpc_stream_set_metadata(mob_rpc_stream_t *stream, const char *key, cons
 // A connection to one "host:port" that is set up when first needed and again after it broke. The
 // name is resolved with uv_getaddrinfo on every try. Calls made while it is not up wait in order
 // for the try under way; when that try fails they fail with UNAVAILABLE and its cause. Calls of one
-// client are started in the order in which they were made.
+// client are started in the order in which they were made; gRPC does not promise that a server's
+// handlers see calls under way at the same time in that order.
 typedef struct mob_rpc_client mob_rpc_client_t;
 
 typedef struct mob_rpc_client_options {
