@@ -74,6 +74,7 @@ def test_lost_while_idle_and_while_starting():
         # A stage that dies as soon as it is there: the server ends with its own code for that, the group comes again.
         first = eventually(lambda: stages(g, f"{NAME}-0-1"), 30, "the worker's stage")
         os.kill(first[0], signal.SIGKILL)
+        eventually(lambda: exits(g, f"{NAME}-0"), 20, "the server's end")  # it may have answered once before it knew
         g.wait_serving()
         begun = exits(g, f"{NAME}-0")  # the container that LWS's deletion hits while it starts again may follow
         assert begun[0] in (69, 70), g.everything()  # 70 when it was ready already
