@@ -1,6 +1,7 @@
 """A `vllm serve` of the demo model for tests of the API."""
 
 import os
+import random
 import socket
 import subprocess
 import time
@@ -17,6 +18,19 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def port_to_keep():
+    """A free port that stays free while its server is away: outgoing connections, also those that try it meanwhile, are not given it, nor do Ray's
+    workers (10002 to 19999) take it."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as s:
+            try:
+                s.bind(("", random.randrange(20000, low)))
+                return s.getsockname()[1]
+            except OSError:
+                continue
 
 
 def clean_env(**extra):

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -16,7 +15,7 @@ import ray
 from ray._raylet import GcsClient
 from ray.core.generated import common_pb2, gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
-from api_server import BIN, clean_env
+from api_server import BIN, clean_env, port_to_keep
 
 ECHO = BIN.parent / "tests" / "actor_echo.so"
 
@@ -80,12 +79,6 @@ class Cluster:
             program.stop(signal.SIGKILL)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(params=["file", "redis"])
 def store(request, tmp_path):
     if request.param == "file":
@@ -94,7 +87,7 @@ def store(request, tmp_path):
     # Debian's redis-tools hold the server too, which goes by its first argument.
     path = tmp_path / "redis"
     path.mkdir()
-    port = free_port()
+    port = port_to_keep()
     server = subprocess.Popen(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(path), "--save", "",
                                "--requirepass", "s3cret"], executable=shutil.which("redis-check-rdb"),
                               stdout=subprocess.DEVNULL)
@@ -189,7 +182,7 @@ def test_a_head_that_is_killed(cluster):
 
 def test_a_worker_lives_through_the_death_of_its_head(cluster):
     """The daemon of another pod stays; what the dead head's driver had there does not."""
-    port = free_port()
+    port = port_to_keep()
     head = cluster.node("127.0.0.2", "--head", f"--port={port}", "--num-gpus=0")
     worker = cluster.node("127.0.0.3", f"--address={head.address}")
     with grpc.insecure_channel(head.address) as channel:
@@ -243,7 +236,7 @@ def running(pid):
 
 
 def test_daemons_and_actors_live_on(cluster):
-    port = free_port()
+    port = port_to_keep()
     server = cluster.gcs(port)
     address = f"127.0.0.2:{port}"
     nodes = [cluster.node(ip, f"--address={address}") for ip in ("127.0.0.3", "127.0.0.4")]
@@ -308,7 +301,7 @@ def test_daemons_and_actors_live_on(cluster):
 def test_a_head_that_stays_away(tmp_path):
     cluster = Cluster(tmp_path, {"RAY_gcs_storage": "file", "RAY_gcs_storage_path": str(tmp_path / "state")})
     try:
-        port = free_port()
+        port = port_to_keep()
         server = cluster.gcs(port)
         node = cluster.node("127.0.0.3", f"--address=127.0.0.2:{port}", RAY_gcs_rpc_server_reconnect_timeout_s="2")
         server.stop()
@@ -330,7 +323,7 @@ def test_a_store_that_cannot_be_used(tmp_path):
                                f"--temp-dir={tmp_path}"], capture_output=True, text=True, timeout=60, env=clean_env(**env))
         assert done.returncode == 1
         return done.stderr
-    port = free_port()
+    port = port_to_keep()
     quick = {"RAY_redis_db_connect_retries": "2", "RAY_redis_db_connect_wait_milliseconds": "10"}
     assert f"Redis at 127.0.0.1:{port}, which is to hold the GCS's state, cannot be used: Connection refused" in \
         start(RAY_REDIS_ADDRESS=f"127.0.0.1:{port}", **quick)

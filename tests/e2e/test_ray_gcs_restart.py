@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from api_server import BIN, clean_env
+from api_server import BIN, clean_env, port_to_keep
 from test_ray_on_gcs import START
 
 DRIVER = """
@@ -68,12 +67,6 @@ print("all is well", flush=True)
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
-
-
 def processes(text):
     """The processes whose command line holds the text."""
     found = {}
@@ -92,7 +85,7 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("q")  # short: a raylet's Unix sockets lie below it
     gcs = folder / "gcs_server"
     gcs.symlink_to(BIN / "mobula")
-    redis_port, port = free_port(), free_port()
+    redis_port, port = port_to_keep(), port_to_keep()
     redis = subprocess.Popen(["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
                               "--requirepass", "s3cret"], executable=shutil.which("redis-check-rdb"), stdout=subprocess.DEVNULL)
     env = clean_env(RAY_USAGE_STATS_ENABLED="0", TERM="dumb", RAY_REDIS_ADDRESS=f"127.0.0.1:{redis_port}",
