@@ -9,11 +9,11 @@ constexpr int kGridMeets = 15; // of one launch, at most
 
 // Words of a launch's meetings, in global memory: zero before and after every launch.
 struct GridWords {
-  int met[kGridMeets]; // CTAs that came to the i-th
+  int met[kGridMeets]; // arrivals at the i-th
   int left;            // that have waited for the last time
 };
 
-// This CTA is at meeting `i`. One thread of it, behind a barrier of those threads whose stores the others are to read.
+// An arrival at meeting `i`. One thread, behind a barrier of those threads whose stores the others are to read.
 __device__ __forceinline__ void grid_arrive(GridWords *words, int i) { add_release_gpu_int(&words->met[i], 1); }
 
 // Until `count` have come, or the step has failed: then without them. What they stored before may be read by the threads that meet with
@@ -28,7 +28,6 @@ __device__ __forceinline__ void grid_wait_for(GridWords *words, int i, int count
     if (give_up_here(waits, now - start)) return;
   }
 }
-__device__ __forceinline__ void grid_wait(GridWords *words, int i, Waits *waits) { grid_wait_for(words, i, (int)gridDim.x, waits); }
 
 // Once in every CTA, by one thread, when nothing of it waits any more and it has arrived everywhere: the last one clears the words.
 __device__ __forceinline__ void grid_leave(GridWords *words) {
