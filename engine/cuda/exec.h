@@ -63,6 +63,7 @@ struct Rank {
   int heads = 0, kv_heads = 0;
   int first_expert = 0, experts = 0; // routed experts held here; all, unless they are whole on ranks
   cudaStream_t stream = nullptr;
+  cudaEvent_t rows_taken = nullptr; // from the stage in front, if there is one
   std::vector<Layer> layers;
   Layer outer;
   bf16 *embed = nullptr; // this rank's part of the vocabulary
@@ -187,7 +188,6 @@ struct Exec {
   RingSlot ring[kRing];
   std::deque<PendingIds> pending;
   float *host_x = nullptr;      // pinned, with room for a header in front
-  cudaEvent_t host_x_free = nullptr;
   int max_logit_rows = 0;       // of a step
   int max_rows = 0;             // of activations, padding included
   // queues
@@ -242,7 +242,7 @@ void fill_logit_rows(const Exec *exec, const Job *job, int padded, int *meta);
 // stages.cu
 mob_status resolve_tokens(Exec *exec, Job *job); // first of several stages: ids that the last one sampled replace MOB_TOKEN_PREVIOUS
 mob_status receive_rows(Exec *exec, Job *job);
-mob_status copy_rows(Exec *exec, Rank *rank, const Job *job); // rank 0's received rows to another rank
+mob_status take_rows(Exec *exec, Rank *rank, const Job *job); // what was received, to a rank
 mob_status send_rows(Exec *exec, Job *job);
 mob_status send_ids(Exec *exec, const Job *job, const int32_t *ids);
 // comm.cu

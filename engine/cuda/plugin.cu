@@ -8,8 +8,8 @@
 namespace mob {
 namespace {
 
-// Kernels are loaded when a device is opened, not one by one at their first launch, which may wait until the device rests and holds a lock of
-// the process meanwhile: a rank would then wait for one whose next launch stands behind that lock, until the wait's limit. To be
+// Kernels are loaded when a device is opened, not each at its first launch, which waits until the device rests and holds its context
+// meanwhile: whoever needs that context to let the device rest (a copy from it to another rank, say) would wait until the wait's limit. To be
 // asked before the process first uses CUDA; what the user says counts.
 void load_kernels_at_open() {
   static const int asked = setenv("CUDA_MODULE_LOADING", "EAGER", 0);
@@ -165,6 +165,7 @@ mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
   CU_TRY(cudaMalloc(&r->cache, bytes));
   CU_TRY(cudaMemset(r->cache, 0, bytes)); // a masked key's value is multiplied by 0: it must be a number
   MOB_TRY(workspace_alloc(exec, r));
+  if (exec->spec.prev) CU_TRY(cudaEventCreateWithFlags(&r->rows_taken, cudaEventDisableTiming));
   CU_TRY(cudaDeviceSynchronize());
   return MOB_OK;
 }
@@ -186,7 +187,6 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
     uint8_t *host = nullptr;
     CU_TRY(cudaMallocHost(&host, 64 + (size_t)s.max_tokens * (size_t)exec->desc->hidden * 4));
     exec->host_x = (float *)(host + 64);
-    CU_TRY(cudaEventCreateWithFlags(&exec->host_x_free, cudaEventDisableTiming));
   }
   CU_TRY(cudaDeviceSynchronize());
   return MOB_OK;
@@ -223,6 +223,7 @@ void close_rank(Rank *r) {
   cudaFree(r->cache);
   sampler_close(&r->sampler);
   cudaFree(r->workspace);
+  if (r->rows_taken) cudaEventDestroy(r->rows_taken);
   if (r->stream) cudaStreamDestroy(r->stream);
 }
 
@@ -257,7 +258,6 @@ void close_exec(Exec *exec) {
     cudaFreeHost(ring.results);
     cudaFreeHost(ring.stage.data);
   }
-  if (exec->host_x_free) cudaEventDestroy(exec->host_x_free);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
   for (Rank &rank : exec->ranks) close_rank(&rank);
   comm_close(exec);

@@ -13,6 +13,8 @@ struct Header { // of a message between stages, as the CPU backend's
 };
 constexpr size_t kMaxPending = 32;
 
+size_t row_bytes(const Exec *exec, const Job *job) { return (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4; }
+
 mob_status receive_message(Exec *exec, mob_link_t *link, const Header &expected, const char *what, void *data, size_t bytes) {
   Header got;
   MOB_TRY(exec->spec.link->recv(link, &got, sizeof got));
@@ -61,25 +63,21 @@ mob_status resolve_tokens(Exec *exec, Job *job) {
 
 mob_status receive_rows(Exec *exec, Job *job) {
   const uint32_t rows = job->step.token_count, hidden = (uint32_t)exec->desc->hidden;
-  const size_t bytes = (size_t)rows * hidden * 4;
-  CU_TRY(cudaEventSynchronize(exec->host_x_free)); // the rows before have left the buffer
-  MOB_TRY(receive_message(exec, exec->spec.prev, {job->step.id, rows, hidden}, "activations", exec->host_x, bytes));
-  CU_TRY(cudaMemcpyAsync(exec->ranks[0].x, exec->host_x, bytes, cudaMemcpyHostToDevice, exec->ranks[0].stream));
-  CU_TRY(cudaEventRecord(exec->host_x_free, exec->ranks[0].stream));
-  return MOB_OK;
+  for (const Rank &rank : exec->ranks)
+    if (rank.rows_taken) CU_TRY(cudaEventSynchronize(rank.rows_taken)); // the rows before have left the buffer
+  return receive_message(exec, exec->spec.prev, {job->step.id, rows, hidden}, "activations", exec->host_x, row_bytes(exec, job));
 }
 
-mob_status copy_rows(Exec *exec, Rank *rank, const Job *job) {
-  const Rank &first = exec->ranks[0];
-  CU_TRY(cudaStreamWaitEvent(rank->stream, exec->host_x_free, 0));
-  // Rank 0 changes its rows only after it has this rank's part of the first sum.
-  CU_TRY(cudaMemcpyPeerAsync(rank->x, rank->device, first.x, first.device, (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4,
-                             rank->stream));
+// Every rank from the host's memory: a copy from rank 0's GPU would want its context, which the thread that launches there may hold until
+// that GPU has this rank's part of a sum.
+mob_status take_rows(Exec *exec, Rank *rank, const Job *job) {
+  CU_TRY(cudaMemcpyAsync(rank->x, exec->host_x, row_bytes(exec, job), cudaMemcpyHostToDevice, rank->stream));
+  CU_TRY(cudaEventRecord(rank->rows_taken, rank->stream));
   return MOB_OK;
 }
 
 mob_status send_rows(Exec *exec, Job *job) {
-  const size_t bytes = (size_t)job->step.token_count * (size_t)exec->desc->hidden * 4;
+  const size_t bytes = row_bytes(exec, job);
   Header *header = (Header *)exec->host_x - 1;
   *header = {job->step.id, job->step.token_count, (uint32_t)exec->desc->hidden};
   CU_TRY(cudaMemcpyAsync(exec->host_x, exec->ranks[0].x, bytes, cudaMemcpyDeviceToHost, exec->ranks[0].stream));

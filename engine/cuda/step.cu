@@ -57,8 +57,8 @@ mob_status launch_rank(Exec *exec, Rank *r, const Job *job, int graph, int used)
   const RingSlot &ring = exec->ring[job->ring];
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
   CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
+  if (exec->spec.prev && (!exec->across || r->index == 0)) MOB_TRY(take_rows(exec, r, job));
   if (exec->across && exec->spec.first_layer > 0) MOB_TRY(across_share_rows(exec, r, (int)job->step.token_count));
-  else if (exec->spec.first_layer > 0 && r->index > 0) MOB_TRY(copy_rows(exec, r, job));
   else if (exec->across && !last) MOB_TRY(across_share_tokens(exec, r, (int)job->step.token_count));
   if (r->index == 0) CU_TRY(cudaEventRecord(ring.begin, r->stream));
   if (graph) return forward_graph(exec, r, graph, job->plain);
