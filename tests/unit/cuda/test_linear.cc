@@ -1,10 +1,6 @@
 // The linear kernels on the emulated device, dense and by expert, against sums in double of the same quantised inputs: every size of
 // tile, ragged ends, matrices whose tiles are cut over CTAs (which then add partial sums) and such whose are not.
-#include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <random>
-#include <vector>
 
 #include <csetjmp>
 #include <cstdarg>
@@ -14,137 +10,25 @@
 #include <cstdlib>
 #include <cuda_runtime.h>
 
-#include "engine/cuda/kernels.h"
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
-
-#include "engine/model/model.h"
 }
 
-#include "tests/unit/cuda/device.h"
+#include "tests/unit/cuda/linear_case.h"
 
-using namespace mob;
-
-static cudaStream_t stream;
-static LinearScratch scratch;
-static std::mt19937_64 rng(7);
-
-struct Source { // a matrix as a checkpoint has it, and its values
-  int n, k;
-  std::vector<float> values;
-  std::vector<uint8_t> codes;
-  std::vector<float> scales; // of 128 x 128
-  std::vector<bf16> halves;
-};
-
-static Source make_source(int n, int k, bool f8) {
-  std::normal_distribution<float> normal;
-  Source s = {n, k, {}, {}, {}, {}};
-  const int across = (k + 127) / 128;
-  for (int i = 0; i < (n + 127) / 128 * across; i++) s.scales.push_back(0.001f + 0.0001f * (float)(rng() % 16));
-  for (int i = 0; i < n * k; i++) {
-    if (f8) {
-      const __nv_fp8_e4m3 code(normal(rng) * 64);
-      s.codes.push_back(code.__x);
-      s.values.push_back((float)code * s.scales[(size_t)(i / k / 128 * across + i % k / 128)]);
-    } else {
-      s.halves.push_back(__float2bfloat16(normal(rng) * 0.1f));
-      s.values.push_back(s.halves.back());
-    }
-  }
-  return s;
-}
-
-static Matrix make_matrix(int n, int k, bool f8, int count) {
-  const int unit = f8 ? 256 : 128;
-  Matrix m = {nullptr, 0, n, (k + unit - 1) / unit * unit, f8 ? Weights::F8 : Weights::B16};
-  m.stride = (size_t)((n + 63) / 64) * column_pairs(m) * kPairBytes;
-  m.data = device<uint8_t>(m.stride * (size_t)count);
-  cuda(cudaMemset(m.data, 0, m.stride * (size_t)count));
-  return m;
-}
-
-static void pack_into(const Source &s, const Matrix &m, int index) {
-  const bool f8 = m.kind == Weights::F8;
-  PackSource from = {};
-  from.src = f8 ? (const void *)upload(s.codes) : upload(s.halves);
-  from.dtype = f8 ? MOB_DT_F8E4M3 : MOB_DT_BF16;
-  from.rows = s.n;
-  from.cols = s.k;
-  from.scales = upload(s.scales);
-  from.scale_ld = (s.k + 127) / 128;
-  from.block_rows = from.block_cols = 128;
-  from.bad = device<int>(1);
-  pack_tiles(from, m.data + m.stride * (size_t)index, m.k, m.kind, stream);
-}
-
-// Rows as the kernels see them: e4m3 with a scale for 128 columns, or bf16.
-static std::vector<float> seen(const std::vector<bf16> &x, int k, bool f8) {
-  std::vector<float> out(x.begin(), x.end());
-  for (size_t row = 0; f8 && row < x.size() / (size_t)k; row++) {
-    for (int from = 0; from < k; from += 128) {
-      float *v = &out[row * (size_t)k + (size_t)from], amax = 0;
-      const int n = std::min(128, k - from);
-      for (int i = 0; i < n; i++) amax = std::max(amax, std::fabs(v[i]));
-      const float scale = std::max(amax, 1e-10f) / 448.0f, inverse = 1.0f / scale;
-      for (int i = 0; i < n; i++) v[i] = (float)__nv_fp8_e4m3(v[i] * inverse) * scale;
-    }
-  }
-  return out;
-}
-
-static double dot(const Source &w, int column, const std::vector<float> &x, int row) {
-  double sum = 0;
-  for (int i = 0; i < w.k; i++) sum += (double)w.values[(size_t)column * w.k + i] * x[(size_t)row * w.k + i];
-  return sum;
-}
-
-struct Error { // relative, L2
-  double difference = 0, all = 0;
-  void add(double got, double want) {
-    difference += (got - want) * (got - want);
-    all += want * want;
-  }
-  void check(const char *what, double limit) const {
-    const double error = std::sqrt(difference / all);
-    if (!(error <= limit)) fail_msg("%s: relative error %.1e", what, error);
-  }
-};
-
-static std::vector<bf16> random_rows(int m, int k) {
-  std::normal_distribution<float> normal;
-  std::vector<bf16> x;
-  for (int i = 0; i < m * k; i++) x.push_back(__float2bfloat16(normal(rng)));
-  return x;
-}
-
-static Records make_records(const std::vector<bf16> &x, int m, int k, const Matrix &w) {
-  const bool f8 = w.kind == Weights::F8;
-  const Records r = {device<uint8_t>(records_bytes(f8, padded_rows(m), w.k)), padded_rows(m), f8};
-  pack_rows(upload(x), k, k, r, w.k, m, false, stream);
-  return r;
+static void check_error(const Error &error, const char *what, double limit) {
+  if (!(error.value() <= limit)) fail_msg("%s: relative error %.1e", what, error.value());
 }
 
 static void check_dense(int m, int n, int k, bool f8, bool f32) {
-  const Source s = make_source(n, k, f8);
-  const Matrix w = make_matrix(n, k, f8, 1);
-  pack_into(s, w, 0);
-  const std::vector<bf16> x = random_rows(m, k);
-  const Records records = make_records(x, m, k, w);
+  const Case c(m, n, k, f8);
   float *y = device<float>((size_t)m * n);
-  linear(w, records, y, n, f32, m, 1, scratch, stream);
+  linear(c.w, c.x, y, n, f32, m, 1, scratch, stream);
   cuda(cudaStreamSynchronize(stream));
-  const std::vector<float> rows = seen(x, k, f8), wide = fetch(y, (size_t)m * n);
-  const std::vector<bf16> narrow = fetch((const bf16 *)y, (size_t)m * n);
-  Error error;
-  for (int t = 0; t < m; t++)
-    for (int c = t % 3; c < n; c += n > 100 ? 3 : 1) error.add(f32 ? wide[(size_t)t * n + c] : (float)narrow[(size_t)t * n + c], dot(s, c, rows, t));
-  char text[96];
-  snprintf(text, sizeof text, "%d x %d, %d tokens, %s%s", n, k, m, f8 ? "e4m3" : "bf16", f32 ? ", fp32" : "");
-  error.check(text, f32 ? 1e-5 : 3e-3);
-  const std::vector<uint32_t> partial = fetch((const uint32_t *)scratch.partial, 3 * kPartialFloats);
-  for (uint32_t word : partial) assert_int_equal(word, ~0u); // as the next launch expects them
+  if (f32) c.check(fetch(y, (size_t)m * n).data(), 0, 0, 1, 1e-5, "fp32");
+  else c.check(fetch((const bf16 *)y, (size_t)m * n).data(), 0, 0, 1, 3e-3, "dense");
+  partials_are_clean();
   free_all();
 }
 
@@ -177,16 +61,14 @@ static void dense_gated(void **state) {
   (void)state;
   for (int m : {3, 16, 17, 40, 77, 96, 130}) {
     const int inter = 384, up_at = 448, k = m == 40 ? 1408 : 256, n = up_at + inter;
-    const Matrix w = make_matrix(n, k, false, 1);
-    pack_into(make_source(n, k, false), w, 0);
-    const Records x = make_records(random_rows(m, k), m, k, w);
+    const Case c(m, n, k, false);
     const size_t bytes = records_bytes(false, padded_rows(m), inter);
     const Records act[2] = {{device<uint8_t>(bytes), padded_rows(m), 0}, {device<uint8_t>(bytes), padded_rows(m), 0}};
     bf16 *y = device<bf16>((size_t)m * n);
-    linear(w, x, y, n, false, m, 1, scratch, stream);
+    linear(c.w, c.x, y, n, false, m, 1, scratch, stream);
     activate({y, n, up_at, inter, inter, act[0], 0, 0, nullptr, false}, m, stream);
-    assert_true(linear_can_gate(w, inter, up_at, inter));
-    linear_gated(w, inter, up_at, x, act[1], m, scratch, stream);
+    assert_true(linear_can_gate(c.w, inter, up_at, inter));
+    linear_gated(c.w, inter, up_at, c.x, act[1], m, scratch, stream);
     cuda(cudaStreamSynchronize(stream));
     const std::vector<bf16> want = fetch((const bf16 *)act[0].data, bytes / 2), got = fetch((const bf16 *)act[1].data, bytes / 2);
     Error error;
@@ -197,8 +79,8 @@ static void dense_gated(void **state) {
     }
     char text[64];
     snprintf(text, sizeof text, "gated, %d tokens", m);
-    error.check(text, 4e-3);
-    for (uint32_t word : fetch((const uint32_t *)scratch.partial, 3 * kPartialFloats)) assert_int_equal(word, ~0u);
+    check_error(error, text, 4e-3);
+    partials_are_clean();
     free_all();
   }
 }
@@ -241,13 +123,15 @@ struct Experts {
   }
 };
 
-static Matrix make_experts(const Experts &e, int n, int k, bool f8, std::vector<Source> *sources) {
+static Matrix make_experts(const Experts &e, int n, int k, bool f8, std::vector<std::vector<float>> *values) {
   const Matrix w = make_matrix(n, k, f8, e.experts + 1);
-  for (int i = 0; i <= e.experts; i++) {
-    sources->push_back(make_source(n, k, f8));
-    pack_into(sources->back(), w, i);
-  }
+  for (int i = 0; i <= e.experts; i++) values->push_back(fill_matrix(w, k, i));
   return w;
+}
+
+static Records make_records(int m, const Matrix &w) {
+  const bool f8 = w.kind == Weights::F8;
+  return {device<uint8_t>(records_bytes(f8, padded_rows(m), w.k)), padded_rows(m), f8};
 }
 
 constexpr int kMostTiles = 64; // of tokens, in these tests
@@ -261,10 +145,10 @@ static void as_the_next_launch_expects() {
 static void check_experts(int tokens, int experts, int top_k, int n, int k, int most, bool f8 = true) {
   const bool few = tokens <= kFewTokens;
   const Experts e(tokens, experts, top_k, most);
-  std::vector<Source> sources;
-  const Matrix w = make_experts(e, n, k, f8, &sources);
-  const std::vector<bf16> x = random_rows(tokens, k);
-  const Records hidden = make_records(x, tokens, k, w);
+  std::vector<std::vector<float>> values;
+  const Matrix w = make_experts(e, n, k, f8, &values);
+  const Records hidden = make_records(tokens, w);
+  const std::vector<float> rows = fill_rows(hidden, tokens, k, w.k);
   const size_t rows_of_y = std::max(e.capacity, (size_t)(experts + 1) * kFewTokens);
   bf16 *y = device<bf16>(rows_of_y * n);
   if (few) {
@@ -279,15 +163,14 @@ static void check_experts(int tokens, int experts, int top_k, int n, int k, int 
   cuda(cudaStreamSynchronize(stream));
   const std::vector<int> at = fetch(e.plan.expert_row, (size_t)tokens * e.slots);
   const std::vector<bf16> all = fetch(y, rows_of_y * n);
-  const std::vector<float> rows = seen(x, k, f8);
   Error error;
   for (int t = 0; t < tokens; t++)
     for (int j = 0; j < e.slots; j++)
       for (int c = (t + j) % 7; c < n; c += 7)
-        error.add(all[(size_t)at[(size_t)t * e.slots + j] * n + c], dot(sources[(size_t)e.expert(t, j)], c, rows, t));
+        error.add(all[(size_t)at[(size_t)t * e.slots + j] * n + c], dot(values[(size_t)e.expert(t, j)], c, rows, t, k));
   char text[64];
   snprintf(text, sizeof text, "%d experts, %d tokens, tiles up to %d", experts, tokens, most);
-  error.check(text, 3e-3);
+  check_error(error, text, 3e-3);
   as_the_next_launch_expects();
   free_all();
 }
@@ -298,11 +181,11 @@ static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool
                         int most = 64) {
   const int top_k = 1, n = 2 * inter;
   const Experts e(tokens, experts, top_k, most);
-  std::vector<Source> up_sources, down_sources;
-  const Matrix up = make_experts(e, n, k, f8, &up_sources), down = make_experts(e, hidden, inter, act_f8, &down_sources);
+  std::vector<std::vector<float>> up_values, down_values;
+  const Matrix up = make_experts(e, n, k, f8, &up_values), down = make_experts(e, hidden, inter, act_f8, &down_values);
   assert_true(segments_can_gate(inter, inter, down.k));
-  const std::vector<bf16> x = random_rows(tokens, k);
-  const Records records = make_records(x, tokens, k, up);
+  const Records records = make_records(tokens, up);
+  const std::vector<float> rows = fill_rows(records, tokens, k, up.k);
   const TileRows gathered = e.rows(up), act = e.rows(down), act_alone = e.rows(down);
   bf16 *wide = device<bf16>(e.capacity * n), *y = device<bf16>(e.capacity * hidden), *y_alone = device<bf16>(e.capacity * hidden);
   bf16 *y_both[2] = {device<bf16>(e.capacity * hidden), device<bf16>(e.capacity * hidden)};
@@ -323,30 +206,28 @@ static void check_gated(int tokens, int inter, int k, bool f8, bool act_f8, bool
   as_the_next_launch_expects();
   const std::vector<int> at = fetch(e.plan.expert_row, (size_t)tokens * e.slots);
   const std::vector<bf16> got = fetch(y, e.capacity * hidden), alone = fetch(y_alone, e.capacity * hidden), gate_up = fetch(wide, e.capacity * n);
-  const std::vector<float> rows = seen(x, k, f8);
   const std::vector<bf16> launch[2] = {fetch(y_both[0], e.capacity * hidden), fetch(y_both[1], e.capacity * hidden)};
   Error both, product, result, joined;
   for (int t = 0; t < tokens; t++)
     for (int j = 0; j < e.slots; j++) {
       const size_t row = (size_t)at[(size_t)t * e.slots + j];
-      std::vector<bf16> v;
+      std::vector<float> values;
       for (int c = 0; c < inter; c++) {
         const float gate = gate_up[row * n + c];
-        v.push_back(__float2bfloat16(gate / (1 + std::exp(-gate)) * (float)gate_up[row * n + inter + c]));
+        values.push_back(__float2bfloat16(gate / (1 + std::exp(-gate)) * (float)gate_up[row * n + inter + c]));
       }
-      const std::vector<float> values = act_f8 ? std::vector<float>(v.begin(), v.end()) : seen(v, inter, false);
-      for (int c = (t + j) % 7; c < n; c += 7) product.add(gate_up[row * n + c], dot(up_sources[(size_t)e.expert(t, j)], c, rows, t));
+      for (int c = (t + j) % 7; c < n; c += 7) product.add(gate_up[row * n + c], dot(up_values[(size_t)e.expert(t, j)], c, rows, t, k));
       for (int c = 0; c < hidden; c++) both.add(got[row * hidden + c], alone[row * hidden + c]);
       for (int c = 0; one_launch && c < hidden; c++) {
         joined.add(launch[0][row * hidden + c], got[row * hidden + c]);
         assert_true((float)launch[1][row * hidden + c] == (float)launch[0][row * hidden + c]);
       }
-      for (int c = (t + j) % 7; c < hidden; c += 7) result.add(got[row * hidden + c], dot(down_sources[(size_t)e.expert(t, j)], c, values, 0));
+      for (int c = (t + j) % 7; c < hidden; c += 7) result.add(got[row * hidden + c], dot(down_values[(size_t)e.expert(t, j)], c, values, 0, inter));
     }
-  product.check("gate and up", 3e-3);
-  both.check("activation in the kernel, and alone", 2e-3);
-  if (one_launch) joined.check("both in one launch, and in two", 2e-3);
-  result.check("down", act_f8 ? ue8m0 ? 6e-2 : 4e-2 : 5e-3); // e4m3's own error
+  check_error(product, "gate and up", 3e-3);
+  check_error(both, "activation in the kernel, and alone", 2e-3);
+  if (one_launch) check_error(joined, "both in one launch, and in two", 2e-3);
+  check_error(result, "down", act_f8 ? ue8m0 ? 6e-2 : 4e-2 : 5e-3); // e4m3's own error
   free_all();
 }
 
@@ -376,26 +257,17 @@ static void gated(void **state) {
   check_gated(70, 512, 300, true, true, true, 5, 600, kWideTokens); // tiles of half the tokens, too
 }
 
-static int open_device(void **state) {
+static int open_experts(void **state) {
   (void)state;
-  cuda(cudaStreamCreate(&stream));
-  linear_prepare();
-  scratch.sms = 3;
-  cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * kPartialFloats * 4));
-  cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * kPartialFloats * 4));
-  cuda(cudaMalloc(&scratch.segments_partial, segments_partial_floats(scratch.sms) * 4));
-  cuda(cudaMemset(scratch.segments_partial, 0xff, segments_partial_floats(scratch.sms) * 4));
-  cuda(cudaMalloc(&scratch.segments_done, kMostTiles * 4));
-  cuda(cudaMemset(scratch.segments_done, 0, kMostTiles * 4));
-  cuda(cudaMalloc(&scratch.dealt, 2 * 4));
-  cuda(cudaMemset(scratch.dealt, 0, 2 * 4));
+  open_scratch(3);
+  scratch.segments_partial = scratch_words<float>(segments_partial_floats(scratch.sms), 0xff);
+  scratch.segments_done = scratch_words<int>(kMostTiles, 0);
+  scratch.dealt = scratch_words<int>(2, 0);
   return 0;
 }
-static int close_device(void **state) {
-  (void)state;
-  for (void *p : {(void *)scratch.partial, (void *)scratch.segments_partial, (void *)scratch.segments_done, (void *)scratch.dealt}) cuda(cudaFree(p));
-  cuda(cudaStreamDestroy(stream));
-  return 0;
+static int close_experts(void **state) {
+  for (void *p : {(void *)scratch.segments_partial, (void *)scratch.segments_done, (void *)scratch.dealt}) cuda(cudaFree(p));
+  return close_device(state);
 }
 
 int main(void) {
@@ -407,5 +279,5 @@ int main(void) {
       cmocka_unit_test(by_expert),
       cmocka_unit_test(gated),
   };
-  return cmocka_run_group_tests(tests, open_device, close_device);
+  return cmocka_run_group_tests(tests, open_experts, close_experts);
 }

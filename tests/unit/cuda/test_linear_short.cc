@@ -1,10 +1,5 @@
 // linear_short on the emulated device against sums in double of the same quantised inputs: every size of tile, K in one range and in
 // several, CTAs with one block of outputs and with many.
-#include <algorithm>
-#include <cmath>
-#include <random>
-#include <vector>
-
 #include <csetjmp>
 #include <cstdarg>
 #include <cstddef>
@@ -12,96 +7,25 @@
 #include <cstdio>
 #include <cuda_runtime.h>
 
-#include "engine/cuda/linear_short.h"
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
-
-#include "engine/model/model.h"
 }
 
-#include "tests/unit/cuda/device.h"
-
-using namespace mob;
-
-static cudaStream_t stream;
-static LinearScratch scratch;
-static std::mt19937_64 rng(17);
-
-// e4m3 codes of a matrix, or of rows, with a scale for every 128 columns (and 128 rows of a matrix).
-struct Codes {
-  int rows, k;
-  std::vector<uint8_t> codes;
-  std::vector<float> scales, values;
-};
-
-static Codes random_matrix(int n, int k) {
-  std::normal_distribution<float> normal;
-  Codes c = {n, k, {}, {}, {}};
-  for (int i = 0; i < (n + 127) / 128 * (k / 128); i++) c.scales.push_back(0.001f + 0.0001f * (float)(rng() % 16));
-  for (int i = 0; i < n * k; i++) {
-    const __nv_fp8_e4m3 code(normal(rng) * 64);
-    c.codes.push_back(code.__x);
-    c.values.push_back((float)code * c.scales[(size_t)(i / k / 128 * (k / 128) + i % k / 128)]);
-  }
-  return c;
-}
-
-static Matrix packed(const Codes &c) {
-  Matrix w = {nullptr, 0, c.rows, c.k, Weights::F8};
-  const size_t bytes = (size_t)(c.rows / 64) * column_pairs(w) * kPairBytes;
-  w.data = device<uint8_t>(bytes);
-  PackSource from = {};
-  from.src = upload(c.codes);
-  from.dtype = MOB_DT_F8E4M3;
-  from.rows = c.rows;
-  from.cols = c.k;
-  from.scales = upload(c.scales);
-  from.scale_ld = c.k / 128;
-  from.block_rows = from.block_cols = 128;
-  from.bad = device<int>(1);
-  pack_tiles(from, w.data, c.k, Weights::F8, stream);
-  return w;
-}
-
-// What the records hold of rows x.
-static std::vector<float> quantised(const std::vector<bf16> &x) {
-  std::vector<float> out(x.begin(), x.end());
-  for (size_t from = 0; from < out.size(); from += 128) {
-    float amax = 0;
-    for (int i = 0; i < 128; i++) amax = std::max(amax, std::fabs(out[from + i]));
-    const float scale = std::max(amax, 1e-10f) / 448.0f, inverse = 1.0f / scale;
-    for (int i = 0; i < 128; i++) out[from + i] = (float)__nv_fp8_e4m3(out[from + i] * inverse) * scale;
-  }
-  return out;
-}
+#include "engine/cuda/linear_short.h"
+#include "tests/unit/cuda/linear_case.h"
 
 // `cuts` 0: as the kernel's own choice is.
 static void check(int m, int n, int k, int cuts) {
-  std::normal_distribution<float> normal;
-  const Codes c = random_matrix(n, k);
-  const Matrix w = packed(c);
-  std::vector<bf16> x;
-  for (int i = 0; i < m * k; i++) x.push_back(__float2bfloat16(normal(rng)));
-  const Records records = {device<uint8_t>(records_bytes(true, padded_rows(m), k)), padded_rows(m), 1};
-  pack_rows(upload(x), k, k, records, k, m, false, stream);
+  const Case c(m, n, k, true);
   const int ldy = n + 8;
   bf16 *y = device<bf16>((size_t)m * ldy);
-  assert_true(cuts ? linear_short_cut(w, records, y, ldy, m, cuts, scratch, stream) : linear_short(w, records, y, ldy, m, scratch, stream));
+  assert_true(cuts ? linear_short_cut(c.w, c.x, y, ldy, m, cuts, scratch, stream) : linear_short(c.w, c.x, y, ldy, m, scratch, stream));
   cuda(cudaStreamSynchronize(stream));
-  const std::vector<float> rows = quantised(x);
-  const std::vector<bf16> got = fetch(y, (size_t)m * ldy);
-  double difference = 0, all = 0;
-  for (int t = 0; t < m; t++)
-    for (int o = t % 3; o < n; o += 3) {
-      double sum = 0;
-      for (int i = 0; i < k; i++) sum += (double)c.values[(size_t)o * k + i] * rows[(size_t)t * k + i];
-      difference += ((float)got[(size_t)t * ldy + o] - sum) * ((float)got[(size_t)t * ldy + o] - sum);
-      all += sum * sum;
-    }
-  const double error = std::sqrt(difference / all);
-  if (!(error <= 3e-3)) fail_msg("%d x %d, %d tokens, %d cuts: relative error %.1e", n, k, m, cuts, error);
-  for (uint32_t word : fetch((const uint32_t *)scratch.partial, (size_t)scratch.sms * kPartialFloats)) assert_int_equal(word, ~0u);
+  char what[16];
+  snprintf(what, sizeof what, "%d cuts", cuts);
+  c.check(fetch(y, (size_t)m * ldy).data(), 0, 0, 1, 3e-3, what, ldy);
+  partials_are_clean();
   free_all();
 }
 
@@ -144,19 +68,9 @@ static void not_served(void **state) {
   assert_false(linear_short_cut({nullptr, 0, 1024, 1024, Weights::F8}, x, nullptr, 1024, 64, 2, scratch, stream)); // rounds of sums
 }
 
-static int open_device(void **state) {
+static int open_eight(void **state) {
   (void)state;
-  cuda(cudaStreamCreate(&stream));
-  linear_short_prepare();
-  scratch.sms = 8;
-  cuda(cudaMalloc(&scratch.partial, (size_t)scratch.sms * kPartialFloats * 4));
-  cuda(cudaMemset(scratch.partial, 0xff, (size_t)scratch.sms * kPartialFloats * 4));
-  return 0;
-}
-static int close_device(void **state) {
-  (void)state;
-  cuda(cudaFree(scratch.partial));
-  cuda(cudaStreamDestroy(stream));
+  open_scratch(8);
   return 0;
 }
 
@@ -165,5 +79,5 @@ int main(void) {
       cmocka_unit_test(one_range),   cmocka_unit_test(ranges),     cmocka_unit_test(many_blocks),
       cmocka_unit_test(its_own_choice), cmocka_unit_test(not_served),
   };
-  return cmocka_run_group_tests(tests, open_device, close_device);
+  return cmocka_run_group_tests(tests, open_eight, close_device);
 }

@@ -1,23 +1,6 @@
 // Sums over ranks on emulated devices: the norm's kernel of several ranks against sums in double, with few rows and many, by both
 // ways, in a row of calls as a step makes them; and how a wait ends for which nothing comes.
-#include <cmath>
-#include <cstring>
-#include <random>
-#include <vector>
-
-#include <csetjmp>
-#include <cstdarg>
-#include <cstddef>
-#include <cstdint>
-#include <functional>
-#include <thread>
-
-#include "tools/gpu/mesh.cuh"
-extern "C" {
-#include <cmocka.h>
-}
-
-using namespace mob;
+#include "tests/unit/cuda/ranks_case.h"
 
 constexpr int kMaxRows = 64;
 
@@ -28,58 +11,20 @@ struct Arrays {
   float *expert_weight;
 };
 
-template <class T> static T *upload(const std::vector<T> &v) {
-  T *p;
-  MESH_OK(cudaMalloc(&p, v.size() * sizeof(T)));
-  MESH_OK(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return p;
-}
-template <class T> static std::vector<T> fetch(const T *p, size_t n) {
-  std::vector<T> out(n);
-  MESH_OK(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
-  return out;
-}
-static float to_float(uint16_t bits) {
-  const uint32_t word = (uint32_t)bits << 16;
-  float f;
-  memcpy(&f, &word, 4);
-  return f;
-}
-static uint16_t random_bf16(std::mt19937 &rng) {
-  const float f = std::uniform_real_distribution<float>(-2, 2)(rng);
-  uint32_t word;
-  memcpy(&word, &f, 4);
-  return (uint16_t)(word >> 16);
-}
-
-static void each_rank(mesh::Mesh *m, const std::function<void(int)> &work) {
-  std::vector<std::thread> threads;
-  for (int r = 0; r < (int)m->ranks.size(); r++)
-    threads.emplace_back([&, r] {
-      MESH_OK(cudaSetDevice(r));
-      work(r);
-      MESH_OK(cudaStreamSynchronize(m->ranks[(size_t)r].stream));
-    });
-  for (std::thread &t : threads) t.join();
-}
-
 // Three calls one after the other, each adding the same parts: x + 3 * (sum of parts + bias), normed.
 static void check_sums(int ranks, int rows, int hidden, bool experts) {
   mesh::Mesh m;
   mesh::open(&m, ranks, hidden, kMaxRows, 60000);
   std::mt19937 rng((unsigned)(ranks * 1000 + rows));
   const size_t n = (size_t)rows * (size_t)hidden;
-  std::vector<float> x(n), w((size_t)hidden), bias((size_t)hidden);
-  for (float &v : x) v = std::uniform_real_distribution<float>(-1, 1)(rng);
-  for (float &v : w) v = std::uniform_real_distribution<float>(0.5f, 1.5f)(rng);
-  for (float &v : bias) v = std::uniform_real_distribution<float>(-1, 1)(rng);
+  const std::vector<float> x = random_floats(rng, n, -1, 1), w = random_floats(rng, (size_t)hidden, 0.5f, 1.5f),
+                           bias = random_floats(rng, (size_t)hidden, -1, 1);
   std::vector<double> sum(n);
   std::vector<Arrays> arrays((size_t)ranks);
   for (int r = 0; r < ranks; r++) {
-    std::vector<uint16_t> add(n), expert(n);
+    const std::vector<uint16_t> add = random_bf16(rng, n), expert = random_bf16(rng, n);
     std::vector<int> expert_row((size_t)rows * 2);
     std::vector<float> weight((size_t)rows * 2);
-    for (size_t i = 0; i < n; i++) add[i] = random_bf16(rng), expert[i] = random_bf16(rng);
     for (int t = 0; t < rows; t++) { // a token's two experts: one on rank t % ranks, the other nowhere
       expert_row[(size_t)t * 2] = t % ranks == r ? rows - 1 - t : -1;
       expert_row[(size_t)t * 2 + 1] = -1;
@@ -94,7 +39,7 @@ static void check_sums(int ranks, int rows, int hidden, bool experts) {
     Arrays &a = arrays[(size_t)r];
     a = {upload(x), upload(w), upload(bias), upload(x), (bf16 *)upload(add), (bf16 *)upload(expert), upload(expert_row), upload(weight)};
   }
-  each_rank(&m, [&](int r) {
+  on_devices(&m, [&](int r) {
     const mesh::Rank &rank = m.ranks[(size_t)r];
     const Arrays &a = arrays[(size_t)r];
     NormIn in = {};
@@ -131,10 +76,7 @@ static void check_sums(int ranks, int rows, int hidden, bool experts) {
     assert_true(error < 3 * 0.02 * ranks); // bf16 sums of values up to 2 a rank
     assert_true(norm_error < 1e-5);
   }
-  for (Arrays &a : arrays)
-    for (void *p : {(void *)a.x, (void *)a.w, (void *)a.bias, (void *)a.out, (void *)a.add, (void *)a.expert_y, (void *)a.expert_row,
-                    (void *)a.expert_weight})
-      MESH_OK(cudaFree(p));
+  free_all();
   mesh::close(&m);
 }
 
@@ -167,16 +109,8 @@ static void test_missing_rank(void **) {
   int turn = 0;
   for (int i = 0; i < 20; i++) norm_rows_ranks(in, NormOut(), rank.peers, &turn, 1, 6, rank.stream);
   MESH_OK(cudaStreamSynchronize(rank.stream));
-  assert_int_equal(m.words[0], 1);
-  assert_int_equal(m.words[1], 1 + 1); // rank 0 missed rank 1
-  assert_int_equal(m.words[2], 0);
-  for (const mesh::Rank &r : m.ranks) {
-    Waits waits;
-    MESH_OK(cudaMemcpy(&waits, r.waits, sizeof waits, cudaMemcpyDeviceToHost));
-    assert_int_equal(waits.halt, 1);
-  }
-  MESH_OK(cudaFree(in.x));
-  MESH_OK(cudaFree((void *)in.add));
+  second_was_missed(m);
+  free_all();
   mesh::close(&m);
 }
 
