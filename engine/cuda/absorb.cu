@@ -4,15 +4,10 @@
 // Activations are not quantised here: e4m3 weights are unpacked to half (exact) for mma.sync. A CTA has one head's weights in
 // shared memory and walks over tokens, eight at a time.
 #include "absorb.cuh"
+#include "rope.cuh"
 
 namespace mob {
 namespace {
-
-__device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k) {
-  float s, c;
-  sincosf((float)position * rope.inv_freq[k], &s, &c);
-  return make_float2(c * rope.factor, s * rope.factor);
-}
 
 // ------------------------------------------------------------------------------- any dimensions
 

@@ -221,7 +221,7 @@ __device__ __forceinline__ void put_result(const AttendGqa &p, int row, int kv, 
 }
 
 // Where CTA `cta` leaves its piece of a pair that is cut: a run has two places, [1] for the pair that begins in it and goes on, [0] for
-// the one that it goes on with. A word is its own flag, as in linear_many.cuh: every bit set is "not there yet".
+// the one that it goes on with. A word is its own flag (words.cuh).
 __device__ __forceinline__ float *piece_place(const AttendGqa &p, int cta, bool begins) { return p.partial + ((size_t)cta * 2 + begins) * kGqaPartial; }
 
 template <int Dim, bool Wide>
@@ -240,14 +240,12 @@ template <int Dim, bool Wide>
 __device__ __forceinline__ void join_pieces(const AttendGqa &p, int row, int kv, int first, int pieces, float scale) {
   using At = Place<Dim, Wide>;
   constexpr int kBatch = 4; // pieces whose words are in flight
-  const uint4 mark = make_uint4(~0u, ~0u, ~0u, ~0u);
   float v[At::kPasses][4] = {}, top = -INFINITY, sum = 0;
 #pragma unroll 1
   for (int from = 0; from < pieces; from += kBatch) {
     uint4 part[kBatch][At::kPasses], weight[kBatch];
     uint32_t start = 0;
     auto place = [&](int g) { return piece_place(p, first + from + g, from + g == 0); };
-    auto there = [](const uint4 &w) { return w.x != ~0u && w.y != ~0u && w.z != ~0u && w.w != ~0u; };
     for (int tries = 0;; tries++) {
       bool all = true;
 #pragma unroll
@@ -260,26 +258,20 @@ __device__ __forceinline__ void join_pieces(const AttendGqa &p, int row, int kv,
 #pragma unroll
       for (int g = 0; g < kBatch; g++) {
         if (from + g >= pieces) break;
-        all = all && there(weight[g]);
+        all = all && is_there(weight[g]);
 #pragma unroll
-        for (int i = 0; i < At::kPasses; i++) all = all && there(part[g][i]);
+        for (int i = 0; i < At::kPasses; i++) all = all && is_there(part[g][i]);
       }
-      if (all) break;
-      spin_pause();
-      if (tries % 1024 == 1023) {
-        const uint32_t now = clock_ticks();
-        if (!start) start = now;
-        if (give_up_here(p.waits, now - start)) break;
-      }
+      if (all || !look_again_here(p.waits, tries, &start)) break;
     }
     __syncwarp(); // a row's lanes have all seen its weights
     float high = top;
 #pragma unroll
     for (int g = 0; g < kBatch; g++) {
       if (from + g >= pieces) break;
-      if (threadIdx.x % At::kLanes == 0) store_relaxed_gpu(place(g) + kGqaGroup * 128 + 4 * At::row(), mark);
+      if (threadIdx.x % At::kLanes == 0) store_relaxed_gpu(place(g) + kGqaGroup * 128 + 4 * At::row(), not_there());
 #pragma unroll
-      for (int i = 0; i < At::kPasses; i++) store_relaxed_gpu(place(g) + At::row() * 128 + At::col(i), mark);
+      for (int i = 0; i < At::kPasses; i++) store_relaxed_gpu(place(g) + At::row() * 128 + At::col(i), not_there());
       high = fmaxf(high, __uint_as_float(weight[g].x));
     }
     const float shrink = exp2f((top - high) * scale);

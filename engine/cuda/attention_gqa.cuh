@@ -71,9 +71,9 @@ __device__ __forceinline__ void put_columns(const HeadsOut &to, int row, int col
   } else if (to.records.fp8) {
     uint8_t *record = to.records.data + (size_t)(col / 256) * to.records.mp * 264;
     at = record + ((size_t)(col / 128 % 2) * to.records.mp + row) * 128 + (((col % 128 >> 4) ^ (row & 7)) << 4) + (col & 15);
-    const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(v[0] * inverse, v[1] * inverse), __NV_SATFINITE, __NV_E4M3);
+    const uint32_t low = pack_e4m3(v[0] * inverse, v[1] * inverse);
     if constexpr (N == 4) {
-      const uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(v[2] * inverse, v[3] * inverse), __NV_SATFINITE, __NV_E4M3);
+      const uint32_t high = pack_e4m3(v[2] * inverse, v[3] * inverse);
       *(uint32_t *)at = low | high << 16;
     } else {
       *(uint16_t *)at = (uint16_t)low;

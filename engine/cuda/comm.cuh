@@ -1,11 +1,10 @@
 // How the ranks of a stage, GPUs of one host, send words to one another: each stores into the others' inboxes over NVLink.
 //
-// A word with every bit set means "not there yet", so that a word is its own flag: no fence, no counter, one trip. The taker puts
-// the mark back. Two inboxes in turn are enough for that never to race: a rank stores into the inbox of collective n again in
+// A word is its own flag (words.cuh). Two inboxes in turn are enough for that never to race: a rank stores into the inbox of collective n again in
 // collective n + 2, after it has everything of n + 1; so every other rank began n + 1, and had ended n and put its marks back.
 // A step has an even number of sums (two a layer), so that which inbox is whose turn is known when a graph is captured.
 #pragma once
-#include "waits.cuh"
+#include "words.cuh"
 
 namespace mob {
 
@@ -63,7 +62,6 @@ struct PartsOut {
 // A word that is there.
 __device__ __forceinline__ uint32_t sealed(uint32_t bf16_pair) { return bf16_pair == ~0u ? 0x7fc07fc0u : bf16_pair; }
 __device__ __forceinline__ uint4 sealed(uint4 v) { return make_uint4(sealed(v.x), sealed(v.y), sealed(v.z), sealed(v.w)); }
-__device__ __forceinline__ bool is_there(uint4 v) { return v.x != ~0u && v.y != ~0u && v.z != ~0u && v.w != ~0u; }
 
 // Eight columns of a row.
 __device__ __forceinline__ void send_part(const PartsOut &p, int row, int col, int n, uint4 word) {
@@ -76,25 +74,8 @@ __device__ __forceinline__ void send_part(const PartsOut &p, int row, int col, i
 }
 
 // Takes the 16 bytes at `from` + r * stride of every rank r < n; zeros where a wait ended without them.
-template <int Max> __device__ __forceinline__ void take_all(const Peers &p, uint8_t *from, size_t stride, int n, uint4 v[Max], int sender) {
-  uint32_t start = 0;
-  int missing = -1;
-  for (int tries = 0;; tries++) {
-    missing = -1;
-#pragma unroll
-    for (int r = 0; r < Max; r++)
-      if (r < n) v[r] = load_relaxed_sys(from + r * stride);
-#pragma unroll
-    for (int r = 0; r < Max; r++)
-      if (r < n && !is_there(v[r])) missing = r;
-    if (missing < 0 || !look_again(p.waits, tries, &start, n == 1 ? sender : missing)) break;
-  }
-#pragma unroll
-  for (int r = 0; r < Max; r++) {
-    if (r >= n) continue;
-    if (missing >= 0 && !is_there(v[r])) v[r] = make_uint4(0, 0, 0, 0);
-    store_relaxed_sys(from + r * stride, make_uint4(~0u, ~0u, ~0u, ~0u));
-  }
+template <int Max> __device__ __forceinline__ void take_all(const Peers &p, uint8_t *from, size_t stride, int n, uint4 (&v)[Max], int sender) {
+  take_words(v, from, stride, 0, n, -1, n == 1 ? sender : -1, p.waits);
 }
 
 } // namespace mob

@@ -42,15 +42,17 @@ __device__ __forceinline__ void unpack_bf16(uint4 v, float out[8]) {
 __device__ __forceinline__ uint4 pack_bf16x8(const float v[8]) {
   return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
 }
+__device__ __forceinline__ float round_bf16(float v) { return __bfloat162float(__float2bfloat16(v)); }
+__device__ __forceinline__ uint32_t pack_e4m3(float a, float b) { return __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3); }
 __device__ __forceinline__ uint2 pack_e4m3x8(const float v[8], float inverse) {
   uint32_t w[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 p = make_float2(v[2 * i] * inverse, v[2 * i + 1] * inverse);
-    w[i] = __nv_cvt_float2_to_fp8x2(p, __NV_SATFINITE, __NV_E4M3);
-  }
+  for (int i = 0; i < 4; i++) w[i] = pack_e4m3(v[2 * i] * inverse, v[2 * i + 1] * inverse);
   return make_uint2(w[0] | w[1] << 16, w[2] | w[3] << 16);
 }
+
+// silu(gate) * up
+__device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
 
 // Scale of 128 values whose largest magnitude is `amax`: engine convention max(amax, 1e-10) / 448, a power of two with ue8m0.
 __device__ __forceinline__ float quant_scale(float amax, bool ue8m0) {
@@ -77,9 +79,16 @@ __device__ __forceinline__ RecordRow record_row(const Records &r, int row) {
   return {r.data, bytes, r.data + (size_t)r.mp * 256, bytes, r.mp, row, r.fp8};
 }
 
-// Eight columns (col % 8 == 0) of a row into records. All 16 lanes of a half-warp hold the 128 columns of a block, in order;
-// every lane of the warp must call this (fp8 shuffles), with `store` false where there is no such row or column. Values of columns at or behind the matrix's own must be 0.
-__device__ __forceinline__ void put_record(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store = true) {
+// Where a row's 16-byte chunk lies (0 to 7) in the first or the second tile of a pair of `rows` rows each.
+__device__ __forceinline__ uint8_t *record_chunk(uint8_t *pair, int second, int rows, int row, int chunk) {
+  return pair + ((size_t)second * rows + row) * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+// Eight columns (col % 8 == 0) of a row into records: `put(address, word)` stores words of 4 bytes (scales), 8 (e4m3) and 16 (bf16), and
+// knows where else. All 16 lanes of a half-warp hold the 128 columns of a block, in order; every lane of the warp must call this (fp8
+// shuffles), with `store` false where there is no such row or column. Values of columns at or behind the matrix's own must be 0.
+template <class Put>
+__device__ __forceinline__ void put_record_by(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store, const Put &put) {
   if (to.fp8) {
     float amax = 0;
 #pragma unroll
@@ -89,13 +98,16 @@ __device__ __forceinline__ void put_record(const RecordRow &to, int col, const f
     if (!store) return;
     const float scale = quant_scale(amax, ue8m0);
     const int c = col % 128, second = col / 128 % 2;
-    *(uint2 *)(to.data + col / 256 * to.pair_bytes + ((size_t)second * to.rows + to.row) * 128 + (((c >> 4) ^ (to.row & 7)) << 4) +
-               (c & 15)) = pack_e4m3x8(v, 1.0f / scale);
-    if (c == 0) *(float *)(to.scales + col / 256 * to.pair_scales + ((size_t)second * to.rows + to.row) * 4) = scale;
+    const uint2 word = pack_e4m3x8(v, 1.0f / scale);
+    put(record_chunk(to.data + col / 256 * to.pair_bytes, second, to.rows, to.row, c >> 4) + (c & 15), word);
+    if (c == 0) put(to.scales + col / 256 * to.pair_scales + ((size_t)second * to.rows + to.row) * 4, scale);
   } else if (store) {
-    *(uint4 *)(to.data + col / 128 * to.pair_bytes + ((size_t)(col / 64 % 2) * to.rows + to.row) * 128 +
-               (((col % 64 / 8) ^ (to.row & 7)) << 4)) = pack_bf16x8(v);
+    const uint4 word = pack_bf16x8(v);
+    put(record_chunk(to.data + col / 128 * to.pair_bytes, col / 64 % 2, to.rows, to.row, col % 64 / 8), word);
   }
+}
+__device__ __forceinline__ void put_record(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store = true) {
+  put_record_by(to, col, v, ue8m0, store, [](uint8_t *at, auto word) { *(decltype(word) *)at = word; });
 }
 __device__ __forceinline__ void put_record(const Records &to, int row, int col, const float v[8], bool ue8m0, bool store = true) {
   put_record(record_row(to, row), col, v, ue8m0, store);

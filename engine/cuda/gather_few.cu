@@ -1,34 +1,12 @@
 // The dispatch plan and its gathering for few rows. Every CTA, one a row, makes the plan for itself from all choices: counts of all experts,
 // and its own row's places, a row's number among its expert's being that of the rows before it. So nothing waits for a plan's kernel.
+#include "moe_plan.cuh"
 #include "route_many.h"
 
 namespace mob {
 namespace {
 
 constexpr int kThreads = 512, kEach = 4, kMostSlots = 32; // experts; choices of a thread
-
-__device__ __forceinline__ int here(const MoePlan &p, int id) { return id >= p.first && id < p.first + p.experts ? id - p.first : -1; }
-
-// Sum over the threads before this one; `all`: of all threads.
-__device__ __forceinline__ int2 sums_before(int2 own, int2 *warps, int2 *all) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int2 v = own;
-#pragma unroll
-  for (int s = 1; s < 32; s <<= 1) {
-    const int2 o = make_int2(__shfl_up_sync(~0u, v.x, s), __shfl_up_sync(~0u, v.y, s));
-    if (lane >= s) v.x += o.x, v.y += o.y;
-  }
-  if (lane == 31) warps[warp] = v;
-  __syncthreads();
-  int2 sum = make_int2(0, 0);
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; w++) {
-    if (w == warp) v.x += sum.x, v.y += sum.y;
-    sum.x += warps[w].x, sum.y += warps[w].y;
-  }
-  *all = sum;
-  return make_int2(v.x - own.x, v.y - own.y);
-}
 
 __global__ void __launch_bounds__(kThreads) plan_gather_kernel(const Records x, const MoePlan p, const TileRows out) {
   __shared__ int counts[kThreads], slot_of[kThreads], before[kMostSlots]; // rows; of this row's choices, + 1; rows in front that chose the same
@@ -70,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) plan_gather_kernel(const Records x, 
   const int tokens = shared ? count : counts[tid], padded = (tokens + 7) / 8 * 8;
   const int each = tile_tokens_each(tokens, p.most), tiles = (tokens + each - 1) / each;
   int2 all;
-  const int2 at = sums_before(make_int2(padded, tiles), warps, &all);
+  const int2 at = prefix_sum<kThreads>(make_int2(padded, tiles), warps, &all);
   const int slot = shared ? p.top_k + tid - p.experts : slot_of[tid] - 1;
   if (t < count && slot >= 0) {
     const int rank = shared ? t : before[slot], tile = rank / each, row = at.x + rank;

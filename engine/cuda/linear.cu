@@ -52,6 +52,35 @@ void linear_prepare() {
 // Above this many tokens the tensor cores are the bound of all but short matrices (a router's), not the weights' bytes.
 static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
 
+static LinearMany many_params(const Matrix &w, const Records &x, void *y, int m, int n, const LinearScratch &s) {
+  LinearMany p = {};
+  p.w = w.data;
+  p.x = x.data;
+  p.mp = x.mp;
+  p.y = y;
+  p.partial = s.partial;
+  p.waits = s.waits;
+  p.m = m;
+  p.n = n;
+  p.pairs = p.w_pairs = (int)column_pairs(w);
+  p.min_run = 3;
+  return p;
+}
+
+static LinearWide wide_params(const Matrix &w, const Records &x, void *y, int m, int n, const LinearScratch &s) {
+  LinearWide p = {};
+  p.w = w.data;
+  p.x = x.data;
+  p.mp = x.mp;
+  p.y = y;
+  p.partial = s.partial;
+  p.waits = s.waits;
+  p.m = m;
+  p.n = n;
+  p.pairs = p.w_pairs = (int)column_pairs(w);
+  return p;
+}
+
 void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
             cudaStream_t stream) {
   if (m <= kFewRows) {
@@ -60,27 +89,19 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
     return;
   }
   if (!f32 && x_parts == 1 && linear_short(w, x, y, ldy, m, s, stream)) return;
-  const int pairs = (int)column_pairs(w);
   if (is_wide(w, m)) {
-    const LinearWide p = {w.data, x.data, y, s.partial, s.waits, x.mp, ldy, 0, m, w.n, pairs * x_parts, pairs};
+    LinearWide p = wide_params(w, x, y, m, w.n, s);
+    p.ldy = ldy;
+    p.pairs *= x_parts;
     if (w.kind == Weights::F8) linear_wide(p, s.sms, stream);
     else linear_wide_b16({p}, f32 ? WideOut::kFloats : WideOut::kRows, s.sms, stream);
     return;
   }
-  LinearMany p = {};
-  p.w = w.data;
-  p.x = x.data;
-  p.mp = x.mp;
-  p.y = y;
+  LinearMany p = many_params(w, x, y, m, w.n, s);
   p.ldy = ldy;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.m = m;
-  p.n = w.n;
-  p.pairs = pairs * x_parts;
-  p.w_pairs = pairs;
+  p.pairs *= x_parts;
   // A short matrix with many columns is summed from few runs: each costs the first CTA a trip through the L2.
-  p.min_run = w.n <= 256 ? 10 : 3;
+  if (w.n <= 256) p.min_run = 10;
   const int tile = m <= 96 ? m : 128;
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
   else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);
@@ -90,8 +111,9 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 bool linear_can_send(const Matrix &w, int m) { return w.kind == Weights::F8 && w.n % kTileRows == 0 && is_wide(w, m); }
 
 void linear_parts(const Matrix &w, const Records &x, const PartsOut &to, int m, const LinearScratch &s, cudaStream_t stream) {
-  const int pairs = (int)column_pairs(w);
-  linear_wide({w.data, x.data, nullptr, s.partial, s.waits, x.mp, w.n, 0, m, w.n, pairs, pairs}, s.sms, stream, to);
+  LinearWide p = wide_params(w, x, nullptr, m, w.n, s);
+  p.ldy = w.n;
+  linear_wide(p, s.sms, stream, to);
 }
 
 bool linear_can_gate(const Matrix &w, int64_t inter, int up_at, int act_k) {
@@ -104,23 +126,11 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
     linear_few_gated(w, inter, up_at, x, act, m, s, stream);
     return;
   }
-  const int pairs = (int)column_pairs(w);
   if (is_wide(w, m)) {
-    const LinearWide p = {w.data, x.data, act.data, s.partial, s.waits, x.mp, 0, 0, m, 2 * inter, pairs, pairs};
-    linear_wide_b16({p, up_at, act.mp}, WideOut::kGated, s.sms, stream);
+    linear_wide_b16({wide_params(w, x, act.data, m, 2 * inter, s), up_at, act.mp}, WideOut::kGated, s.sms, stream);
     return;
   }
-  LinearMany p = {};
-  p.w = w.data;
-  p.x = x.data;
-  p.mp = x.mp;
-  p.y = act.data;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.m = m;
-  p.n = 2 * inter;
-  p.pairs = p.w_pairs = pairs;
-  p.min_run = 3;
+  LinearMany p = many_params(w, x, act.data, m, 2 * inter, s);
   p.up_block = up_at / kTileRows;
   p.act_rows = act.mp;
   many_by_tile<false, false>(p, m <= 96 ? m : 128, s.sms, stream);
@@ -128,23 +138,14 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
 
 void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
                      cudaStream_t stream) {
-  const int pairs = (int)column_pairs(w);
   if (is_wide(w, keys)) {
-    const LinearWide p = {w.data, x.data, tiles, s.partial, s.waits, x.mp, 0, key_blocks, keys, w.n, pairs, pairs};
+    LinearWide p = wide_params(w, x, tiles, keys, w.n, s);
+    p.key_blocks = key_blocks;
     linear_wide(p, s.sms, stream);
     return;
   }
-  LinearMany p = {};
-  p.w = w.data;
-  p.x = x.data;
-  p.mp = x.mp;
-  p.y = tiles;
+  LinearMany p = many_params(w, x, tiles, keys, w.n, s);
   p.key_blocks = key_blocks;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.m = keys;
-  p.n = w.n;
-  p.pairs = p.w_pairs = pairs;
   p.min_run = 2;
   many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
 }

@@ -8,7 +8,7 @@
 // in the order of columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "common.cuh"
-#include "waits.cuh"
+#include "words.cuh"
 #include "engine/cuda/wgmma.cuh"
 
 namespace mob {
@@ -88,57 +88,6 @@ template <int Tokens> __device__ __forceinline__ TilePlace place_tile(const Line
   return {token, min(Tokens, p.m - token), tile / across * 2};
 }
 
-// ---- partial sums between CTAs. A word with every bit set (a NaN that no sum has) means "not there yet", so a word is its own
-// flag: no fence, one trip through the L2. The taker puts the mark back for the next launch. The giver is resident; still the
-// wait ends as all do (waits.cuh), so that a broken device ends the kernel.
-// Threads' four words beside each other, the next four `Stride` floats further.
-template <int Words, int Stride = 1024> __device__ __forceinline__ void give_partial(float *to, const float *sum) {
-#pragma unroll
-  for (int j = 0; j < Words / 4; j++) {
-    float v[4];
-#pragma unroll
-    for (int q = 0; q < 4; q++) v[q] = sum[4 * j + q] == sum[4 * j + q] ? sum[4 * j + q] : __int_as_float(0x7fc00000);
-    store_relaxed_gpu(to + j * Stride, make_float4(v[0], v[1], v[2], v[3]));
-  }
-}
-
-template <int Words, int Stride = 1024> __device__ __forceinline__ void take_partial(float *from, float *sum, Waits *waits) {
-  constexpr int kBatch = Words / 4 < 8 ? Words / 4 : 8; // loads in flight
-  uint32_t start = 0;
-#pragma unroll
-  for (int first = 0; first < Words / 4; first += kBatch) {
-    uint32_t v[kBatch][4];
-    for (int tries = 0;; tries++) {
-      bool there = true;
-#pragma unroll
-      for (int j = 0; j < kBatch; j++) {
-        if (first + j >= Words / 4) break;
-        const uint4 word = load_relaxed_gpu(from + (first + j) * Stride);
-        v[j][0] = word.x, v[j][1] = word.y, v[j][2] = word.z, v[j][3] = word.w;
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; j++) {
-        if (first + j >= Words / 4) break;
-        there = there && v[j][0] != ~0u && v[j][1] != ~0u && v[j][2] != ~0u && v[j][3] != ~0u;
-      }
-      if (there) break;
-      spin_pause();
-      if (tries % 1024 == 1023) {
-        const uint32_t now = clock_ticks();
-        if (!start) start = now;
-        if (give_up_here(waits, now - start)) break;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; j++) {
-      if (first + j >= Words / 4) break;
-      store_relaxed_gpu(from + (first + j) * Stride, make_uint4(~0u, ~0u, ~0u, ~0u));
-#pragma unroll
-      for (int q = 0; q < 4; q++) sum[4 * (first + j) + q] += __uint_as_float(v[j][q]);
-    }
-  }
-}
-
 // One tile of 64 outputs x 128 bytes of columns: 4 instructions, in a group of their own.
 template <class Mma, int Words> __device__ __forceinline__ void tile_group(float (&acc)[Words], const uint8_t *w, const uint8_t *x, int more) {
   const uint64_t a = swizzled_operand(w), b = swizzled_operand(x);
@@ -201,15 +150,130 @@ __device__ __forceinline__ void pair_sums(float (&sum)[Tokens / 2], const uint8_
   }
 }
 
+// Columns n .. n + 7 of a row of y, but those behind its last; `to`: the first one's place.
+__device__ __forceinline__ void put_eight(bf16 *to, int n, int columns, int ldy, const void *eight) {
+  if (n + 8 <= columns && ldy % 8 == 0) {
+    *(uint4 *)to = *(const uint4 *)eight;
+    return;
+  }
+#pragma unroll 1
+  for (int k = 0; k < 8 && n + k < columns; k++) to[k] = ((const bf16 *)eight)[k];
+}
+
+// Where outputs n .. n + 7 of a key, `chunk` of their 64, lie in kv tiles (attention_prefill.cu): 256 outputs of 64 keys, four tiles of 64.
+__device__ __forceinline__ size_t kv_place(int key_blocks, int key, int n, int chunk) {
+  return (((size_t)(n / 256) * key_blocks + key / 64) * 4 + n % 256 / 64) * kTileBytes + key % 64 * 128 + ((chunk ^ (key & 7)) << 4);
+}
+
 // Eight columns of gate at `from`, of up 64 further.
 __device__ __forceinline__ void put_gated(const LinearMany &p, const bf16 *from, int row, int col) {
   float gate[8], up[8];
   unpack_bf16(*(const uint4 *)from, gate);
   unpack_bf16(*(const uint4 *)(from + 64), up);
 #pragma unroll
-  for (int i = 0; i < 8; i++) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
-  *(uint4 *)((uint8_t *)p.y + (size_t)(col / 128) * record_bytes(false, p.act_rows) + ((size_t)(col / 64 % 2) * p.act_rows + row) * 128 +
-             ((col % 64 / 8 ^ (row & 7)) << 4)) = pack_bf16x8(gate);
+  for (int i = 0; i < 8; i++) gate[i] = swiglu(gate[i], up[i]);
+  *(uint4 *)record_chunk((uint8_t *)p.y + (size_t)(col / 128) * record_bytes(false, p.act_rows), col / 64 % 2, p.act_rows, row, col % 64 / 8) =
+      pack_bf16x8(gate);
+}
+
+// The producer, one thread: all stages of all pieces.
+template <bool Fp8, int Tokens>
+__device__ __forceinline__ void many_fill(const LinearMany &p, Pieces &pieces, uint8_t *ring, uint64_t *full, uint64_t *empty) {
+  using S = LinearManyShared<Fp8, Tokens>;
+  const int blocks = (p.n + kTileRows - 1) / kTileRows;
+  const uint64_t once = policy_evict_first(), keep = policy_evict_last();
+  const size_t record = record_bytes(Fp8, p.mp);
+  int s = 0, phase = 1;
+  bool waited = false;
+  while (pieces.next()) {
+    const TilePlace t = place_tile<Tokens>(p, pieces.tile);
+    const int rows = (t.tokens + 7) / 8 * 8;
+    const bool both = t.block + 1 < blocks, whole = rows == p.mp;
+    const bool gated = !Fp8 && p.up_block > 0;
+    const uint8_t *w = p.w + (size_t)(gated ? t.block / 2 : t.block) * p.w_pairs * kPairBytes;
+    const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
+    const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
+    const uint32_t bytes = (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256);
+    const uint64_t policy = p.m > Tokens ? keep : once;
+    auto load_w = [&](int pair, uint8_t *stage, uint64_t *bar) {
+      const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
+      mbar_arrive_expect(bar, bytes);
+      bulk_load(stage, from, kPairUsed, bar, policy);
+      if (both) bulk_load(stage + S::kSlot, from + second, kPairUsed, bar, policy);
+    };
+    auto load_x = [&](int pair, uint8_t *stage, uint64_t *bar) {
+      const uint8_t *from = x + (size_t)pair * record, *scales = xs + (size_t)pair * record;
+      if (whole) {
+        bulk_load(stage + S::kX, from, rows * (Fp8 ? 264 : 256), bar, keep);
+        return;
+      }
+      bulk_load(stage + S::kX, from, rows * 128, bar, keep);
+      bulk_load(stage + S::kX + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, bar, keep);
+      if (!Fp8) return;
+      bulk_load(stage + S::kX + Tokens * 256, scales, rows * 4, bar, keep);
+      bulk_load(stage + S::kX + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, bar, keep);
+    };
+    int begin = pieces.first;
+    if (!waited) { // weights do not depend on the kernel before
+      const int ahead = min(S::kStages, pieces.last - pieces.first);
+      for (int i = 0; i < ahead; i++) load_w(begin + i, ring + i * S::kStage, &full[i]);
+      depend_wait();
+      waited = true;
+      for (int i = 0; i < ahead; i++) load_x(begin + i, ring + i * S::kStage, &full[i]);
+      begin += ahead;
+      s = ahead % S::kStages;
+      if (ahead == S::kStages) phase = 0;
+    }
+    for (int pair = begin; pair < pieces.last; pair++) {
+      mbar_wait(&empty[s], phase);
+      load_w(pair, ring + s * S::kStage, &full[s]);
+      load_x(pair, ring + s * S::kStage, &full[s]);
+      if (++s == S::kStages) s = 0, phase ^= 1;
+    }
+  }
+  if (!waited) depend_wait();
+}
+
+// A tile's results, of both warpgroups, by way of `staging`. A thread's: outputs `row` and row + 8 of two tokens of every eight.
+template <bool Fp8, int Tokens, bool F32>
+__device__ __forceinline__ void many_store(const LinearMany &p, const TilePlace &t, const float (&sum)[Tokens / 2], int row, int t4, bf16 *staging) {
+  using S = LinearManyShared<Fp8, Tokens>;
+  constexpr int kWords = Tokens / 2;
+  const int tid = threadIdx.x, n0 = t.block * kTileRows;
+  if constexpr (F32) {
+#pragma unroll
+    for (int i = 0; i < kWords; i++) {
+      const int token = i / 4 * 8 + 2 * t4 + i % 2, n = n0 + row + (i % 4) / 2 * 8;
+      if (token < t.tokens && n < p.n) ((float *)p.y)[(size_t)(t.row + token) * p.ldy + n] = sum[i];
+    }
+  } else {
+#pragma unroll
+    for (int from = 0; from < Tokens; from += S::kStaged) {
+      if (from >= t.tokens) break;
+      group_sync<256>(1); // the staging is free
+#pragma unroll
+      for (int i = 0; i < S::kStaged / 2; i++) {
+        if (from / 2 + i >= kWords) break;
+        const int token = i / 4 * 8 + 2 * t4 + i % 2;
+        staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
+      }
+      group_sync<256>(1);
+      const int staged = min(S::kStaged, t.tokens - from);
+      if (!Fp8 && p.up_block > 0) {
+        for (int i = tid; i < staged * 8; i += 256) put_gated(p, staging + i / 8 * S::kPitch + i % 8 * 8, t.row + from + i / 8, n0 / 2 + i % 8 * 8);
+        continue;
+      }
+      for (int i = tid; i < staged * 16; i += 256) {
+        const int token = i / 16, n = n0 + i % 16 * 8;
+        const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
+        if (p.key_blocks) {
+          *(uint4 *)((uint8_t *)p.y + kv_place(p.key_blocks, t.row + from + token, n, n % 64 / 8)) = *(const uint4 *)out;
+          continue;
+        }
+        put_eight((bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n, n, p.n, p.ldy, out);
+      }
+    }
+  }
 }
 
 template <bool Fp8, int Tokens, bool F32>
@@ -231,65 +295,13 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
     mbar_init_fence();
   }
   __syncthreads();
-  const int high_blocks = (p.n + 127) / 128, blocks = (p.n + kTileRows - 1) / kTileRows;
+  const int high_blocks = (p.n + 127) / 128;
   const int tiles = (p.m + Tokens - 1) / Tokens * high_blocks;
   Pieces pieces(tiles, p.pairs, gridDim.x, blockIdx.x, p.min_run);
 
   if (warp >= 8) { // producer
     registers_shrink<72>();
-    if (warp == 8 && lane == 0) {
-      const uint64_t once = policy_evict_first(), keep = policy_evict_last();
-      const size_t record = record_bytes(Fp8, p.mp);
-      int s = 0, phase = 1;
-      bool waited = false;
-      while (pieces.next()) {
-        const TilePlace t = place_tile<Tokens>(p, pieces.tile);
-        const int rows = (t.tokens + 7) / 8 * 8;
-        const bool both = t.block + 1 < blocks, whole = rows == p.mp;
-        const bool gated = !Fp8 && p.up_block > 0;
-        const uint8_t *w = p.w + (size_t)(gated ? t.block / 2 : t.block) * p.w_pairs * kPairBytes;
-        const size_t second = (size_t)(gated ? p.up_block : 1) * p.w_pairs * kPairBytes; // from a tile's first block to its other one
-        const uint8_t *x = p.x + (size_t)t.row * 128, *xs = p.x + (size_t)p.mp * 256 + (size_t)t.row * 4;
-        const uint32_t bytes = (both ? 2 : 1) * kPairUsed + rows * (Fp8 ? 264 : 256);
-        const uint64_t policy = p.m > Tokens ? keep : once;
-        auto load_w = [&](int pair, uint8_t *stage, uint64_t *bar) {
-          const uint8_t *from = w + (size_t)(pair >= p.w_pairs ? pair - p.w_pairs : pair) * kPairBytes;
-          mbar_arrive_expect(bar, bytes);
-          bulk_load(stage, from, kPairUsed, bar, policy);
-          if (both) bulk_load(stage + S::kSlot, from + second, kPairUsed, bar, policy);
-        };
-        auto load_x = [&](int pair, uint8_t *stage, uint64_t *bar) {
-          const uint8_t *from = x + (size_t)pair * record, *scales = xs + (size_t)pair * record;
-          if (whole) {
-            bulk_load(stage + S::kX, from, rows * (Fp8 ? 264 : 256), bar, keep);
-            return;
-          }
-          bulk_load(stage + S::kX, from, rows * 128, bar, keep);
-          bulk_load(stage + S::kX + Tokens * 128, from + (size_t)p.mp * 128, rows * 128, bar, keep);
-          if (!Fp8) return;
-          bulk_load(stage + S::kX + Tokens * 256, scales, rows * 4, bar, keep);
-          bulk_load(stage + S::kX + Tokens * 260, scales + (size_t)p.mp * 4, rows * 4, bar, keep);
-        };
-        int begin = pieces.first;
-        if (!waited) { // weights do not depend on the kernel before
-          const int ahead = min(S::kStages, pieces.last - pieces.first);
-          for (int i = 0; i < ahead; i++) load_w(begin + i, ring + i * S::kStage, &full[i]);
-          depend_wait();
-          waited = true;
-          for (int i = 0; i < ahead; i++) load_x(begin + i, ring + i * S::kStage, &full[i]);
-          begin += ahead;
-          s = ahead % S::kStages;
-          if (ahead == S::kStages) phase = 0;
-        }
-        for (int pair = begin; pair < pieces.last; pair++) {
-          mbar_wait(&empty[s], phase);
-          load_w(pair, ring + s * S::kStage, &full[s]);
-          load_x(pair, ring + s * S::kStage, &full[s]);
-          if (++s == S::kStages) s = 0, phase ^= 1;
-        }
-      }
-      if (!waited) depend_wait();
-    }
+    if (warp == 8 && lane == 0) many_fill<Fp8, Tokens>(p, pieces, ring, full, empty);
     return;
   }
 
@@ -319,46 +331,7 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
       const int last = pieces.last_cta();
       for (int c = blockIdx.x + 1; c <= last; c++) take_partial<kWords>(p.partial + (size_t)c * (128 * Tokens) + tid * 4, sum, p.waits);
     }
-    const int n0 = t.block * kTileRows;
-    if constexpr (F32) {
-#pragma unroll
-      for (int i = 0; i < kWords; i++) {
-        const int token = i / 4 * 8 + 2 * t4 + i % 2, n = n0 + row + (i % 4) / 2 * 8;
-        if (token < t.tokens && n < p.n) ((float *)p.y)[(size_t)(t.row + token) * p.ldy + n] = sum[i];
-      }
-    } else {
-#pragma unroll
-      for (int from = 0; from < Tokens; from += S::kStaged) {
-        if (from >= t.tokens) break;
-        group_sync<256>(1); // the staging is free
-#pragma unroll
-        for (int i = 0; i < S::kStaged / 2; i++) {
-          if (from / 2 + i >= kWords) break;
-          const int token = i / 4 * 8 + 2 * t4 + i % 2;
-          staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
-        }
-        group_sync<256>(1);
-        const int staged = min(S::kStaged, t.tokens - from);
-        if (!Fp8 && p.up_block > 0) {
-          for (int i = tid; i < staged * 8; i += 256) put_gated(p, staging + i / 8 * S::kPitch + i % 8 * 8, t.row + from + i / 8, n0 / 2 + i % 8 * 8);
-          continue;
-        }
-        for (int i = tid; i < staged * 16; i += 256) {
-          const int token = i / 16, n = n0 + i % 16 * 8;
-          const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
-          if (p.key_blocks) {
-            const int key = t.row + from + token;
-            *(uint4 *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + key / 64) * 4 + n % 256 / 64) * 8192 + key % 64 * 128 +
-                       ((n % 64 / 8 ^ (key & 7)) << 4)) = *(const uint4 *)out;
-            continue;
-          }
-          bf16 *to = (bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n;
-          if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *(const uint4 *)out;
-          else
-            for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = out[k];
-        }
-      }
-    }
+    many_store<Fp8, Tokens, F32>(p, t, sum, row, t4, staging);
   }
 }
 

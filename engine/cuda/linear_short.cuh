@@ -45,28 +45,12 @@ __device__ __forceinline__ void put_short(const LinearShort &p, const float *v, 
 // Adds what the other ranges' CTAs left of a group of eight tokens, in the order of ranges; `at`: where range 0 leaves it.
 template <int Most> __device__ __forceinline__ void take_short(const LinearShort &p, float *at, size_t step, int cut, float *sum) {
   uint4 v[Most];
-  uint32_t start = 0;
-  for (int tries = 0;; tries++) {
-    bool there = true;
-#pragma unroll
-    for (int c = 0; c < Most; c++)
-      if (c < p.cuts && c != cut) v[c] = load_relaxed_gpu(at + (size_t)c * step);
-#pragma unroll
-    for (int c = 0; c < Most; c++)
-      if (c < p.cuts && c != cut) there = there && v[c].x != ~0u && v[c].y != ~0u && v[c].z != ~0u && v[c].w != ~0u;
-    if (there) break;
-    spin_pause();
-    if (tries % 1024 == 1023) {
-      const uint32_t now = clock_ticks();
-      if (!start) start = now;
-      if (give_up_here(p.waits, now - start)) break;
-    }
-  }
+  wait_words(v, at, step, p.cuts, cut, p.waits);
   float all[4] = {};
 #pragma unroll
   for (int c = 0; c < Most; c++) {
     if (c >= p.cuts) break;
-    if (c != cut) store_relaxed_gpu(at + (size_t)c * step, make_uint4(~0u, ~0u, ~0u, ~0u));
+    if (c != cut) store_relaxed_gpu(at + (size_t)c * step, not_there());
     all[0] += c == cut ? sum[0] : __uint_as_float(v[c].x);
     all[1] += c == cut ? sum[1] : __uint_as_float(v[c].y);
     all[2] += c == cut ? sum[2] : __uint_as_float(v[c].z);
@@ -74,6 +58,30 @@ template <int Most> __device__ __forceinline__ void take_short(const LinearShort
   }
 #pragma unroll
   for (int k = 0; k < 4; k++) sum[k] = all[k];
+}
+
+// Each warpgroup gets the other's sums of half of the tokens, by way of `exchange` [2][half of a block's sums].
+template <int Tokens>
+__device__ __forceinline__ void exchange_halves(float *exchange, const float (&sum)[Tokens / 2], float (&half)[Tokens / 4]) {
+  constexpr int kWords = Tokens / 2, kHalf = 64 * Tokens / 2; // floats of a half
+  const int group = threadIdx.x / 128, in_group = threadIdx.x % 128;
+  float *mine = exchange + group * kHalf + in_group * 4, *others = exchange + (group ^ 1) * kHalf + in_group * 4;
+  group_sync<256>(1); // activations, or what was exchanged before, are read
+#pragma unroll
+  for (int k = 0; k < kWords / 2; k += 4) {
+    float *to = others + k * 128;
+    if (group == 0) *(float4 *)to = make_float4(sum[kWords / 2 + k], sum[kWords / 2 + k + 1], sum[kWords / 2 + k + 2], sum[kWords / 2 + k + 3]);
+    else *(float4 *)to = make_float4(sum[k], sum[k + 1], sum[k + 2], sum[k + 3]);
+  }
+  group_sync<256>(1);
+#pragma unroll
+  for (int k = 0; k < kWords / 2; k += 4) {
+    const float4 v = *(const float4 *)(mine + k * 128);
+    half[k] = (group ? sum[kWords / 2 + k] : sum[k]) + v.x;
+    half[k + 1] = (group ? sum[kWords / 2 + k + 1] : sum[k + 1]) + v.y;
+    half[k + 2] = (group ? sum[kWords / 2 + k + 2] : sum[k + 2]) + v.z;
+    half[k + 3] = (group ? sum[kWords / 2 + k + 3] : sum[k + 3]) + v.w;
+  }
 }
 
 template <int Tokens> __global__ void __launch_bounds__(LinearShortShared<Tokens>::kThreads, 1) linear_short_kernel(const LinearShort p) {
@@ -143,25 +151,8 @@ template <int Tokens> __global__ void __launch_bounds__(LinearShortShared<Tokens
       if (s >= p.w_slots) s -= p.w_slots, phase ^= 1;
     }
     turn -= count;
-    // Each warpgroup gets the other's sums of half of the tokens.
-    float *mine = exchange + group * (S::kSums / 8) + in_group * 4, *others = exchange + (group ^ 1) * (S::kSums / 8) + in_group * 4;
-    group_sync<256>(1); // activations, or what was exchanged before, are read
     float half[kWords / 2];
-#pragma unroll
-    for (int k = 0; k < kWords / 2; k += 4) {
-      float *to = others + k * 128;
-      if (group == 0) *(float4 *)to = make_float4(sum[kWords / 2 + k], sum[kWords / 2 + k + 1], sum[kWords / 2 + k + 2], sum[kWords / 2 + k + 3]);
-      else *(float4 *)to = make_float4(sum[k], sum[k + 1], sum[k + 2], sum[k + 3]);
-    }
-    group_sync<256>(1);
-#pragma unroll
-    for (int k = 0; k < kWords / 2; k += 4) {
-      const float4 v = *(const float4 *)(mine + k * 128);
-      half[k] = (group ? sum[kWords / 2 + k] : sum[k]) + v.x;
-      half[k + 1] = (group ? sum[kWords / 2 + k + 1] : sum[k + 1]) + v.y;
-      half[k + 2] = (group ? sum[kWords / 2 + k + 2] : sum[k + 2]) + v.z;
-      half[k + 3] = (group ? sum[kWords / 2 + k + 3] : sum[k + 3]) + v.w;
-    }
+    exchange_halves<Tokens>(exchange, sum, half);
     const int n = block * kTileRows + warp % 4 * 16, token0 = group * (Tokens / 2);
     const int from = kGroups * cut / p.cuts, to = kGroups * (cut + 1) / p.cuts; // groups that this CTA adds
     float *partial = p.partial + (size_t)block * p.cuts * (64 * Tokens) + group * (32 * Tokens) + in_group * 4;

@@ -14,7 +14,7 @@
 #include "comm.cuh"
 #include "common.cuh"
 #include "linear_many.cuh"
-#include "engine/cuda/wgmma.cuh"
+#include "wide_tiles.cuh"
 
 namespace mob {
 
@@ -105,30 +105,21 @@ template <int Words> __device__ __forceinline__ float (&part_of(float *sum, int 
   return *(float(*)[Words])(sum + part * Words);
 }
 
-// A warp's 16 tokens from `first` of the tile on, 64 results at a time by way of `own`: rows of them, 16-byte chunks swizzled.
+// A warp's 16 tokens from `first` of the tile on, 64 results at a time by way of `own`.
 template <int Blocks, class Wide>
 __device__ __forceinline__ void store_wide(const Wide &p, const WidePlace &t, int first, int lane, uint8_t *own, const float *sum) {
   const int blocks = (p.n + kTileRows - 1) / kTileRows;
 #pragma unroll
   for (int b = 0; b < Blocks; b++) {
     if (t.block + b >= blocks || first >= t.tokens) break;
-    __syncwarp(); // what was there is read
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      const float *v = sum + b * 32 + j * 4;
-      const uint32_t d[4] = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
-      const int at = lane % 16, chunk = j + lane / 16;
-      store_matrices(own + at * 128 + ((chunk ^ (at & 7)) << 4), d);
-    }
-    __syncwarp();
+    wide_stage(sum + b * 32, own, lane);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int at = i * 4 + lane / 8, chunk = lane % 8, n = (t.block + b) * kTileRows + chunk * 8, row = t.row + first + at;
       if (first + at >= t.tokens) break;
-      const uint4 *out = (const uint4 *)(own + at * 128 + ((chunk ^ (at & 7)) << 4));
+      const uint4 *out = wide_staged(own, at, chunk);
       if (p.key_blocks) {
-        *(uint4 *)((uint8_t *)p.y + (((size_t)(n / 256) * p.key_blocks + row / 64) * 4 + n % 256 / 64) * 8192 + row % 64 * 128 +
-                   ((chunk ^ (row & 7)) << 4)) = *out;
+        *(uint4 *)((uint8_t *)p.y + kv_place(p.key_blocks, row, n, chunk)) = *out;
         continue;
       }
       if constexpr (std::is_same_v<Wide, LinearWideParts>) {
@@ -137,10 +128,7 @@ __device__ __forceinline__ void store_wide(const Wide &p, const WidePlace &t, in
           continue;
         }
       }
-      bf16 *to = (bf16 *)p.y + (size_t)row * p.ldy + n;
-      if (n + 8 <= p.n && p.ldy % 8 == 0) *(uint4 *)to = *out;
-      else
-        for (int k = 0; k < 8 && n + k < p.n; k++) to[k] = ((const bf16 *)out)[k];
+      put_eight((bf16 *)p.y + (size_t)row * p.ldy + n, n, p.n, p.ldy, out);
     }
   }
 }
@@ -212,44 +200,17 @@ __device__ __forceinline__ void wide_fill(const LinearWide &p, WidePieces &piece
 template <int Groups, int Tall, int Outputs>
 __device__ __forceinline__ void wide_sums(const WidePieces &pieces, WideRing &ring, int group, int row, int lane, float (&sum)[Tall * Outputs / 2]) {
   using S = WideShared<Groups, Tall, Outputs>;
-  using Mma = WgmmaF8<Outputs>;
-  constexpr int kWords = Outputs / 2, kBlocks = S::kBlocks;
-  float2 ws[kBlocks];
+  float2 ws[S::kBlocks];
   for (int pair = pieces.first; pair < pieces.last; pair++) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       mbar_wait(&ring.full[ring.s], ring.phase);
       const uint8_t *stage = ring.data + ring.s * S::kStage;
-#pragma unroll
-      for (int part = 0; part < Tall; part++) {
-        float acc[kWords];
-        keep_registers(acc);
-        wgmma_fence();
-        tile_group<Mma>(acc, stage + (group * Tall + part) * 64 * 128, stage + S::kW, 0);
-        const float *xs = (const float *)(stage + S::kXScales) + row + part * 64;
-        const float x0 = xs[0], x1 = xs[8];
-        float s0[kBlocks], s1[kBlocks];
-#pragma unroll
-        for (int b = 0; b < kBlocks; b++) {
-          if (half == 0 && part == 0) ws[b] = *(const float2 *)(stage + S::kWScales + b * 16);
-          s0[b] = x0 * (half ? ws[b].y : ws[b].x);
-          s1[b] = x1 * (half ? ws[b].y : ws[b].x);
-        }
-        wgmma_wait<0>();
-        keep_registers(acc);
-        if (part + 1 == Tall) {
-          __syncwarp();
-          if (lane == 0) mbar_arrive(&ring.empty[ring.s]);
-          ring.next(S::kStages);
-        }
-#pragma unroll
-        for (int j = 0; j < kWords / 4; j++) {
-          sum[part * kWords + 4 * j] += acc[4 * j] * s0[j / 8];
-          sum[part * kWords + 4 * j + 1] += acc[4 * j + 1] * s0[j / 8];
-          sum[part * kWords + 4 * j + 2] += acc[4 * j + 2] * s1[j / 8];
-          sum[part * kWords + 4 * j + 3] += acc[4 * j + 3] * s1[j / 8];
-        }
-      }
+      wide_products<Tall>(sum, stage + group * Tall * 8192, stage + S::kW, (const float *)(stage + S::kXScales) + row, stage + S::kWScales, ws, half,
+                          [&] {
+                            if (lane == 0) mbar_arrive(&ring.empty[ring.s]);
+                            ring.next(S::kStages);
+                          });
     }
   }
 }

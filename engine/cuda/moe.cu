@@ -1,16 +1,13 @@
 // The dispatch plan of a MoE layer, made on the device, and what stands between its grouped linears.
 //   few tokens   every active expert computes all of them: row of y = (index among the active) * tokens + token, nothing moves
 //   many tokens  tokens are gathered by expert, each expert's rows beginning at a multiple of 8 and cut into tiles
-#include "kernels.h"
+#include "moe_plan.cuh"
 #include "route_many.h"
 
 namespace mob {
 namespace {
 
 constexpr int kPlanThreads = 1024;
-
-// Of a routed expert among those that are here; -1: it is elsewhere.
-__device__ __forceinline__ int here(const MoePlan &p, int id) { return id >= p.first && id < p.first + p.experts ? id - p.first : -1; }
 
 __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p) {
   __shared__ int index[kPlanThreads];
@@ -52,27 +49,6 @@ __global__ void __launch_bounds__(kPlanThreads) plan_few_kernel(const MoePlan p)
 __device__ __forceinline__ int tile_count(const ExpertRows &e) { return e.tokens ? (e.tokens + e.each - 1) / e.each : 0; }
 __device__ __forceinline__ int tile_tokens(const ExpertRows &e, int i) { return min(e.each, e.tokens - i * e.each); }
 
-__device__ __forceinline__ int2 add2(int2 a, int2 b) { return make_int2(a.x + b.x, a.y + b.y); }
-
-// Sum over the threads before this one, and over all.
-__device__ __forceinline__ int2 prefix_sum(int2 own, int2 *warp_sums, int2 *all) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int2 v = own;
-#pragma unroll
-  for (int s = 1; s < 32; s <<= 1) {
-    const int2 o = make_int2(__shfl_up_sync(~0u, v.x, s), __shfl_up_sync(~0u, v.y, s));
-    if (lane >= s) v = add2(v, o);
-  }
-  if (lane == 31) warp_sums[warp] = v;
-  __syncthreads();
-  *all = make_int2(0, 0);
-  for (int w = 0; w < kPlanThreads / 32; w++) {
-    if (w == warp) v = add2(v, *all);
-    *all = add2(*all, warp_sums[w]);
-  }
-  return make_int2(v.x - own.x, v.y - own.y);
-}
-
 // A token's number among its expert's is what counting returns. Its order does not matter: each is its own column of the product.
 __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p) {
   constexpr int kBatch = 8; // loads in flight
@@ -100,7 +76,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_many_kernel(const MoePlan p
   mine.each = tile_tokens_each(mine.tokens, p.most);
   int2 all;
   const int padded = (mine.tokens + 7) / 8 * 8, tiles = tile_count(mine);
-  const int2 before = prefix_sum(make_int2(padded, tiles), warp_sums, &all);
+  const int2 before = prefix_sum<kPlanThreads>(make_int2(padded, tiles), warp_sums, &all);
   mine.first = before.x;
   if (tid < p.experts + p.shared) p.rows_of[tid] = mine;
   for (int i = 0; i < tiles; i++) p.tiles[before.y + i] = {tid, mine.first + i * mine.each, tile_tokens(mine, i), i, tiles};
@@ -176,12 +152,12 @@ __global__ void __launch_bounds__(256) activate_kernel(const Activate p, int cap
         unpack_bf16(*(const uint4 *)(y + col), v);
         unpack_bf16(*(const uint4 *)(y + p.up_at + col), u);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = v[i] / (1.0f + __expf(-v[i])) * u[i];
+        for (int i = 0; i < 8; i++) v[i] = swiglu(v[i], u[i]);
       } else {
         for (int i = 0; i < 8; i++) {
           if (col + i >= p.inter) continue;
           const float g = __bfloat162float(y[col + i]);
-          v[i] = g / (1.0f + __expf(-g)) * __bfloat162float(y[p.up_at + col + i]);
+          v[i] = swiglu(g, __bfloat162float(y[p.up_at + col + i]));
         }
       }
       put_record(to, col, v, p.ue8m0, col < p.k);

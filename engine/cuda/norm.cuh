@@ -55,28 +55,6 @@ __device__ __forceinline__ uint4 own_part(const NormIn &in, int row, int col) {
   return pack_bf16x8(sum);
 }
 
-// put_record() for several places: `put(address, word)` stores words of 4 bytes (scales), 8 (e4m3) and 16 (bf16), and knows where else.
-template <class Put>
-__device__ __forceinline__ void put_record_by(const RecordRow &to, int col, const float v[8], bool ue8m0, bool store, const Put &put) {
-  if (to.fp8) {
-    float amax = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(v[i]));
-#pragma unroll
-    for (int s = 8; s; s >>= 1) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, s));
-    if (!store) return;
-    const float scale = quant_scale(amax, ue8m0);
-    const int c = col % 128, second = col / 128 % 2;
-    put(to.data + col / 256 * to.pair_bytes + ((size_t)second * to.rows + to.row) * 128 + (((c >> 4) ^ (to.row & 7)) << 4) + (c & 15),
-        pack_e4m3x8(v, 1.0f / scale));
-    if (c == 0) put(to.scales + col / 256 * to.pair_scales + ((size_t)second * to.rows + to.row) * 4, scale);
-  } else if (store) {
-    put(to.data + col / 128 * to.pair_bytes + ((size_t)(col / 64 % 2) * to.rows + to.row) * 128 +
-            (((col % 64 / 8) ^ (to.row & 7)) << 4),
-        pack_bf16x8(v));
-  }
-}
-
 // A word to `at`, behind bases[0], and to the same places behind the others.
 template <class Word>
 __device__ __forceinline__ void put_all(uint8_t *const (&bases)[kMaxRanks], int count, uint8_t *at, Word word) {
@@ -104,7 +82,7 @@ __device__ __forceinline__ void put_normed(const NormIn &in, const NormOut &out,
     if (out.b_split) { // what bf16 leaves, as a second set of columns
       float low[8];
 #pragma unroll
-      for (int k = 0; k < 8; k++) low[k] = v[k] - __bfloat162float(__float2bfloat16(v[k]));
+      for (int k = 0; k < 8; k++) low[k] = v[k] - round_bf16(v[k]);
       put_record(out.b, r, out.b_k + col, low, out.ue8m0, col < out.b_k);
     }
   }

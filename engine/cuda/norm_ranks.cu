@@ -31,8 +31,8 @@ __device__ __forceinline__ size_t sum_at(const NormIn &in, const Reduce &c, int 
 
 template <int Max, bool ByOwner> __device__ __forceinline__ void add_parts(const NormIn &in, const Reduce &c, int row, int col, float sum[8]) {
   uint4 parts[Max];
-  take_all<Max>(c.peers, c.peers.inbox[0] + part_at<ByOwner>(in, c, 0, row, col),
-                part_at<ByOwner>(in, c, 1, 0, 0) - part_at<ByOwner>(in, c, 0, 0, 0), c.peers.ranks, parts, 0);
+  take_all(c.peers, c.peers.inbox[0] + part_at<ByOwner>(in, c, 0, row, col),
+           part_at<ByOwner>(in, c, 1, 0, 0) - part_at<ByOwner>(in, c, 0, 0, 0), c.peers.ranks, parts, 0);
   unpack_bf16(parts[0], sum);
 #pragma unroll
   for (int r = 1; r < Max; r++) {
@@ -54,9 +54,9 @@ template <int Max> __device__ __forceinline__ void send_all(const Peers &p, size
 template <int Max, bool ByOwner> __device__ __forceinline__ void add_columns(const NormIn &in, const Reduce &c, int row, int col, float v[8]) {
   float *x = in.x + (size_t)(c.row0 + row) * in.hidden + col, u[8];
   if (ByOwner) {
-    uint4 word;
-    take_all<1>(c.peers, c.peers.inbox[0] + sum_at(in, c, row, col), 0, 1, &word, owner_of(c, row));
-    unpack_bf16(word, v);
+    uint4 word[1];
+    take_all(c.peers, c.peers.inbox[0] + sum_at(in, c, row, col), 0, 1, word, owner_of(c, row));
+    unpack_bf16(word[0], v);
   } else {
     add_parts<Max, ByOwner>(in, c, row, col, v);
   }

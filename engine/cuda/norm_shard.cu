@@ -34,25 +34,8 @@ __device__ __forceinline__ void send_row(const NormShard &p, const Peers &peers,
 }
 
 // The parts of ranks [first, first + 4), of which this rank's is `part[rank - first]` already; zeros where a wait ended without them.
-__device__ __forceinline__ void take_parts(const Peers &p, uint8_t *from, size_t stride, int first, uint4 part[4]) {
-  uint32_t start = 0;
-  int missing = -1;
-  for (int tries = 0;; tries++) {
-    missing = -1;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (first + i < p.ranks && first + i != p.rank) part[i] = load_relaxed_sys(from + (first + i) * stride);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (first + i < p.ranks && first + i != p.rank && !is_there(part[i])) missing = first + i;
-    if (missing < 0 || !look_again(p.waits, tries, &start, missing)) break;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (first + i >= p.ranks || first + i == p.rank) continue;
-    if (missing >= 0 && !is_there(part[i])) part[i] = make_uint4(0, 0, 0, 0);
-    store_relaxed_sys(from + (first + i) * stride, make_uint4(~0u, ~0u, ~0u, ~0u));
-  }
+__device__ __forceinline__ void take_parts(const Peers &p, uint8_t *from, size_t stride, int first, uint4 (&part)[4]) {
+  take_words(part, from, stride, first, p.ranks, p.rank, -1, p.waits);
 }
 
 // Eight columns of a row that is this rank's, with all that is added; the residual stream has them, too, unless these are some rows.
@@ -111,7 +94,7 @@ __device__ __forceinline__ void put_own(const NormShard &p, int ranks, int row, 
   if (!p.out.b_split) return;
   float low[8];
 #pragma unroll
-  for (int k = 0; k < 8; k++) low[k] = v[k] - __bfloat162float(__float2bfloat16(v[k]));
+  for (int k = 0; k < 8; k++) low[k] = v[k] - round_bf16(v[k]);
   put_record_by(b, p.out.b_k + col, low, p.out.ue8m0, col < p.out.b_k, [&](uint8_t *at, auto word) { put_all(p.b, b_ranks, at, word); });
 }
 

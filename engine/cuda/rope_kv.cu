@@ -3,16 +3,10 @@
 #include "attention_gqa.cuh"
 #include "norm.cuh"
 #include "norm_shard.h"
+#include "rope.cuh"
 
 namespace mob {
 namespace {
-
-// Angle rounded to fp32 as the reference does, then an exact sine (no fast-math).
-__device__ __forceinline__ float2 angle_of(const Rope &rope, int position, int k) {
-  float s, c;
-  sincosf((float)position * rope.inv_freq[k], &s, &c);
-  return make_float2(c * rope.factor, s * rope.factor);
-}
 
 __device__ __forceinline__ uint8_t *cache_page(uint8_t *cache, const StepRows &step, int row, int width) {
   const int table = step.table[row];

@@ -151,21 +151,14 @@ template <int Rows> __device__ __forceinline__ void route_cta(const Few &f) {
   for (int i = 0; i < kPer; i++) bias[i] = warp < Rows && p.spec.bias && first + i < n ? p.spec.bias[first + i] : 0.0f;
   depend_wait();
   const int count = *p.plan.count;
-  uint32_t start = 0;
 #pragma unroll 1
   for (int e = tid; e < kPer * 32; e += kThreads) {
-    uint4 word = make_uint4(0xff800000, 0xff800000, 0xff800000, 0xff800000);
-    for (int tries = 0; e < n; tries++) {
-      word = load_relaxed_gpu(p.words + (size_t)e * 4);
-      if (word.x != ~0u && word.y != ~0u && word.z != ~0u && word.w != ~0u) break;
-      spin_pause();
-      if (tries % 1024 != 1023) continue;
-      const uint32_t now = clock_ticks();
-      if (!start) start = now;
-      if (give_up_here(p.waits, now - start)) break;
+    uint4 word[1] = {make_uint4(0xff800000, 0xff800000, 0xff800000, 0xff800000)};
+    if (e < n) {
+      wait_words(word, p.words + (size_t)e * 4, 0, 1, -1, p.waits);
+      store_relaxed_gpu(p.words + (size_t)e * 4, not_there());
     }
-    if (e < n) store_relaxed_gpu(p.words + (size_t)e * 4, make_uint4(~0u, ~0u, ~0u, ~0u));
-    const uint32_t words[4] = {word.x, word.y, word.z, word.w};
+    const uint32_t words[4] = {word[0].x, word[0].y, word[0].z, word[0].w};
 #pragma unroll
     for (int r = 0; r < Rows; r++) {
       const float logit = __uint_as_float(words[r]);

@@ -42,7 +42,16 @@ __device__ __forceinline__ bool give_up_here(Waits *w, uint32_t waited) {
   return halted(w);
 }
 
-// Between looks number `tries` and the next at what rank `from` sends: is it worth while? `start`: 0 before the first look.
+// Between looks number `tries` and the next at what this GPU makes: is it worth while? `start`: 0 before the first look.
+__device__ __forceinline__ bool look_again_here(Waits *w, int tries, uint32_t *start) {
+  spin_pause();
+  if (tries % 1024 != 1023) return true;
+  const uint32_t now = clock_ticks();
+  if (*start == 0) *start = now;
+  return !give_up_here(w, now - *start);
+}
+
+// The same of what rank `from` sends.
 __device__ __forceinline__ bool look_again(Waits *w, int tries, uint32_t *start, int from) {
   spin_pause();
   if (tries % 64 != 63) return true;
