@@ -245,7 +245,7 @@ template <bool Fp8> __device__ __forceinline__ void produce(const Few &p, const 
     free_stage();
     to.down_weights(down, at.stage);
   }
-  grid_wait_for(p.grid, 0, active * p.act_tiles * ((p.m + 1) / 2), p.waits);
+  grid_wait_for(p.grid, active * p.act_tiles * ((p.m + 1) / 2), p.waits);
   async_fence_all();
   for (int i = 0; i < begun; i++, first.step()) {
     behind.next(p);
@@ -328,7 +328,7 @@ template <bool Fp8> __device__ __forceinline__ void put_act(const Few &p, const 
   put_record({p.e.act + (size_t)expert * p.act_stride, kTokens, Fp8}, token, tile * 128 + col, v, p.e.ue8m0, token < p.m);
   async_fence_all(); // bulk copies read it
   __syncwarp();
-  if (lane == 0) grid_arrive(p.grid, 0);
+  if (lane == 0) grid_arrive(p.grid);
 }
 
 // Products of a piece's columns: 64 outputs of gate or of up, the tile's first and its last.
