@@ -17,11 +17,6 @@
 
 using namespace mob;
 
-namespace mob { // the launch hook lives in profile.cu, which needs the whole backend
-void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
-thread_local const char *launch_label;
-}
-
 #define CUDA(call)                                                                                 \
   do {                                                                                             \
     cudaError_t e_ = (call);                                                                       \
