@@ -95,27 +95,10 @@ static mob_status list_nodes(mob_cli_t *cli, json_t *rows) {
 static const char *const actor_columns[] = {
     "actor_id", "class_name", "state", "job_id", "name", "node_id", "pid", "ray_namespace", NULL};
 
-static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
-  switch (cause->context_case) {
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
-    return cause->creation_task_failure_context->formatted_exception_string;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
-    return cause->runtime_env_failed_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
-    return cause->actor_died_error_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
-    return cause->actor_unschedulable_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
-    return cause->oom_context->error_message;
-  default:
-    return "";
-  }
-}
-
 static json_t *death_of(const Ray__Rpc__ActorTableData *actor) {
-  const Ray__Rpc__ActorDeathCause *cause = actor->death_cause;
-  if (!cause || !*cause_text(cause)) return json_null();
-  return json_pack("{s:{s:s}}", "actor_died_error_context", "error_message", cause_text(cause));
+  const char *text = mob_pb_death_text(actor->death_cause);
+  if (!text || !*text) return json_null();
+  return json_pack("{s:{s:s}}", "actor_died_error_context", "error_message", text);
 }
 
 static json_t *actor_row(const Ray__Rpc__ActorTableData *actor) {

@@ -157,24 +157,6 @@ mob_status mob__creation_task(const mob_cluster_t *cluster, const mob_actor_opti
   return MOB_OK;
 }
 
-static const char *cause_of(const Ray__Rpc__ActorDeathCause *cause) {
-  if (!cause) return "no cause was given";
-  switch (cause->context_case) {
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
-    return cause->creation_task_failure_context->formatted_exception_string;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
-    return cause->runtime_env_failed_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
-    return cause->actor_died_error_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
-    return cause->actor_unschedulable_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
-    return cause->oom_context->error_message;
-  default:
-    return "no cause was given";
-  }
-}
-
 char *mob__death_text(const Ray__Rpc__ActorTableData *data) {
   const Ray__Rpc__ActorDeathCause *cause = data->death_cause;
   const char *ip = data->address ? data->address->ip_address : "";
@@ -188,7 +170,8 @@ char *mob__death_text(const Ray__Rpc__ActorTableData *data) {
   const char *name = *data->name ? data->name : data->class_name;
   char *where =
       pid ? mob_sprintf(" (process %u on %s)", pid, *ip ? ip : "an unknown node") : mob_strdup("");
-  char *text = mob_sprintf("actor %s%s died: %s", name, where, cause_of(cause));
+  const char *why = mob_pb_death_text(cause);
+  char *text = mob_sprintf("actor %s%s died: %s", name, where, why ? why : "no cause was given");
   free(where);
   return text;
 }

@@ -36,20 +36,8 @@ void mob__actor_died(mob__actor_t *actor, Ray__Rpc__ActorDeathCause *cause,
 
 // A cause in words, for the log and for those who wait.
 static const char *cause_text(const Ray__Rpc__ActorDeathCause *cause) {
-  switch (cause->context_case) {
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
-    return cause->creation_task_failure_context->formatted_exception_string;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
-    return cause->runtime_env_failed_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
-    return cause->actor_died_error_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
-    return cause->actor_unschedulable_context->error_message;
-  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
-    return cause->oom_context->error_message;
-  default:
-    return "unknown cause";
-  }
+  const char *text = mob_pb_death_text(cause);
+  return text ? text : "unknown cause";
 }
 
 void mob__actor_kill_process(mob__actor_t *actor, bool force, Ray__Rpc__ActorDeathCause *cause) {

@@ -129,3 +129,21 @@ void mob_pb_string_clear(mob_pb_string_t ***entries, size_t *n) {
   *entries = NULL;
   *n = 0;
 }
+
+const char *mob_pb_death_text(const Ray__Rpc__ActorDeathCause *cause) {
+  if (!cause) return NULL;
+  switch (cause->context_case) {
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_CREATION_TASK_FAILURE_CONTEXT:
+    return cause->creation_task_failure_context->formatted_exception_string;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_RUNTIME_ENV_FAILED_CONTEXT:
+    return cause->runtime_env_failed_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_DIED_ERROR_CONTEXT:
+    return cause->actor_died_error_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_ACTOR_UNSCHEDULABLE_CONTEXT:
+    return cause->actor_unschedulable_context->error_message;
+  case RAY__RPC__ACTOR_DEATH_CAUSE__CONTEXT_OOM_CONTEXT:
+    return cause->oom_context->error_message;
+  default:
+    return NULL;
+  }
+}

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "ray/common.pb-c.h"
 #include "ray/support.pb-c.h"
 #include "runtime/base/status.h"
 
@@ -47,5 +48,8 @@ const char *mob_pb_string_get(mob_pb_string_t *const *entries, size_t n,
                               const char *key); // or NULL
 void mob_pb_string_put(mob_pb_string_t ***entries, size_t *n, const char *key, const char *value);
 void mob_pb_string_clear(mob_pb_string_t ***entries, size_t *n);
+
+// What an actor died of, in words; NULL where `cause` is NULL or says nothing.
+const char *mob_pb_death_text(const Ray__Rpc__ActorDeathCause *cause);
 
 #endif
