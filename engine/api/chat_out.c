@@ -4,31 +4,7 @@
 
 #include "engine/api/gateway_internal.h"
 #include "engine/api/json_out.h"
-
-static void open_chunk(const mob__task_t *task, mob_buf_t *out) {
-  mob_json_open(out, '{');
-  mob_json_put_text(out, "id", task->id);
-  mob_json_put_text(out, "object", "chat.completion.chunk");
-  mob_json_put_int(out, "created", task->created);
-  mob_json_put_text(out, "model", mob__served_name(task->gateway));
-  mob_json_key(out, "choices");
-  mob_json_open(out, '[');
-}
-
-static void put_usage(mob_buf_t *out, size_t prompt, size_t completion, int64_t cached) {
-  mob_json_key(out, "usage");
-  mob_json_open(out, '{');
-  mob_json_put_int(out, "prompt_tokens", (int64_t)prompt);
-  mob_json_put_int(out, "total_tokens", (int64_t)(prompt + completion));
-  mob_json_put_int(out, "completion_tokens", (int64_t)completion);
-  if (cached > 0) {
-    mob_json_key(out, "prompt_tokens_details");
-    mob_json_open(out, '{');
-    mob_json_put_int(out, "cached_tokens", cached);
-    mob_json_close(out, '}');
-  }
-  mob_json_close(out, '}');
-}
+#include "runtime/base/mem.h"
 
 static bool continuous(const mob__task_t *task) {
   return task->request.include_usage && task->request.continuous_usage;
@@ -36,7 +12,7 @@ static bool continuous(const mob__task_t *task) {
 
 static void close_chunk(mob__task_t *task, mob_buf_t *out, size_t completion) {
   mob_json_close(out, ']');
-  if (continuous(task)) put_usage(out, task->inputs.at[0].ids.len, completion, 0);
+  if (continuous(task)) mob__reply_usage(task->inputs.at[0].ids.len, completion, 0, false, out);
   mob_json_close(out, '}');
   mob__sse_event(task, out);
   mob_buf_free(out);
@@ -68,7 +44,7 @@ static void start_stream(mob__task_t *task) {
   for (int pass = 0; pass <= (echo.len > 0); pass++) {
     for (size_t i = 0; i < task->seq_count; i++) {
       mob_buf_t out = {0};
-      open_chunk(task, &out);
+      mob__reply_open(task, "chat.completion.chunk", &out);
       mob_json_open(&out, '{');
       mob_json_put_int(&out, "index", (int64_t)i);
       mob_json_key(&out, "delta");
@@ -85,23 +61,6 @@ static void start_stream(mob__task_t *task) {
   }
   mob_buf_free(&echo);
   task->started = true;
-}
-
-static void put_stop_reason(const mob_choice_t *choice, mob_buf_t *out) {
-  mob_json_key(out, "stop_reason");
-  if (choice->stop_text)
-    mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
-  else if (choice->stop_id >= 0)
-    mob_json_int(out, choice->stop_id);
-  else
-    mob_json_null(out);
-}
-
-static void put_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out) {
-  mob_json_key(out, key);
-  mob_json_open(out, '[');
-  for (size_t i = 0; i < count; i++) mob_json_int(out, ids[i]);
-  mob_json_close(out, ']');
 }
 
 // False when a reasoning parser waits for more text: no chunk then.
@@ -137,7 +96,7 @@ void mob__chat_event(mob__task_t *task, mob__seq_t *seq) {
   if (!task->started) start_stream(task);
   mob_choice_t *choice = &seq->choice;
   mob_buf_t out = {0};
-  open_chunk(task, &out);
+  mob__reply_open(task, "chat.completion.chunk", &out);
   mob_json_open(&out, '{');
   mob_json_put_int(&out, "index", (int64_t)(seq - task->seqs));
   if (!put_delta(seq, &out)) {
@@ -155,11 +114,11 @@ void mob__chat_event(mob__task_t *task, mob__seq_t *seq) {
     mob_json_put_null(&out, "finish_reason");
   } else {
     mob_json_put_text(&out, "finish_reason", mob__finish_name(choice->finish));
-    put_stop_reason(choice, &out);
+    mob__reply_stop_reason(choice, &out);
   }
   if (task->request.return_token_ids) {
-    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent,
-            &out);
+    mob__reply_ids("token_ids", choice->ids.at + choice->ids_sent,
+                   choice->ids.len - choice->ids_sent, &out);
     choice->ids_sent = choice->ids.len;
   }
   mob_json_close(&out, '}');
@@ -178,9 +137,9 @@ static int64_t cached(const mob__task_t *task) {
 
 void mob__chat_usage_event(mob__task_t *task) {
   mob_buf_t out = {0};
-  open_chunk(task, &out);
+  mob__reply_open(task, "chat.completion.chunk", &out);
   mob_json_close(&out, ']');
-  put_usage(&out, task->inputs.at[0].ids.len, completion_tokens(task), cached(task));
+  mob__reply_usage(task->inputs.at[0].ids.len, completion_tokens(task), cached(task), false, &out);
   mob_json_close(&out, '}');
   mob__sse_event(task, &out);
   mob_buf_free(&out);
@@ -221,18 +180,12 @@ static void put_message(mob__task_t *task, mob__seq_t *seq, const mob_buf_t *ech
 
 void mob__chat_reply(mob__task_t *task, mob_buf_t *out) {
   uint32_t n = task->inputs.at[0].sampling.n;
-  mob__seq_t **chosen = malloc(n * sizeof *chosen);
+  mob__seq_t **chosen = MOB_NEW_ARRAY(mob__seq_t *, n);
   mob__chosen(task, 0, chosen);
   mob_buf_t echo = {0};
   if (task->request.echo) last_content(task, &echo);
   size_t tokens = 0;
-  mob_json_open(out, '{');
-  mob_json_put_text(out, "id", task->id);
-  mob_json_put_text(out, "object", "chat.completion");
-  mob_json_put_int(out, "created", task->created);
-  mob_json_put_text(out, "model", mob__served_name(task->gateway));
-  mob_json_key(out, "choices");
-  mob_json_open(out, '[');
+  mob__reply_open(task, "chat.completion", out);
   for (uint32_t i = 0; i < n; i++) {
     const mob_choice_t *choice = &chosen[i]->choice;
     tokens += choice->ids.len;
@@ -245,21 +198,17 @@ void mob__chat_reply(mob__task_t *task, mob_buf_t *out) {
     else
       mob_json_null(out);
     mob_json_put_text(out, "finish_reason", mob__finish_name(choice->finish));
-    put_stop_reason(choice, out);
-    if (task->request.return_token_ids) put_ids("token_ids", choice->ids.at, choice->ids.len, out);
+    mob__reply_stop_reason(choice, out);
+    if (task->request.return_token_ids)
+      mob__reply_ids("token_ids", choice->ids.at, choice->ids.len, out);
     mob_json_close(out, '}');
   }
   mob_json_close(out, ']');
-  put_usage(out, task->inputs.at[0].ids.len, tokens, cached(task));
-  if (cached(task) == 0) { // the whole reply has its nulls
-    out->len--;
-    mob_json_put_null(out, "prompt_tokens_details");
-    mob_json_close(out, '}');
-  }
+  mob__reply_usage(task->inputs.at[0].ids.len, tokens, cached(task), true, out);
   mob_json_key(out, "prompt_logprobs");
   mob__prompt_logprobs(task, &task->seqs[0], out);
   if (task->request.return_token_ids) {
-    put_ids("prompt_token_ids", task->inputs.at[0].ids.at, task->inputs.at[0].ids.len, out);
+    mob__reply_ids("prompt_token_ids", task->inputs.at[0].ids.at, task->inputs.at[0].ids.len, out);
   }
   mob_json_close(out, '}');
   mob_buf_free(&echo);

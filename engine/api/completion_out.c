@@ -4,43 +4,7 @@
 
 #include "engine/api/gateway_internal.h"
 #include "engine/api/json_out.h"
-
-static void open_object(const mob__task_t *task, mob_buf_t *out) {
-  mob_json_open(out, '{');
-  mob_json_put_text(out, "id", task->id);
-  mob_json_put_text(out, "object", "text_completion");
-  mob_json_put_int(out, "created", task->created);
-  mob_json_put_text(out, "model", mob__served_name(task->gateway));
-  mob_json_key(out, "choices");
-  mob_json_open(out, '[');
-}
-
-static void put_usage(mob_buf_t *out, size_t prompt, size_t completion, bool details) {
-  mob_json_key(out, "usage");
-  mob_json_open(out, '{');
-  mob_json_put_int(out, "prompt_tokens", (int64_t)prompt);
-  mob_json_put_int(out, "total_tokens", (int64_t)(prompt + completion));
-  mob_json_put_int(out, "completion_tokens", (int64_t)completion);
-  if (details) mob_json_put_null(out, "prompt_tokens_details");
-  mob_json_close(out, '}');
-}
-
-static void put_stop_reason(const mob_choice_t *choice, mob_buf_t *out) {
-  mob_json_key(out, "stop_reason");
-  if (choice->stop_text)
-    mob_json_text(out, choice->stop_text, strlen(choice->stop_text));
-  else if (choice->stop_id >= 0)
-    mob_json_int(out, choice->stop_id);
-  else
-    mob_json_null(out);
-}
-
-static void put_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out) {
-  mob_json_key(out, key);
-  mob_json_open(out, '[');
-  for (size_t i = 0; i < count; i++) mob_json_int(out, ids[i]);
-  mob_json_close(out, ']');
-}
+#include "runtime/base/mem.h"
 
 // `echo` with max_tokens 0 wants the prompt alone: the one token that was generated is dropped.
 static bool echo_only(const mob__task_t *task) {
@@ -65,7 +29,7 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
   size_t tokens_end = echo_only(task) ? choice->tokens_sent : choice->tokens.len;
   mob_buf_t out = {0};
   seq->echoed = true;
-  open_object(task, &out);
+  mob__reply_open(task, "text_completion", &out);
   mob_json_open(&out, '{');
   mob_json_put_int(&out, "index",
                    (int64_t)(seq->index + seq->input * task->inputs.at[0].sampling.n));
@@ -81,16 +45,16 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
   choice->tokens_sent = tokens_end;
   mob_json_put_text(&out, "finish_reason",
                     choice->finish == MOB_FINISH_NONE ? NULL : mob__finish_name(choice->finish));
-  put_stop_reason(choice, &out);
+  mob__reply_stop_reason(choice, &out);
   if (task->request.return_token_ids) {
-    put_ids("token_ids", choice->ids.at + choice->ids_sent, choice->ids.len - choice->ids_sent,
-            &out);
+    mob__reply_ids("token_ids", choice->ids.at + choice->ids_sent,
+                   choice->ids.len - choice->ids_sent, &out);
     choice->ids_sent = choice->ids.len;
   }
   mob_json_close(&out, '}');
   mob_json_close(&out, ']');
   if (task->request.include_usage && task->request.continuous_usage) {
-    put_usage(&out, task->inputs.at[seq->input].ids.len, choice->ids.len, true);
+    mob__reply_usage(task->inputs.at[seq->input].ids.len, choice->ids.len, 0, true, &out);
   } else {
     mob_json_put_null(&out, "usage");
   }
@@ -109,9 +73,9 @@ void mob__completion_usage_event(mob__task_t *task) {
   size_t tokens = 0;
   for (size_t i = 0; i < task->seq_count; i++) tokens += task->seqs[i].choice.ids.len;
   mob_buf_t out = {0};
-  open_object(task, &out);
+  mob__reply_open(task, "text_completion", &out);
   mob_json_close(&out, ']');
-  put_usage(&out, prompt_tokens(task), tokens, false);
+  mob__reply_usage(prompt_tokens(task), tokens, 0, false, &out);
   mob_json_close(&out, '}');
   mob__sse_event(task, &out);
   mob_buf_free(&out);
@@ -119,9 +83,9 @@ void mob__completion_usage_event(mob__task_t *task) {
 
 void mob__completion_reply(mob__task_t *task, mob_buf_t *out) {
   uint32_t n = task->inputs.at[0].sampling.n;
-  mob__seq_t **chosen = malloc(n * sizeof *chosen);
+  mob__seq_t **chosen = MOB_NEW_ARRAY(mob__seq_t *, n);
   size_t tokens = 0;
-  open_object(task, out);
+  mob__reply_open(task, "text_completion", out);
   for (size_t p = 0; p < task->inputs.len; p++) {
     mob__chosen(task, p, chosen);
     const mob__seq_t *first =
@@ -142,18 +106,19 @@ void mob__completion_reply(mob__task_t *task, mob_buf_t *out) {
         mob_json_null(out);
       }
       mob_json_put_text(out, "finish_reason", mob__finish_name(choice->finish));
-      put_stop_reason(choice, out);
+      mob__reply_stop_reason(choice, out);
       mob_json_key(out, "prompt_logprobs");
       mob__prompt_logprobs(task, first, out);
       if (task->request.return_token_ids) {
-        put_ids("token_ids", choice->ids.at, choice->ids.len, out);
-        put_ids("prompt_token_ids", task->inputs.at[p].ids.at, task->inputs.at[p].ids.len, out);
+        mob__reply_ids("token_ids", choice->ids.at, choice->ids.len, out);
+        mob__reply_ids("prompt_token_ids", task->inputs.at[p].ids.at, task->inputs.at[p].ids.len,
+                       out);
       }
       mob_json_close(out, '}');
     }
   }
   mob_json_close(out, ']');
-  put_usage(out, prompt_tokens(task), tokens, true);
+  mob__reply_usage(prompt_tokens(task), tokens, 0, true, out);
   mob_json_close(out, '}');
   free(chosen);
 }

@@ -122,6 +122,14 @@ void mob__sse_event(mob__task_t *task, const mob_buf_t *json); // sends "data: J
 // for n.
 void mob__chosen(const mob__task_t *task, size_t input, mob__seq_t **out);
 
+// ---- reply_out.c
+// What a reply of `object`'s kind begins with: everything up to its first choice.
+void mob__reply_open(const mob__task_t *task, const char *object, mob_buf_t *out);
+// nulls: details that there are not are written as null, not left out.
+void mob__reply_usage(size_t prompt, size_t completion, int64_t cached, bool nulls, mob_buf_t *out);
+void mob__reply_stop_reason(const mob_choice_t *choice, mob_buf_t *out);
+void mob__reply_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out);
+
 // ---- logprob_out.c
 bool mob__tokens_as_ids(const mob__task_t *task);
 void mob__token_text(const mob__task_t *task, int32_t token, mob_buf_t *out);
