@@ -11,16 +11,11 @@
 
 #include "engine/cpu/exec.h"
 #include "model.h"
-#include "runtime/base/clock.h"
 
 typedef struct options {
   bench_model_t model;
   int threads, tokens;
 } options_t;
-
-static double seconds_since(uint64_t begin) {
-  return (double)(mob_now_ns() - begin) * 1e-9;
-}
 
 typedef struct reader {
   const uint8_t *data;
@@ -57,7 +52,7 @@ static double read_rate(const uint8_t *data, size_t bytes, int threads) {
       pthread_join(ids[t], NULL);
       sink ^= readers[t].sum;
     }
-    double rate = (double)(part * (size_t)threads) / seconds_since(begin);
+    double rate = (double)(part * (size_t)threads) / bench_seconds_since(begin);
     best = rate > best ? rate : best;
   }
   return best;
@@ -79,34 +74,9 @@ static mob_status count_slot(void *arg, const mob_slot_t *slot) {
   return MOB_OK;
 }
 
-typedef struct waiting {
-  pthread_mutex_t lock;
-  pthread_cond_t wake;
-  uint64_t done;
-} waiting_t;
-
-static void on_step(void *arg, mob_status status, const char *why,
-                    const mob_step_result_t *result) {
-  waiting_t *w = arg;
-  if (status != MOB_OK) {
-    fprintf(stderr, "bench_cpu_decode: %s\n", why);
-    exit(1);
-  }
-  pthread_mutex_lock(&w->lock);
-  w->done = result->id;
-  pthread_cond_signal(&w->wake);
-  pthread_mutex_unlock(&w->lock);
-}
-
-static void wait_for(waiting_t *w, uint64_t id) {
-  pthread_mutex_lock(&w->lock);
-  while (w->done < id) pthread_cond_wait(&w->wake, &w->lock);
-  pthread_mutex_unlock(&w->lock);
-}
-
 // Seconds for `tokens` decode steps of one sequence; *prefill: tokens a second of a prompt of 512.
 static double decode(mob_exec_t *exec, int tokens, double *prefill) {
-  waiting_t w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+  bench_waiting_t w = BENCH_WAITING;
   int32_t prompt[512], previous = MOB_TOKEN_PREVIOUS;
   uint32_t pages[64], length = MOB_LEN(prompt);
   for (uint32_t i = 0; i < 64; i++) pages[i] = i;
@@ -119,12 +89,12 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
   mob_step_t step = {
       .id = 1, .token_count = length, .seq_count = 1, .seqs = &seq, .open = &open, .open_count = 1};
   uint64_t begin = mob_now_ns(), id = 1;
-  bench_check(mob_backend_cpu.step(exec, &step, on_step, &w));
-  wait_for(&w, 1);
-  *prefill = length / seconds_since(begin);
+  bench_check(mob_backend_cpu.step(exec, &step, bench_on_step, &w));
+  bench_wait_for(&w, 1);
+  *prefill = length / bench_seconds_since(begin);
   for (int i = -8; i < tokens; i++) {
     if (i == 0) {
-      wait_for(&w, id);
+      bench_wait_for(&w, id);
       begin = mob_now_ns();
     }
     seq = (mob_seq_step_t){.start = length,
@@ -134,11 +104,11 @@ static double decode(mob_exec_t *exec, int tokens, double *prefill) {
                            .sample = true,
                            .page_count = length / MOB_PAGE_TOKENS + 1};
     step = (mob_step_t){.id = ++id, .token_count = 1, .seq_count = 1, .seqs = &seq};
-    bench_check(mob_backend_cpu.step(exec, &step, on_step, &w));
+    bench_check(mob_backend_cpu.step(exec, &step, bench_on_step, &w));
     length++;
   }
-  wait_for(&w, id);
-  return seconds_since(begin);
+  bench_wait_for(&w, id);
+  return bench_seconds_since(begin);
 }
 
 static double plain_read(const char *path, uint64_t *bytes) {
@@ -149,13 +119,14 @@ static double plain_read(const char *path, uint64_t *bytes) {
   ssize_t n;
   *bytes = 0;
   while ((n = read(fd, chunk, 8 << 20)) > 0) *bytes += (uint64_t)n;
-  double seconds = seconds_since(begin);
+  double seconds = bench_seconds_since(begin);
   close(fd);
   free(chunk);
   return seconds;
 }
 
-static void measure(const options_t *o) {
+static void measure(const void *options) {
+  const options_t *o = options;
   char *weights = mob_path_join(o->model.dir, "model.safetensors");
   uint64_t file_bytes;
   plain_read(weights, &file_bytes); // into the page cache, so that both find the same
@@ -177,20 +148,19 @@ static void measure(const options_t *o) {
   bench_check(mob_backend_cpu.open(&spec, &exec));
   uint64_t begin = mob_now_ns();
   bench_check(mob_backend_cpu.load(exec, NULL, NULL));
-  double load = seconds_since(begin);
+  double load = bench_seconds_since(begin);
   bench_check(mob_backend_cpu.alloc_kv(exec, 64));
-  size_t mapped = 0;
   const uint8_t *first = NULL; // reading the same mapping that the weights are read from
   for (size_t i = 0; i < exec->store.regions.len; i++) {
     const mob_region_t *r = &exec->store.regions.at[i];
     if (!first || r->data < first) first = r->data;
   }
-  mapped = file_bytes - (1 << 20);
+  size_t readable = file_bytes - (2 << 20);
   counting_t count = {model, 0};
   bench_check(mob_model_stage_slots(model, 0, d->n_layers, count_slot, &count));
-  double prefill, before = read_rate(first, mapped - (1 << 20), exec->threads);
+  double prefill, before = read_rate(first, readable, exec->threads);
   double rate = o->tokens / decode(exec, o->tokens, &prefill);
-  double after = read_rate(first, mapped - (1 << 20), exec->threads),
+  double after = read_rate(first, readable, exec->threads),
          roof = before > after ? before : after;
   printf("%-6s %-7s %7.2f GB %3d threads  load %6.2f GB/s (plain read %6.2f)  prefill %8.1f tok/s  "
          "decode %7.2f tok/s  "
@@ -221,20 +191,6 @@ int main(int argc, char **argv) {
       return 2;
     }
   }
-  char temporary[] = "/tmp/mobula-bench-XXXXXX";
-  bool own = !o.model.dir;
-  if (own) o.model.dir = mkdtemp(temporary);
-  if (!o.model.dir) return 1;
-  char *weights = mob_path_join(o.model.dir, "model.safetensors"),
-       *config = mob_path_join(o.model.dir, "config.json");
-  if (!mob_file_exists(weights)) bench_write_model(&o.model);
-  measure(&o);
-  if (own) {
-    unlink(weights);
-    unlink(config);
-    rmdir(o.model.dir);
-  }
-  free(weights);
-  free(config);
+  bench_with_model(&o.model, measure, &o);
   return 0;
 }

@@ -9,21 +9,15 @@
 // count. The products counted are those with weights: attention's own and everything else lowers
 // the share.
 #include <immintrin.h>
-#include <pthread.h>
 #include <sys/syscall.h>
 
 #include "engine/cpu/exec.h"
 #include "model.h"
-#include "runtime/base/clock.h"
 
 typedef struct options {
   bench_model_t model;
   int threads, tokens, chunk, rounds, exact;
 } options_t;
-
-static double seconds_since(uint64_t begin) {
-  return (double)(mob_now_ns() - begin) * 1e-9;
-}
 
 // ------------------------------------------------------------------------------------------
 // roofs: multiplications and additions a second
@@ -117,27 +111,8 @@ static mob_status count_slot(void *arg, const mob_slot_t *slot) {
   return MOB_OK;
 }
 
-typedef struct waiting {
-  pthread_mutex_t lock;
-  pthread_cond_t wake;
-  uint64_t done;
-} waiting_t;
-
-static void on_step(void *arg, mob_status status, const char *why,
-                    const mob_step_result_t *result) {
-  waiting_t *w = arg;
-  if (status != MOB_OK) {
-    fprintf(stderr, "bench_cpu_prefill: %s\n", why);
-    exit(1);
-  }
-  pthread_mutex_lock(&w->lock);
-  w->done = result->id;
-  pthread_cond_signal(&w->wake);
-  pthread_mutex_unlock(&w->lock);
-}
-
 // Seconds for the whole prompt in chunks.
-static double prefill(mob_exec_t *exec, const options_t *o, waiting_t *w, uint64_t *id) {
+static double prefill(mob_exec_t *exec, const options_t *o, bench_waiting_t *w, uint64_t *id) {
   uint32_t length = (uint32_t)o->tokens, page_count = (length + 63) / MOB_PAGE_TOKENS;
   int32_t *prompt = MOB_NEW_ARRAY(int32_t, length);
   uint32_t *pages = MOB_NEW_ARRAY(uint32_t, page_count), close = 0;
@@ -164,12 +139,10 @@ static double prefill(mob_exec_t *exec, const options_t *o, waiting_t *w, uint64
                        .open_count = at == 0,
                        .close = &close,
                        .close_count = last};
-    bench_check(mob_backend_cpu.step(exec, &step, on_step, w));
+    bench_check(mob_backend_cpu.step(exec, &step, bench_on_step, w));
   }
-  pthread_mutex_lock(&w->lock);
-  while (w->done < *id) pthread_cond_wait(&w->wake, &w->lock);
-  pthread_mutex_unlock(&w->lock);
-  double seconds = seconds_since(begin);
+  bench_wait_for(w, *id);
+  double seconds = bench_seconds_since(begin);
   free(prompt);
   free(pages);
   return seconds;
@@ -184,7 +157,8 @@ static double median(double *values, int n) {
   return values[n / 2];
 }
 
-static void measure(const options_t *o) {
+static void measure(const void *options) {
+  const options_t *o = options;
   mob_model_t *model;
   mob_exec_t *exec;
   bench_check(mob_model_open(o->model.dir, NULL, &model));
@@ -211,7 +185,7 @@ static void measure(const options_t *o) {
   double *rate = MOB_NEW_ARRAY(double, (size_t)o->rounds),
          *share = MOB_NEW_ARRAY(double, (size_t)o->rounds),
          *amx_share = MOB_NEW_ARRAY(double, (size_t)o->rounds), best = 0, amx_best = 0;
-  waiting_t w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+  bench_waiting_t w = BENCH_WAITING;
   uint64_t id = 0;
   prefill(exec, o, &w, &id); // touches all memory
   for (int i = 0; i < o->rounds; i++) {
@@ -266,20 +240,6 @@ int main(int argc, char **argv) {
     }
   }
   if (o.chunk < 1 || o.chunk > o.tokens) o.chunk = o.tokens;
-  char temporary[] = "/tmp/mobula-bench-XXXXXX";
-  bool own = !o.model.dir;
-  if (own) o.model.dir = mkdtemp(temporary);
-  if (!o.model.dir) return 1;
-  char *weights = mob_path_join(o.model.dir, "model.safetensors"),
-       *config = mob_path_join(o.model.dir, "config.json");
-  if (!mob_file_exists(weights)) bench_write_model(&o.model);
-  measure(&o);
-  if (own) {
-    unlink(weights);
-    unlink(config);
-    rmdir(o.model.dir);
-  }
-  free(weights);
-  free(config);
+  bench_with_model(&o.model, measure, &o);
   return 0;
 }

@@ -1,10 +1,12 @@
 // The model that the CPU benches measure: R1's layer structure with fewer and smaller experts, as
-// many layers as make the wanted size, written as a checkpoint with dummy weights.
+// many layers as make the wanted size, written as a checkpoint with dummy weights. And how its
+// steps are waited for.
 #ifndef MOB_TOOLS_BENCH_MODEL_H
 #define MOB_TOOLS_BENCH_MODEL_H
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 #include "engine/backend.h"
 #include "engine/model/dummy.h"
 #include "runtime/base/buf.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
 
@@ -122,6 +125,59 @@ static inline void bench_write_model(const bench_model_t *o) {
   mob_model_close(model);
   free(path);
   free(weights);
+}
+
+// Calls measure(options) with the model in its folder, or, where o->dir is NULL, in a temporary
+// one.
+static inline void bench_with_model(bench_model_t *o, void (*measure)(const void *options),
+                                    const void *options) {
+  char temporary[] = "/tmp/mobula-bench-XXXXXX";
+  bool own = !o->dir;
+  if (own && !(o->dir = mkdtemp(temporary)))
+    bench_check(mob_fail(MOB_E_IO, "mkdtemp: %s", strerror(errno)));
+  char *weights = mob_path_join(o->dir, "model.safetensors"),
+       *config = mob_path_join(o->dir, "config.json");
+  if (!mob_file_exists(weights)) bench_write_model(o);
+  measure(options);
+  if (own) {
+    unlink(weights);
+    unlink(config);
+    rmdir(o->dir);
+    o->dir = NULL;
+  }
+  free(weights);
+  free(config);
+}
+
+static inline double bench_seconds_since(uint64_t begin) {
+  return (double)(mob_now_ns() - begin) * 1e-9;
+}
+
+typedef struct bench_waiting { // for steps; BENCH_WAITING: none is done
+  pthread_mutex_t lock;
+  pthread_cond_t wake;
+  uint64_t done; // id of the last that is
+} bench_waiting_t;
+#define BENCH_WAITING                                                                              \
+  { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0 }
+
+static inline void bench_on_step(void *arg, mob_status status, const char *why,
+                                 const mob_step_result_t *result) {
+  bench_waiting_t *w = arg;
+  if (status != MOB_OK) {
+    fprintf(stderr, "bench: %s\n", why);
+    exit(1);
+  }
+  pthread_mutex_lock(&w->lock);
+  w->done = result->id;
+  pthread_cond_signal(&w->wake);
+  pthread_mutex_unlock(&w->lock);
+}
+
+static inline void bench_wait_for(bench_waiting_t *w, uint64_t id) {
+  pthread_mutex_lock(&w->lock);
+  while (w->done < id) pthread_cond_wait(&w->wake, &w->lock);
+  pthread_mutex_unlock(&w->lock);
 }
 
 #endif
