@@ -1,6 +1,7 @@
 #include "harness.h"
 
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -204,9 +205,6 @@ const mob_model_desc_t *harness_desc(const harness_t *h) {
 mob_exec_t *harness_exec(harness_t *h, int stage) {
   return h->execs[stage];
 }
-const float *harness_logits(const harness_t *h) {
-  return h->logits;
-}
 const mob_sampled_t *harness_last(const harness_t *h) {
   return &h->last;
 }
@@ -303,4 +301,13 @@ mob_status harness_generate(harness_t *h, const harness_run_t *run) {
   MOB_TRY(harness_wait(h, id));
   memcpy(run->tokens, h->tokens[run->slot] + before, run->generate * sizeof(int32_t));
   return MOB_OK;
+}
+
+float harness_max_error(const float *a, const float *b, size_t n) {
+  float worst = 0;
+  for (size_t i = 0; i < n; i++) {
+    float d = fabsf(a[i] - b[i]);
+    if (!(d <= worst)) worst = d; // a NaN stays
+  }
+  return worst;
 }

@@ -31,8 +31,6 @@ mob_status harness_submit_to(harness_t *h, int stage, const mob_step_t *step);
 mob_status harness_wait(harness_t *h, uint64_t count);
 // What the last stage sampled for `slot` so far.
 const int32_t *harness_tokens(const harness_t *h, uint32_t slot, uint32_t *count);
-// Logits of the last step's sampled rows, [rows][vocab], in order (only the first MOB_LOGIT_ROWS).
-const float *harness_logits(const harness_t *h);
 // The last sampled token's log probabilities, and those of prompt tokens, collected since the
 // start.
 const mob_sampled_t *harness_last(const harness_t *h);
@@ -52,5 +50,8 @@ typedef struct harness_run {
 
 // Prefills and decodes one sequence greedily.
 mob_status harness_generate(harness_t *h, const harness_run_t *run);
+
+// The largest difference of two arrays; NaN where one has a NaN.
+float harness_max_error(const float *a, const float *b, size_t n);
 
 #endif

@@ -14,15 +14,6 @@
 #include "harness.h"
 #include "runtime/base/mem.h"
 
-static float max_error(const float *a, const float *b, size_t n) {
-  float worst = 0;
-  for (size_t i = 0; i < n; i++) {
-    float d = fabsf(a[i] - b[i]);
-    if (!(d <= worst)) worst = d; // a NaN stays
-  }
-  return worst;
-}
-
 // Sanitizer builds are ten times slower: they see fewer cases and tokens.
 #if defined(MOB_TSAN)
 enum { EVERY = 14, TOKENS = 4 };
@@ -62,9 +53,11 @@ static void test_logits_and_tokens_of_transformers(void **state) {
     int32_t tokens[TOKENS];
     golden_load(paths[i], &g);
     float *logits = compute(&g, MOB_DT_COUNT, TOKENS, tokens), worst = 0;
-    for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++)
-      worst = fmaxf(worst, max_error(logits + g.rows[r] * (size_t)g.vocab,
-                                     g.logits + r * (size_t)g.vocab, (size_t)g.vocab));
+    for (uint32_t r = 0; r < g.row_count && g.rows[r] < TOKENS; r++) {
+      float error = harness_max_error(logits + g.rows[r] * (size_t)g.vocab,
+                                      g.logits + r * (size_t)g.vocab, (size_t)g.vocab);
+      if (!(error <= worst)) worst = error; // a NaN stays
+    }
     print_message("%-24s largest difference of a logit %.1e\n", strrchr(paths[i], '/') + 1,
                   (double)worst);
     assert_true(worst < 1e-4f);
@@ -90,7 +83,7 @@ static void test_every_instruction_set(void **state) {
       setenv("MOB_CPU_ISA", names[n], 1);
       float *logits = compute(&g, MOB_DT_COUNT, 2, tokens);
       unsetenv("MOB_CPU_ISA");
-      float worst = max_error(logits, g.logits, 2 * (size_t)g.vocab); // rows 0 and 1
+      float worst = harness_max_error(logits, g.logits, 2 * (size_t)g.vocab); // rows 0 and 1
       if (!(worst < 1e-4f)) fail_msg("%s, %s: %g", paths[i], names[n], (double)worst);
       assert_memory_equal(tokens, g.tokens, 2 * sizeof *tokens);
       free(logits);

@@ -16,15 +16,6 @@
 #include "harness.h"
 #include "runtime/base/mem.h"
 
-static float max_error(const float *a, const float *b, size_t n) {
-  float worst = 0;
-  for (size_t i = 0; i < n; i++) {
-    float d = fabsf(a[i] - b[i]);
-    if (!(d <= worst)) worst = d; // a NaN stays
-  }
-  return worst;
-}
-
 // The ways are compared over few tokens, and in sanitizer builds on fewer cases: ThreadSanitizer is
 // slowest with its many threads, and one case shows it all of them.
 #if defined(MOB_TSAN)
@@ -110,7 +101,7 @@ static void test_parallel_ways_agree(void **state) {
       if (ways[k].tp == 1)
         assert_memory_equal(logits, expected, n * sizeof *logits);
       else
-        assert_true(max_error(logits, expected, n) < 1e-4f);
+        assert_true(harness_max_error(logits, expected, n) < 1e-4f);
       free(logits);
     }
     // The same number of ranks over two stages: again the same bits.
@@ -134,15 +125,15 @@ static void test_chunks_and_forms_of_attention_agree(void **state) {
     size_t n = SHORT * (size_t)g.vocab;
     float *absorbed = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "absorbed"}, SHORT);
     float *expanded = compute(&g, &(way_t){.tp = 1, .pp = 1, .mla = "expanded"}, SHORT);
-    assert_true(max_error(absorbed, expanded, n) < 1e-4f);
+    assert_true(harness_max_error(absorbed, expanded, n) < 1e-4f);
     for (uint32_t chunk = 1; chunk < 80; chunk = chunk * 3 + 2) {
       float *one =
           compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "expanded"}, SHORT);
       float *two =
           compute(&g, &(way_t){.tp = 1, .pp = 1, .chunk = chunk, .mla = "absorbed"}, SHORT);
       if (fast) { // steps of few rows are computed by other instructions: engine/cpu/amx.h
-        assert_true(max_error(one, expanded, n) < 1e-4f);
-        assert_true(max_error(two, absorbed, n) < 1e-4f);
+        assert_true(harness_max_error(one, expanded, n) < 1e-4f);
+        assert_true(harness_max_error(two, absorbed, n) < 1e-4f);
       } else {
         assert_memory_equal(one, expanded, n * sizeof *one);
         assert_memory_equal(two, absorbed, n * sizeof *two);

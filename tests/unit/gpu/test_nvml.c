@@ -12,15 +12,7 @@
 
 #include "runtime/gpu/nvml.h"
 #include "runtime/gpu/visible.h"
-
-static char path[64];
-
-static void machine(const char *lines) {
-  FILE *file = fopen(path, "w");
-  assert_non_null(file);
-  fputs(lines, file);
-  fclose(file);
-}
+#include "tests/support/nvml/machine.h"
 
 static const char four[] = "gpu uuid=GPU-aa11 name=NVIDIA_H200 memory=150754820096 used=5000\n"
                            "gpu uuid=GPU-aa22 name=NVIDIA_H200 memory=150754820096 used=5000\n"
@@ -32,18 +24,7 @@ static const char unlike[] = "gpu uuid=GPU-aa11 name=NVIDIA_H200 memory=1\n"
 
 static int setup(void **state) {
   (void)state;
-  strcpy(path, "/tmp/mob-nvml-XXXXXX");
-  int fd = mkstemp(path);
-  assert_true(fd >= 0);
-  close(fd);
-  setenv("MOB_NVML_LIB", MOB_BINARY_DIR "/tests/nvml_double.so", 1);
-  setenv("MOB_NVML_DOUBLE", path, 1);
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  unlink(path);
+  machine_open();
   return 0;
 }
 
@@ -57,7 +38,7 @@ static void test_absent(void **state) {
   setenv("MOB_NVML_DOUBLE", "/nowhere", 1);
   assert_int_equal(mob_nvml_open(&nvml), MOB_E_UNSUPPORTED);
   assert_string_equal(mob_errmsg(), "NVML does not start: Driver Not Loaded");
-  setenv("MOB_NVML_DOUBLE", path, 1);
+  setenv("MOB_NVML_DOUBLE", machine_path, 1);
   machine("nothing\n");
   assert_int_equal(mob_nvml_open(&nvml), MOB_E_UNSUPPORTED);
   assert_string_equal(mob_errmsg(), "NVML shows no GPU");
@@ -221,5 +202,5 @@ int main(void) {
       cmocka_unit_test(test_visible), cmocka_unit_test(test_unlike),
       cmocka_unit_test(test_type),
   };
-  return cmocka_run_group_tests_name("gpu.nvml", tests, setup, teardown);
+  return cmocka_run_group_tests_name("gpu.nvml", tests, setup, machine_close);
 }

@@ -5,13 +5,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,6 +17,7 @@
 #include "runtime/actor/worker.h"
 #include "runtime/base/clock.h"
 #include "runtime/node/node.h"
+#include "tests/support/daemon.h"
 #include "tiny.h"
 
 #ifdef MOB_ASAN
@@ -37,36 +36,12 @@ typedef struct node {
 static node_t head, worker;
 static char temp_dir[64];
 
-static void start_node(node_t *node, const char *ip, const char *gpus) {
-  bool is_head = node == &head;
-  int report[2];
-  assert_int_equal(pipe2(report, O_CLOEXEC), 0);
-  char *argv[12] = {"test", "node", "--ready-fd=3", "--log-to-file"};
-  int n = 4;
-  argv[n++] = mob_sprintf("--temp-dir=%s", temp_dir);
-  argv[n++] = mob_sprintf("--node-ip-address=%s", ip);
-  argv[n++] = mob_sprintf("--num-gpus=%s", gpus);
-  argv[n++] = is_head ? mob_strdup("--head") : mob_sprintf("--address=%s", head.address);
-  if (is_head) argv[n++] = mob_strdup("--port=0");
-  node->pid = fork();
-  if (node->pid == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    dup2(report[1], 3);
-    execv("/proc/self/exe", argv);
-    _exit(127);
-  }
-  for (int i = 4; i < n; i++) free(argv[i]);
-  close(report[1]);
-  char text[4096];
-  size_t len = 0;
-  ssize_t got;
-  while ((got = read(report[0], text + len, sizeof text - len)) > 0) len += (size_t)got;
-  close(report[0]);
-  json_t *json = json_loadb(text, len, 0, NULL);
-  assert_true(json_is_true(json_object_get(json, "ok")));
+static void start_node(node_t *node, const char *ip) {
+  json_t *said = start_node_daemon(temp_dir, ip, node == &head ? NULL : head.address,
+                                   "--num-gpus=4", &node->pid);
   snprintf(node->address, sizeof node->address, "%s",
-           json_string_value(json_object_get(json, "address")));
-  json_decref(json);
+           json_string_value(json_object_get(said, "address")));
+  json_decref(said);
 }
 
 static void end_node(node_t *node) {
@@ -81,8 +56,8 @@ static int start_nodes(void **state) {
   (void)state;
   strcpy(temp_dir, "/tmp/stage-cluster-XXXXXX");
   assert_non_null(mkdtemp(temp_dir));
-  start_node(&head, "127.0.0.1", "4");
-  start_node(&worker, "127.0.0.2", "4");
+  start_node(&head, "127.0.0.1");
+  start_node(&worker, "127.0.0.2");
   return 0;
 }
 
@@ -225,7 +200,7 @@ static void test_death_of_a_node(void **state) {
                  .cause = "node_died",
                  .word = "127.0.0.2"});
   waitpid(worker.pid, NULL, 0);
-  start_node(&worker, "127.0.0.2", "4");
+  start_node(&worker, "127.0.0.2");
 }
 
 static void test_death_of_the_head(void **state) {

@@ -11,34 +11,15 @@
 #include <cmocka.h>
 
 #include "engine/stage/devices.h"
-
-static char path[64];
-
-static void machine(const char *lines) {
-  FILE *file = fopen(path, "w");
-  assert_non_null(file);
-  fputs(lines, file);
-  fclose(file);
-}
+#include "tests/support/nvml/machine.h"
 
 static int setup(void **state) {
   (void)state;
-  strcpy(path, "/tmp/mob-devices-XXXXXX");
-  int fd = mkstemp(path);
-  assert_true(fd >= 0);
-  close(fd);
-  setenv("MOB_NVML_LIB", MOB_BINARY_DIR "/tests/nvml_double.so", 1);
-  setenv("MOB_NVML_DOUBLE", path, 1);
+  machine_open();
   machine("gpu uuid=GPU-1 name=NVIDIA_H200 memory=150754820096\n"
           "gpu uuid=GPU-2 name=NVIDIA_H200 memory=150754000000\n"
           "gpu uuid=GPU-3 name=NVIDIA_H100_80GB_HBM3 memory=85520809984\n"
           "gpu uuid=GPU-4 name=NVIDIA_H100_80GB_HBM3 memory=85520809984\n");
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  unlink(path);
   return 0;
 }
 
@@ -89,7 +70,8 @@ static void test_alone(void **state) {
   (void)state;
   gets((mob__device_ask_t){.stage = 0, .place = 0, .places = 2, .tp = 2, .visible = 4}, 0, 1);
   gets((mob__device_ask_t){.stage = 1, .place = 1, .places = 2, .tp = 2, .visible = 4}, 2, 3);
-  gets((mob__device_ask_t){.stage = 1, .place = 1, .places = 2, .tp = 1, .visible = 1}, 0, -1); // shared
+  gets((mob__device_ask_t){.stage = 1, .place = 1, .places = 2, .tp = 1, .visible = 1}, 0,
+       -1); // shared
 }
 
 static void test_too_few(void **state) {
@@ -124,7 +106,7 @@ static void test_unlike(void **state) {
   setenv("MOB_NVML_DOUBLE", "/nowhere", 1); // nobody can say
   setenv("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-4", 1);
   gets((mob__device_ask_t){.places = 1, .tp = 2, .visible = 2}, 0, 1);
-  setenv("MOB_NVML_DOUBLE", path, 1);
+  setenv("MOB_NVML_DOUBLE", machine_path, 1);
 }
 
 int main(void) {
@@ -134,5 +116,5 @@ int main(void) {
       cmocka_unit_test_setup(test_too_few, reset),
       cmocka_unit_test_setup(test_unlike, reset),
   };
-  return cmocka_run_group_tests_name("stage.devices", tests, setup, teardown);
+  return cmocka_run_group_tests_name("stage.devices", tests, setup, machine_close);
 }

@@ -1,6 +1,5 @@
 #include "harness.h"
 
-#include <fcntl.h>
 #include <jansson.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,42 +15,19 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/mem.h"
+#include "tests/support/daemon.h"
 
 // ----------------------------------------------------------------------------------------- daemons
 
 char temp_dir[64];
 
 void start_daemon(daemon_t *daemon, const char *ip, const char *head, const char *extra) {
-  int report[2];
-  assert_int_equal(pipe2(report, O_CLOEXEC), 0);
-  char *argv[12] = {"test", "node", "--ready-fd=3", "--log-to-file"};
-  int n = 4;
-  argv[n++] = mob_sprintf("--temp-dir=%s", temp_dir);
-  argv[n++] = mob_sprintf("--node-ip-address=%s", ip);
-  argv[n++] = head ? mob_sprintf("--address=%s", head) : mob_strdup("--head");
-  argv[n++] = mob_strdup(extra);
-  if (!head) argv[n++] = mob_strdup("--port=0");
-  daemon->pid = fork();
-  if (daemon->pid == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    dup2(report[1], 3);
-    execv("/proc/self/exe", argv);
-    _exit(127);
-  }
-  for (int i = 4; i < n; i++) free(argv[i]);
-  close(report[1]);
-  char text[4096];
-  size_t len = 0;
-  ssize_t got;
-  while ((got = read(report[0], text + len, sizeof text - len)) > 0) len += (size_t)got;
-  close(report[0]);
-  json_t *json = json_loadb(text, len, 0, NULL);
-  assert_true(json_is_true(json_object_get(json, "ok")));
+  json_t *said = start_node_daemon(temp_dir, ip, head, extra, &daemon->pid);
   snprintf(daemon->address, sizeof daemon->address, "%s",
-           json_string_value(json_object_get(json, "address")));
+           json_string_value(json_object_get(said, "address")));
   snprintf(daemon->node_id, sizeof daemon->node_id, "%s",
-           json_string_value(json_object_get(json, "node_id")));
-  json_decref(json);
+           json_string_value(json_object_get(said, "node_id")));
+  json_decref(said);
 }
 
 int end_daemon(daemon_t *daemon, int sig) {
