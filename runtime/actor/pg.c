@@ -149,17 +149,20 @@ static Ray__Rpc__PlacementGroupSpec *spec_of(mob_cluster_t *cluster, const uint8
   return spec;
 }
 
+// A cluster that is lost or closing does nothing any more; `done` hears of it later.
+static bool refused(mob_cluster_t *cluster, mob_done_fn done, void *arg) {
+  const char *broken = mob__cluster_broken(cluster);
+  if (!broken) return false;
+  mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE, broken);
+  return true;
+}
+
 void mob_pg_create(mob_cluster_t *cluster, const char *name, mob_pg_strategy_t strategy,
                    const mob_bundle_t *bundles, size_t count, uint64_t timeout_ms, mob_done_fn done,
                    void *arg, uint8_t id[MOB_PG_ID_LEN]) {
   mob_random(id, MOB_PG_ID_LEN);
   memcpy(id + MOB_PG_ID_LEN - MOB_JOB_ID_LEN, cluster->job_id, MOB_JOB_ID_LEN);
-  const char *broken = mob__cluster_broken(cluster);
-  if (broken) {
-    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE,
-                    broken);
-    return;
-  }
+  if (refused(cluster, done, arg)) return;
   pg_wait_t *wait = MOB_NEW(pg_wait_t);
   *wait = (pg_wait_t){.cluster = cluster,
                       .done = done,
@@ -186,12 +189,7 @@ static void on_removed(void *arg, mob_status status, const char *why, const void
 
 void mob_pg_remove(mob_cluster_t *cluster, const uint8_t id[MOB_PG_ID_LEN], mob_done_fn done,
                    void *arg) {
-  const char *broken = mob__cluster_broken(cluster);
-  if (broken) {
-    mob__defer_done(cluster, done, arg, cluster->closing ? MOB_E_ABORTED : MOB_E_UNAVAILABLE,
-                    broken);
-    return;
-  }
+  if (refused(cluster, done, arg)) return;
   pg_wait_t *wait = MOB_NEW(pg_wait_t);
   *wait = (pg_wait_t){.cluster = cluster, .done = done, .arg = arg};
   mob__cluster_enter(cluster);

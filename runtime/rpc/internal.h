@@ -19,6 +19,12 @@
 #include "runtime/base/vec.h"
 #include "runtime/rpc/rpc.h"
 
+enum { MOB__MAX_MESSAGE = 512 << 20 }; // bytes, as Ray's own
+
+// An element of a channel's or a server's arguments.
+#define MOB__INT_ARG(name, number)                                                                 \
+  { .type = GRPC_ARG_INTEGER, .key = name, .value.integer = (number) }
+
 typedef struct mob__op mob__op_t;
 struct mob__op {
   mob__op_t *next;

@@ -288,27 +288,17 @@ const char *mob_rpc_call_peer(mob_rpc_call_t *call) {
 mob_status mob_rpc_server_new(mob_rpc_t *rpc, mob_rpc_server_t **out) {
   MOB_ASSERT(!rpc->closing);
   grpc_arg list[] = {
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ALLOW_REUSEPORT, .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER,
-       .key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
-       .value.integer = 512 << 20},
-      {.type = GRPC_ARG_INTEGER,
-       .key = GRPC_ARG_MAX_SEND_MESSAGE_LENGTH,
-       .value.integer = 512 << 20},
+      MOB__INT_ARG(GRPC_ARG_ALLOW_REUSEPORT, 0),
+      MOB__INT_ARG(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MOB__MAX_MESSAGE),
+      MOB__INT_ARG(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, MOB__MAX_MESSAGE),
       // Clients may ping as often as they need to notice a silent server.
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_HTTP2_MAX_PING_STRIKES, .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER,
-       .key = GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-       .value.integer = 100},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 10000},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 20000},
-      {.type = GRPC_ARG_INTEGER,
-       .key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS,
-       .value.integer = 1},
-      {.type = GRPC_ARG_INTEGER,
-       .key = GRPC_ARG_MAX_CHANNEL_TRACE_EVENT_MEMORY_PER_NODE,
-       .value.integer = 0},
-      {.type = GRPC_ARG_INTEGER, .key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},
+      MOB__INT_ARG(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0),
+      MOB__INT_ARG(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100),
+      MOB__INT_ARG(GRPC_ARG_KEEPALIVE_TIME_MS, 10000),
+      MOB__INT_ARG(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000),
+      MOB__INT_ARG(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+      MOB__INT_ARG(GRPC_ARG_MAX_CHANNEL_TRACE_EVENT_MEMORY_PER_NODE, 0),
+      MOB__INT_ARG(GRPC_ARG_ENABLE_CHANNELZ, 0),
   };
   grpc_channel_args args = {MOB_LEN(list), list};
   mob_rpc_server_t *server = MOB_NEW(mob_rpc_server_t);
