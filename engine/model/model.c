@@ -349,9 +349,6 @@ void mob_model_close(mob_model_t *model) {
 const mob_model_desc_t *mob_model_desc(const mob_model_t *model) {
   return &model->desc;
 }
-const mob_family_t *mob_model_family(const mob_model_t *model) {
-  return model->family;
-}
 const mob_generation_defaults_t *mob_model_generation(const mob_model_t *model) {
   return &model->generation;
 }

@@ -42,7 +42,6 @@ mob_status mob_model_open(const char *dir, const mob_model_options_t *options, m
 void mob_model_close(mob_model_t *model);
 
 const mob_model_desc_t *mob_model_desc(const mob_model_t *model);
-const mob_family_t *mob_model_family(const mob_model_t *model);
 const mob_generation_defaults_t *mob_model_generation(const mob_model_t *model);
 const char *mob_model_dir(const mob_model_t *model); // where config.json was found
 uint64_t mob_model_bytes(const mob_model_t *model);   // of weights, all layers in use

@@ -276,10 +276,6 @@ void mob_gcs_client_set_patience(mob_gcs_client_t *client, uint64_t ms) {
   client->patience_ms = ms;
 }
 
-const uint8_t *mob_gcs_client_cluster_id(const mob_gcs_client_t *client) {
-  return client->cluster_id;
-}
-
 const char *mob_gcs_client_address(const mob_gcs_client_t *client) {
   return mob_rpc_client_address(client->rpc);
 }

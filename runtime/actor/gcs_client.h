@@ -42,7 +42,6 @@ void mob_gcs_client_close(mob_gcs_client_t *client);
 // when it stays away for this long.
 void mob_gcs_client_set_patience(mob_gcs_client_t *client, uint64_t ms);
 
-const uint8_t *mob_gcs_client_cluster_id(const mob_gcs_client_t *client); // once connected
 const char *mob_gcs_client_address(const mob_gcs_client_t *client);
 mob_rpc_client_t *mob_gcs_client_rpc(mob_gcs_client_t *client);
 

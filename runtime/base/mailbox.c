@@ -64,7 +64,3 @@ void mob_mailbox_close(mob_mailbox_t *box) {
   drain(box);
   uv_close((uv_handle_t *)&box->async, on_closed);
 }
-
-void mob_mailbox_unref(mob_mailbox_t *box) {
-  uv_unref((uv_handle_t *)&box->async);
-}

@@ -18,7 +18,4 @@ void mob_mailbox_post(mob_mailbox_t *box, void *message);
 // The box is freed by a later turn of the loop.
 void mob_mailbox_close(mob_mailbox_t *box);
 
-// The box keeps its loop alive unless this was called.
-void mob_mailbox_unref(mob_mailbox_t *box);
-
 #endif

@@ -219,7 +219,3 @@ void mob_gcs_close(mob_gcs_t *gcs, void (*done)(void *arg), void *arg) {
   mob__nodes_close_clients(gcs->nodes);
   mob_rpc_server_close(gcs->server, 100, close_timers, gcs);
 }
-
-const uint8_t *mob_gcs_cluster_id(const mob_gcs_t *gcs) {
-  return gcs->cluster_id;
-}

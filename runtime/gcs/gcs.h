@@ -32,7 +32,6 @@ mob_status mob_gcs_start(mob_rpc_t *rpc, const mob_gcs_config_t *config, mob_gcs
 // Answers what waits with UNAVAILABLE, closes the server and frees everything; `done` may be NULL.
 void mob_gcs_close(mob_gcs_t *gcs, void (*done)(void *arg), void *arg);
 
-const uint8_t *mob_gcs_cluster_id(const mob_gcs_t *gcs); // 28 bytes
 // Puts a key from inside the process; overwrites.
 void mob_gcs_kv_put(mob_gcs_t *gcs, const char *ns, const char *key, const void *value, size_t len);
 

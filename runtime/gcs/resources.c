@@ -55,12 +55,6 @@ int64_t mob_resources_get(const mob_resources_t *set, const char *name) {
   return found ? set->at[i].amount : 0;
 }
 
-bool mob_resources_has(const mob_resources_t *set, const char *name) {
-  bool found;
-  place_of(set, name, &found);
-  return found;
-}
-
 void mob_resources_set(mob_resources_t *set, const char *name, int64_t amount) {
   bool found;
   size_t i = place_of(set, name, &found);

@@ -37,7 +37,6 @@ void mob_resources_read(mob_resources_t *to, mob_pb_double_t *const *entries,
 void mob_resources_write(const mob_resources_t *set, mob_pb_double_t ***entries,
                          size_t *n);                                     // replaces
 int64_t mob_resources_get(const mob_resources_t *set, const char *name); // 0 when absent
-bool mob_resources_has(const mob_resources_t *set, const char *name);
 void mob_resources_set(mob_resources_t *set, const char *name, int64_t amount);
 void mob_resources_add(mob_resources_t *to, const mob_resources_t *from);
 void mob_resources_sub(mob_resources_t *from,

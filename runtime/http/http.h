@@ -36,7 +36,6 @@ mob_status mob_http_bind(uv_loop_t *loop, const mob_http_config_t *config, const
                          void *owner, mob_http_server_t **out);
 mob_status mob_http_listen(mob_http_server_t *server);
 int mob_http_port(const mob_http_server_t *server);
-size_t mob_http_connections(const mob_http_server_t *server);
 // Stops accepting; idle connections close; `done` runs when the last request under way has ended.
 void mob_http_drain(mob_http_server_t *server, void (*done)(void *arg), void *arg);
 // Closes everything at once; on_gone runs for requests under way. The server is freed by later turns of the loop.

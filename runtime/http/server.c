@@ -134,10 +134,6 @@ int mob_http_port(const mob_http_server_t *server) {
   return server->port;
 }
 
-size_t mob_http_connections(const mob_http_server_t *server) {
-  return server->conn_count;
-}
-
 static void on_handle_closed(uv_handle_t *handle) {
   mob__server_release(handle->data);
 }

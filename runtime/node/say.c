@@ -15,10 +15,6 @@ void mob_say_setup(mob_log_style_t style, int want_color) {
   color = want_color < 0 ? isatty(STDOUT_FILENO) : want_color > 0;
 }
 
-bool mob_say_is_record(void) {
-  return record;
-}
-
 void mob_say_gap(void) {
   if (!record) putchar('\n');
 }

@@ -19,7 +19,6 @@ typedef enum mob_say_level {
 
 // `color` -1: when the output is a terminal.
 void mob_say_setup(mob_log_style_t style, int color);
-bool mob_say_is_record(void);
 void mob_say_at(mob_say_level_t level, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 void mob_say_gap(void);           // an empty line; nothing in record style

@@ -53,7 +53,6 @@ typedef struct mob_rpc_stream_events {
 // Sets who listens. A server's open handler calls it before it returns.
 void mob_rpc_stream_listen(mob_rpc_stream_t *stream, const mob_rpc_stream_events_t *events,
                            void *owner);
-void *mob_rpc_stream_owner(const mob_rpc_stream_t *stream);
 // Queue a message; the bytes are copied. One write is under way at a time, the rest waits in order.
 // Ignored once the stream is closing.
 void mob_rpc_stream_send(mob_rpc_stream_t *stream, const void *data, size_t len);
@@ -70,7 +69,6 @@ void mob_rpc_stream_close(mob_rpc_stream_t *stream, grpc_status_code code, const
 // Metadata that the peer sent at the start (server: the request's; client: the initial reply
 // metadata). NULL when absent; owned by the stream.
 const char *mob_rpc_stream_metadata(mob_rpc_stream_t *stream, const char *key);
-const char *mob_rpc_stream_peer(mob_rpc_stream_t *stream); // "ipv4:10.0.0.1:4711"
 
 // ------------------------------------------------------------------------------------------ server
 

@@ -353,10 +353,6 @@ void mob_rpc_stream_listen(mob_rpc_stream_t *s, const mob_rpc_stream_events_t *e
   s->owner = owner;
 }
 
-void *mob_rpc_stream_owner(const mob_rpc_stream_t *s) {
-  return s->owner;
-}
-
 bool mob__stream_ended(const mob_rpc_stream_t *s) {
   return s->ended;
 }
@@ -378,14 +374,6 @@ const char *mob_rpc_stream_metadata(mob_rpc_stream_t *s, const char *key) {
   char *value = mob__metadata_get(&s->metadata, key);
   if (value) *mob_vec_push(&s->strings) = value;
   return value;
-}
-
-const char *mob_rpc_stream_peer(mob_rpc_stream_t *s) {
-  char *peer = s->call ? grpc_call_get_peer(s->call) : NULL;
-  char *copy = mob_strdup(peer ? peer : "");
-  gpr_free(peer);
-  *mob_vec_push(&s->strings) = copy;
-  return copy;
 }
 
 void mob_rpc_stream_set_metadata(mob_rpc_stream_t *s, const char *key, const char *value) {

@@ -139,11 +139,3 @@ mob_status checkpoint_write(const mob_model_t *model, const char *dir, uint64_t 
   mob_vec_free(&w.starts);
   return status;
 }
-
-void checkpoint_remove(const char *dir) {
-  char path[512];
-  for (int file = 0; file < 100000; file++) {
-    file_name(dir, file, path, sizeof path);
-    if (unlink(path) != 0) return;
-  }
-}

@@ -7,6 +7,5 @@
 
 // Of all weights of `model` (opened with `dummy`), into DIR/model-NNNNN.safetensors of about `file_bytes` each, by `threads` threads.
 mob_status checkpoint_write(const mob_model_t *model, const char *dir, uint64_t file_bytes, int threads);
-void checkpoint_remove(const char *dir); // those files
 
 #endif
