@@ -6,17 +6,17 @@
 // made them. Then a tile of down waits for all of gate and up of its tokens, counted in `done`: only its activations do, its weights come
 // meanwhile. With the experts in one order in both, hardly any wait blocks, and between the products no SM rests.
 //
-// Work is dealt as CTAs ask for it, because SMs do not read equally fast (by a tenth and more): whole tiles, then the last ones, one for
-// each CTA, in parts of their columns. Which tiles are cut, and where, does not depend on timing, and a tile's parts are summed in the order
-// of columns by the CTA with the first part: so is no result. Last parts are dealt first, for all tiles, and are longer: a first part finds
-// the others done, and short runs end the launch. What waits, waits for runs dealt before it, and every CTA works its runs off in the order
-// it got them: so each wait ends.
+// Work is dealt as CTAs ask for it, because some SMs read faster than others, by a tenth and more: first whole tiles, then the last ones (as
+// many as there are CTAs), cut into parts of their columns. Results do not depend on timing: which tiles are cut, and where, is known
+// beforehand, and the CTA with a tile's first part adds the other parts in the order of their columns. The last parts of all tiles are dealt
+// first and are the longest. So whoever has a first part finds the others done, and the launch ends with short runs. Every wait ends, because
+// a run waits only for runs that were dealt before it, and a CTA does its runs in the order in which it got them.
 //
-// In prefill tiles of the shared expert, which has all tokens, are bound by arithmetic, those of the others by the memory: so they are dealt
-// between those (`spread`), not behind them.
+// In prefill the shared expert has all tokens: arithmetic bounds its tiles, memory those of the other experts. So its tiles are dealt among
+// theirs (`spread`), not behind them.
 //
-// A CTA has 384 threads: two warpgroups that compute, and one of which three threads work: one deals the runs and loads weights, one loads
-// activations, one counts what is done.
+// A CTA has three warpgroups. Two compute. Of the third three threads work: one deals the runs and loads weights, one loads activations, one
+// counts what is done.
 #pragma once
 #include "kernels.h"
 

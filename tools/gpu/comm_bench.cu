@@ -7,7 +7,7 @@
 //   norm                   alone, no other GPU (norm.cu): what the fusion hides
 //   owners                 the first, rows having owners (norm_shard.cu)
 //   owners, 4 KB           the same with records for the owner alone, then 4,224 bytes a row from each owner to all
-//   NCCL                   ncclAllReduce of bf16, if libnccl.so.2 is found (MOBULA_NCCL_LIB names another)
+//   NCCL                   ncclAllReduce of bf16, if libnccl.so.2 is found (VLLM_NCCL_SO_PATH names another)
 // MOB_CUDA_ONE_TRIP=0 sends all by owner, a big number none: where the two ways cross.
 #include <algorithm>
 #include <cmath>
@@ -37,7 +37,7 @@ struct Nccl {
 };
 
 bool open_nccl(Nccl *n, int gpus) {
-  const char *wish = getenv("MOBULA_NCCL_LIB");
+  const char *wish = getenv("VLLM_NCCL_SO_PATH");
   setenv("NCCL_NVLS_ENABLE", "0", 1); // NVLink multicast stays off
   void *lib = dlopen(wish ? wish : "libnccl.so.2", RTLD_NOW);
   if (!lib) return false;
@@ -110,6 +110,97 @@ static void column(int width, double us) {
   else printf(" %*.2f", width, us);
 }
 
+// What the chains' nodes work on, on all GPUs.
+struct Bench {
+  mesh::Mesh m;
+  std::vector<Arrays> arrays;
+  int gpus, hidden, width; // width: columns of records
+
+  Bench(int gpus_, int hidden_) : arrays((size_t)gpus_), gpus(gpus_), hidden(hidden_), width((hidden_ + 255) / 256 * 256) {
+    mesh::open(&m, gpus, hidden, kMaxRows, 5000);
+    for (int r = 0; r < gpus; r++) {
+      Arrays &a = arrays[(size_t)r];
+      MESH_OK(cudaSetDevice(r));
+      MESH_OK(cudaMalloc(&a.x, (size_t)kMaxRows * hidden * 4));
+      MESH_OK(cudaMalloc(&a.w, (size_t)hidden * 4));
+      MESH_OK(cudaMalloc(&a.part, (size_t)kMaxRows * hidden * 2));
+      MESH_OK(cudaMalloc(&a.records, (size_t)kMaxRows * width * 2));
+      MESH_OK(cudaMalloc(&a.shared, kMaxRows * kShared));
+      MESH_OK(cudaMemset(a.x, 0, (size_t)kMaxRows * hidden * 4));
+      MESH_OK(cudaMemset(a.w, 0, (size_t)hidden * 4));
+      MESH_OK(cudaMemset(a.part, 0, (size_t)kMaxRows * hidden * 2));
+      MESH_OK(cudaDeviceSynchronize());
+    }
+  }
+  const mesh::Rank &rank(int r) const { return m.ranks[(size_t)r]; }
+  mob::NormIn input(int r, bool norm, bool add) const {
+    mob::NormIn in = {};
+    in.x = arrays[(size_t)r].x;
+    in.add = add ? arrays[(size_t)r].part : nullptr;
+    in.w = norm ? arrays[(size_t)r].w : nullptr;
+    in.eps = 1e-6f;
+    in.hidden = hidden;
+    return in;
+  }
+  mob::NormOut output(int r, int rows) const {
+    mob::NormOut out = {};
+    out.a = {arrays[(size_t)r].records, (rows + 7) / 8 * 8, 1};
+    out.a_k = width;
+    return out;
+  }
+
+  // ---- a node on rank r
+  void sum(int r, int rows, int turn, bool norm) const {
+    mob::norm_rows_ranks(input(r, norm, true), norm ? output(r, rows) : mob::NormOut(), rank(r).peers, &turn, rows, rank(r).sms, rank(r).stream);
+  }
+  void norm(int r, int rows) const { mob::norm_rows(input(r, true, false), output(r, rows), rows, rank(r).stream); }
+  void by_owner(int r, int rows, bool own) const { // own: records stay with the rows' owners
+    mob::NormShard s = {};
+    s.in = input(r, true, true);
+    s.out = output(r, rows);
+    s.a_own = own;
+    s.meet = !own;
+    s.total = rows;
+    for (int i = 0; i < gpus; i++) s.a[i] = arrays[(size_t)((r + i) % gpus)].records;
+    mob::norm_shard(s, rank(r).peers, rank(r).sms, rank(r).stream);
+  }
+  void share(int r, int rows) const {
+    mob::ShareShards s = {};
+    const size_t at = (size_t)mob::shard_first(rows, gpus, r) * kShared;
+    s.count = 1;
+    s.from[0] = arrays[(size_t)r].shared + at;
+    for (int i = 1; i < gpus; i++) s.to[0][i - 1] = arrays[(size_t)((r + i) % gpus)].shared + at;
+    s.bytes[0] = (size_t)mob::shard_rows(rows, gpus, r) * kShared;
+    s.most = (size_t)mob::shard_each(rows, gpus) * kShared;
+    mob::share_shards(s, rank(r).peers, rank(r).sms, rank(r).stream);
+  }
+};
+
+// A row of the table.
+static void measure(Bench &b, const Nccl *nccl, int rows) {
+  printf("%6d %8.0f", rows, rows * b.hidden * 2 / 1024.0);
+  const bool few = rows <= mob::kReduceRows; // more rows have owners in every step
+  column(22, !few ? NAN : time_chain(&b.m, rows, [&](int r, int i) { b.sum(r, rows, i, true); }));
+  column(16, !few ? NAN : time_chain(&b.m, rows, [&](int r, int i) {
+    b.sum(r, rows, i, false);
+    b.norm(r, rows);
+  }));
+  column(8, !few ? NAN : time_chain(&b.m, rows, [&](int r, int i) { b.sum(r, rows, i, false); }));
+  column(8, time_chain(&b.m, rows, [&](int r, int) { b.norm(r, rows); }));
+  column(8, time_chain(&b.m, rows, [&](int r, int) { b.by_owner(r, rows, false); }));
+  column(14, time_chain(&b.m, rows, [&](int r, int) {
+    b.by_owner(r, rows, true);
+    b.share(r, rows);
+  }));
+  if (nccl)
+    column(8, time_chain(&b.m, rows, [&](int r, int) {
+      mob::bf16 *part = b.arrays[(size_t)r].part;
+      nccl->all_reduce(part, part, (size_t)rows * b.hidden, 9 /* ncclBfloat16 */, 0 /* ncclSum */, nccl->comms[(size_t)r], b.rank(r).stream);
+    }));
+  printf("\n");
+  fflush(stdout);
+}
+
 int main(int argc, char **argv) {
   int gpus = 0;
   MESH_OK(cudaGetDeviceCount(&gpus));
@@ -120,102 +211,15 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: comm_bench [GPUs [hidden, a multiple of 8 up to 32768]]\n");
     return 2;
   }
-  mesh::Mesh m;
-  mesh::open(&m, gpus, hidden, kMaxRows, 5000);
-  const int width = (hidden + 255) / 256 * 256;
-  std::vector<Arrays> arrays((size_t)gpus);
-  for (int r = 0; r < gpus; r++) {
-    Arrays &a = arrays[(size_t)r];
-    MESH_OK(cudaSetDevice(r));
-    MESH_OK(cudaMalloc(&a.x, (size_t)kMaxRows * hidden * 4));
-    MESH_OK(cudaMalloc(&a.w, (size_t)hidden * 4));
-    MESH_OK(cudaMalloc(&a.part, (size_t)kMaxRows * hidden * 2));
-    MESH_OK(cudaMalloc(&a.records, (size_t)kMaxRows * width * 2));
-    MESH_OK(cudaMalloc(&a.shared, kMaxRows * kShared));
-    MESH_OK(cudaMemset(a.x, 0, (size_t)kMaxRows * hidden * 4));
-    MESH_OK(cudaMemset(a.w, 0, (size_t)hidden * 4));
-    MESH_OK(cudaMemset(a.part, 0, (size_t)kMaxRows * hidden * 2));
-    MESH_OK(cudaDeviceSynchronize());
-  }
+  Bench b(gpus, hidden);
   Nccl nccl;
   const bool has_nccl = open_nccl(&nccl, gpus);
   printf("%d GPUs, hidden %d, us a node of a chain of %d, median of %d%s\n", gpus, hidden, kChain, kRepeats,
          has_nccl ? "" : "; no libnccl.so.2");
   printf("%6s %8s %22s %16s %8s %8s %8s %14s %8s\n", "rows", "KB", "sum + norm + records", "sum, then norm", "sum", "norm", "owners", "owners, 4 KB", "NCCL");
-  static const int sizes[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 2048, 8192};
-  for (int rows : sizes) {
-    auto input = [&](int r, bool norm, bool add) {
-      mob::NormIn in = {};
-      in.x = arrays[(size_t)r].x;
-      in.add = add ? arrays[(size_t)r].part : nullptr;
-      in.w = norm ? arrays[(size_t)r].w : nullptr;
-      in.eps = 1e-6f;
-      in.hidden = hidden;
-      return in;
-    };
-    auto output = [&](int r) {
-      mob::NormOut out = {};
-      out.a = {arrays[(size_t)r].records, (rows + 7) / 8 * 8, 1};
-      out.a_k = width;
-      return out;
-    };
-    auto sum = [&](int r, int i, bool norm) {
-      const mesh::Rank &rank = m.ranks[(size_t)r];
-      int turn = i;
-      mob::norm_rows_ranks(input(r, norm, true), norm ? output(r) : mob::NormOut(), rank.peers, &turn, rows, rank.sms, rank.stream);
-    };
-    auto norm = [&](int r) { mob::norm_rows(input(r, true, false), output(r), rows, m.ranks[(size_t)r].stream); };
-    const bool few = rows <= mob::kReduceRows; // more rows have owners in every step
-    auto owned = [&](int r, bool own) {
-      mob::NormShard s = {};
-      s.in = input(r, true, true);
-      s.out = output(r);
-      s.a_own = own;
-      s.meet = !own;
-      s.total = rows;
-      for (int i = 0; i < gpus; i++) s.a[i] = arrays[(size_t)((r + i) % gpus)].records;
-      mob::norm_shard(s, m.ranks[(size_t)r].peers, m.ranks[(size_t)r].sms, m.ranks[(size_t)r].stream);
-    };
-    auto shared = [&](int r) {
-      mob::ShareShards s = {};
-      const size_t at = (size_t)mob::shard_first(rows, gpus, r) * kShared;
-      s.count = 1;
-      s.from[0] = arrays[(size_t)r].shared + at;
-      for (int i = 1; i < gpus; i++) s.to[0][i - 1] = arrays[(size_t)((r + i) % gpus)].shared + at;
-      s.bytes[0] = (size_t)mob::shard_rows(rows, gpus, r) * kShared;
-      s.most = (size_t)mob::shard_each(rows, gpus) * kShared;
-      mob::share_shards(s, m.ranks[(size_t)r].peers, m.ranks[(size_t)r].sms, m.ranks[(size_t)r].stream);
-    };
-    const double fused = !few ? NAN : time_chain(&m, rows, [&](int r, int i) { sum(r, i, true); });
-    const double apart = !few ? NAN : time_chain(&m, rows, [&](int r, int i) {
-      sum(r, i, false);
-      norm(r);
-    });
-    const double alone = !few ? NAN : time_chain(&m, rows, [&](int r, int i) { sum(r, i, false); });
-    const double only_norm = time_chain(&m, rows, [&](int r, int) { norm(r); });
-    const double owners = time_chain(&m, rows, [&](int r, int) { owned(r, false); });
-    const double owners_shared = time_chain(&m, rows, [&](int r, int) {
-      owned(r, true);
-      shared(r);
-    });
-    printf("%6d %8.0f", rows, rows * hidden * 2 / 1024.0);
-    column(22, fused);
-    column(16, apart);
-    column(8, alone);
-    column(8, only_norm);
-    column(8, owners);
-    column(14, owners_shared);
-    if (has_nccl) {
-      const double theirs = time_chain(&m, rows, [&](int r, int) {
-        mob::bf16 *part = arrays[(size_t)r].part;
-        nccl.all_reduce(part, part, (size_t)rows * hidden, 9 /* ncclBfloat16 */, 0 /* ncclSum */, nccl.comms[(size_t)r],
-                        m.ranks[(size_t)r].stream);
-      });
-      column(8, theirs);
-    }
-    printf("\n");
-    fflush(stdout);
-    if (m.words[0]) {
+  for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 2048, 8192}) {
+    measure(b, has_nccl ? &nccl : nullptr, rows);
+    if (b.m.words[0]) {
       fprintf(stderr, "comm_bench: a wait ran out\n");
       return 1;
     }
