@@ -52,23 +52,9 @@ void linear_prepare() {
 // Above this many tokens the tensor cores are the bound of all but short matrices (a router's), not the weights' bytes.
 static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
 
-static LinearMany many_params(const Matrix &w, const Records &x, void *y, int m, int n, const LinearScratch &s) {
-  LinearMany p = {};
-  p.w = w.data;
-  p.x = x.data;
-  p.mp = x.mp;
-  p.y = y;
-  p.partial = s.partial;
-  p.waits = s.waits;
-  p.m = m;
-  p.n = n;
-  p.pairs = p.w_pairs = (int)column_pairs(w);
-  p.min_run = 3;
-  return p;
-}
-
-static LinearWide wide_params(const Matrix &w, const Records &x, void *y, int m, int n, const LinearScratch &s) {
-  LinearWide p = {};
+// What the kernels' parameters have in common.
+template <class Params> static Params params(const Matrix &w, const Records &x, void *y, int m, int n, const LinearScratch &s) {
+  Params p = {};
   p.w = w.data;
   p.x = x.data;
   p.mp = x.mp;
@@ -90,18 +76,18 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   }
   if (!f32 && x_parts == 1 && linear_short(w, x, y, ldy, m, s, stream)) return;
   if (is_wide(w, m)) {
-    LinearWide p = wide_params(w, x, y, m, w.n, s);
+    LinearWide p = params<LinearWide>(w, x, y, m, w.n, s);
     p.ldy = ldy;
     p.pairs *= x_parts;
     if (w.kind == Weights::F8) linear_wide(p, s.sms, stream);
     else linear_wide_b16({p}, f32 ? WideOut::kFloats : WideOut::kRows, s.sms, stream);
     return;
   }
-  LinearMany p = many_params(w, x, y, m, w.n, s);
+  LinearMany p = params<LinearMany>(w, x, y, m, w.n, s);
   p.ldy = ldy;
   p.pairs *= x_parts;
   // A short matrix with many columns is summed from few runs: each costs the first CTA a trip through the L2.
-  if (w.n <= 256) p.min_run = 10;
+  p.min_run = w.n <= 256 ? 10 : 3;
   const int tile = m <= 96 ? m : 128;
   if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
   else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);
@@ -111,7 +97,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
 bool linear_can_send(const Matrix &w, int m) { return w.kind == Weights::F8 && w.n % kTileRows == 0 && is_wide(w, m); }
 
 void linear_parts(const Matrix &w, const Records &x, const PartsOut &to, int m, const LinearScratch &s, cudaStream_t stream) {
-  LinearWide p = wide_params(w, x, nullptr, m, w.n, s);
+  LinearWide p = params<LinearWide>(w, x, nullptr, m, w.n, s);
   p.ldy = w.n;
   linear_wide(p, s.sms, stream, to);
 }
@@ -127,10 +113,11 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
     return;
   }
   if (is_wide(w, m)) {
-    linear_wide_b16({wide_params(w, x, act.data, m, 2 * inter, s), up_at, act.mp}, WideOut::kGated, s.sms, stream);
+    linear_wide_b16({params<LinearWide>(w, x, act.data, m, 2 * inter, s), up_at, act.mp}, WideOut::kGated, s.sms, stream);
     return;
   }
-  LinearMany p = many_params(w, x, act.data, m, 2 * inter, s);
+  LinearMany p = params<LinearMany>(w, x, act.data, m, 2 * inter, s);
+  p.min_run = 3;
   p.up_block = up_at / kTileRows;
   p.act_rows = act.mp;
   many_by_tile<false, false>(p, m <= 96 ? m : 128, s.sms, stream);
@@ -139,12 +126,12 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
 void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
                      cudaStream_t stream) {
   if (is_wide(w, keys)) {
-    LinearWide p = wide_params(w, x, tiles, keys, w.n, s);
+    LinearWide p = params<LinearWide>(w, x, tiles, keys, w.n, s);
     p.key_blocks = key_blocks;
     linear_wide(p, s.sms, stream);
     return;
   }
-  LinearMany p = many_params(w, x, tiles, keys, w.n, s);
+  LinearMany p = params<LinearMany>(w, x, tiles, keys, w.n, s);
   p.key_blocks = key_blocks;
   p.min_run = 2;
   many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
