@@ -71,7 +71,7 @@ bool linear_narrow_serves(const Matrix &w, int m, int sms);
 void linear_narrow(const Matrix &w, const Records &x, bf16 *y, int ldy, int m, cudaStream_t stream);
 void linear_narrow_prepare(); // once a device, by linear_prepare()
 
-// ---- experts_down.cu
+// ---- linear_whole.cu
 // The down projections of all active experts, with what stands before and behind them: y [m][n] = sum over the experts of
 // weight * down(silu(gate) * up), which leaves nothing to be combined. m <= kFewDown.
 constexpr int kFewDown = 2;
@@ -89,7 +89,10 @@ struct ExpertsDown {
   bool ue8m0;
 };
 void linear_experts_down(const Matrix &w, const ExpertsDown &e, bf16 *y, int m, int sms, cudaStream_t stream);
-void linear_experts_down_prepare(); // once a device, by linear_prepare()
+// A dense FP8 linear by the same kernel, where a matrix has about as many blocks of 64 outputs as there are SMs and few columns.
+bool linear_whole_serves(const Matrix &w, int m, int sms);
+void linear_whole(const Matrix &w, const Records &x, bf16 *y, int ldy, int m, int sms, cudaStream_t stream);
+void linear_whole_prepare(); // once a device, by linear_prepare()
 
 // ---- linear_segments.cu: experts over tokens gathered by expert
 constexpr int kTileTokens = 96, kLeastTile = 64; // of a tile, at most; the least that may be its largest

@@ -36,7 +36,7 @@ template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, i
 
 void linear_prepare() {
   linear_few_prepare();
-  linear_experts_down_prepare();
+  linear_whole_prepare();
   experts_few_prepare();
   linear_narrow_prepare();
   linear_wide_prepare();
@@ -71,6 +71,7 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
             cudaStream_t stream) {
   if (m <= kFewRows) {
     if (!f32 && x_parts == 1 && linear_narrow_serves(w, m, s.sms)) linear_narrow(w, x, (bf16 *)y, ldy, m, stream);
+    else if (!f32 && x_parts == 1 && linear_whole_serves(w, m, s.sms)) linear_whole(w, x, (bf16 *)y, ldy, m, s.sms, stream);
     else linear_few(w, x, y, ldy, f32, m, x_parts, s, stream);
     return;
   }

@@ -44,9 +44,10 @@ template <bool Fp8, int Tokens> struct LinearFewShared {
 };
 
 // The CTA with the first columns adds what `givers` CTAs behind it computed, `step` words apart, in their order; a word is its own flag, as
-// in linear_many.cuh.
-template <int Words> __device__ __forceinline__ void take_partials(float *from, int givers, size_t step, float (&sum)[Words], Waits *waits) {
-  constexpr int kBatch = 64 / Words, kEach = Words / 4; // givers whose words are in flight; loads of one
+// in linear_many.cuh. kBatch: givers whose words are in flight.
+template <int Words, int kBatch = 64 / Words>
+__device__ __forceinline__ void take_partials(float *from, int givers, size_t step, float (&sum)[Words], Waits *waits) {
+  constexpr int kEach = Words / 4; // loads of one
   uint32_t start = 0;
 #pragma unroll 1
   for (int first = 0; first < givers; first += kBatch) {
@@ -85,6 +86,10 @@ template <int Words> __device__ __forceinline__ void take_partials(float *from, 
     }
   }
 }
+
+// With 96 registers a thread: with more, no CTA would find room beside the router's last one (a quarter of an SM's registers is for three of
+// its warps and two of that one's), and the experts' linear would be as late as the CTA that waits for it.
+template <bool Fp8, int Tokens> constexpr bool kLittle = Fp8 && Tokens == 8;
 
 // 64 outputs of the results: of a lane, rows `row` and row + 8 of two tokens for each four words.
 template <bool F32, int Words>
@@ -275,7 +280,8 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
       continue;
     }
     if (pieces.last < p.pairs)
-      take_partials(mine + 128 * Tokens, pieces.last_cta() - (int)blockIdx.x, (size_t)(128 * Tokens), sum, p.waits);
+      take_partials<kWords, kLittle<Fp8, Tokens> ? 8 : 64 / kWords>(mine + 128 * Tokens, pieces.last_cta() - (int)blockIdx.x, (size_t)(128 * Tokens),
+                                                                    sum, p.waits);
     if constexpr (!Fp8 && !F32) {
       if (p.up_block > 0) {
         __shared__ float swap[kWords * 128];
@@ -288,7 +294,7 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
 }
 
 template <bool Fp8, int Tokens, bool F32>
-__global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) linear_few_kernel(const LinearFew p) {
+__global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) __maxnreg__((kLittle<Fp8, Tokens> ? 96 : 168)) linear_few_kernel(const LinearFew p) {
   using S = LinearFewShared<Fp8, Tokens>;
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *ring = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);

@@ -123,6 +123,27 @@ static void narrow(void **state) {
   free_all();
 }
 
+// All columns of 64 outputs a CTA: more pairs than the ring holds, an odd number of them, several blocks a CTA, rows with room.
+static void whole(void **state) {
+  (void)state;
+  const int shapes[][3] = {{60, 256, 0}, {256, 3328, 0}, {200, 768, 8}, {600, 1280, 0}, {64, 5120, 0}};
+  for (int m : {1, 2, 7})
+    for (const int (&shape)[3] : shapes) {
+      const Case c(m, shape[0], shape[1], true, 1, 1, shape[2]);
+      const size_t words = (size_t)m * c.n;
+      bf16 *y = device<bf16>(words + 32);
+      linear_whole(c.w, c.x, y, c.n, m, kSms, stream);
+      cuda(cudaStreamSynchronize(stream));
+      c.check(fetch((const bf16 *)y, words).data(), 0, 0, 1, 3e-3, "whole");
+      for (uint16_t word : fetch((const uint16_t *)y + words, 32)) assert_int_equal(word, 0xffff);
+    }
+  const Matrix few = {nullptr, 0, 7168, 4096, Weights::F8}, many = {nullptr, 0, 7168, 16384, Weights::F8}, low = {nullptr, 0, 2112, 4096, Weights::F8};
+  assert_true(linear_whole_serves(few, 1, 132));
+  assert_false(linear_whole_serves(many, 1, 132)); // equal bytes on all SMs count more
+  assert_false(linear_whole_serves(low, 1, 132));
+  free_all();
+}
+
 // A token's experts, some of them elsewhere, and what they give together.
 static void check_down(int m, int count, int n, int inter, int routed, int chosen, int top_k, int shared, bool f8, bool elsewhere) {
   const int active = chosen + shared, slots = top_k + shared, up_at = (inter + 63) / 64 * 64, ld = up_at + inter + 8;
@@ -213,6 +234,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(dense),     cmocka_unit_test(rows_with_room),  cmocka_unit_test(columns_again),
       cmocka_unit_test(by_expert), cmocka_unit_test(same_every_time), cmocka_unit_test(narrow),
+      cmocka_unit_test(whole),
       cmocka_unit_test(experts_down),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
