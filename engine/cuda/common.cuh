@@ -154,24 +154,38 @@ __device__ __forceinline__ float block_sum(float v, float *scratch) {
 extern void (*launch_hook)(const void *kernel, cudaStream_t stream, bool before);
 extern thread_local const char *launch_label;
 
-// Launch that may begin while the kernel before it drains; every kernel calls depend_wait() before it reads or writes
-// anything that an earlier kernel touches.
-template <class... A, class... B>
-inline cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, B... args) {
+// What a launch says: it may begin while the kernel before it drains, and its CTAs run in clusters of `cluster` beside each other.
+struct ClusterLaunch {
   cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute dependent = {};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &dependent;
-  config.numAttrs = 1;
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = smem;
-  config.stream = stream;
+  cudaLaunchAttribute attributes[2] = {};
+  ClusterLaunch(int cluster, dim3 grid, dim3 block, size_t smem, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    config.attrs = attributes;
+    config.numAttrs = cluster > 1 ? 2 : 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem;
+    config.stream = stream;
+  }
+  ClusterLaunch(const ClusterLaunch &) = delete;
+};
+
+// Every kernel calls depend_wait() before it reads or writes anything that an earlier kernel touches.
+template <class... A, class... B>
+inline cudaError_t launch_clusters(int cluster, void (*kernel)(A...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, B... args) {
+  ClusterLaunch launch(cluster, grid, block, smem, stream);
   if (launch_hook) launch_hook((const void *)kernel, stream, true);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, A(args)...);
+  const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel, A(args)...);
   if (launch_hook) launch_hook((const void *)kernel, stream, false);
   return error;
+}
+template <class... A, class... B>
+inline cudaError_t launch(void (*kernel)(A...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, B... args) {
+  return launch_clusters(1, kernel, grid, block, smem, stream, args...);
 }
 
 } // namespace mob

@@ -32,6 +32,7 @@ struct LinearWide {
   int tiles;          // in all
   int waves;          // whole tiles for every CTA
   int sharers, beside; // runs of the rest; each is taken by `beside` CTAs side by side, for as many tiles of tokens. 0: there is no rest
+  int cluster;        // > 1, bf16: each tile of the rest is cut among the CTAs of a cluster of so many; no sharers
 };
 
 // Results leave as parts of rows with owners where .each > 0. Three warpgroups have no registers for it.
@@ -60,6 +61,13 @@ struct WidePieces {
   int tile, first, last; // the current piece: column pairs [first, last)
 
   __device__ explicit WidePieces(const LinearWide &p) : at(0), end(0), next_tile(blockIdx.x) {
+    if (p.cluster > 1) {
+      const int of = blockIdx.x / p.cluster, rank = blockIdx.x % p.cluster;
+      if (whole(p) + of >= p.tiles) return;
+      at = of * p.pairs + p.pairs * rank / p.cluster;
+      end = of * p.pairs + p.pairs * (rank + 1) / p.cluster;
+      return;
+    }
     const int run = p.sharers ? blockIdx.x / p.beside : 0;
     if (run >= p.sharers) return;
     at = (int)((int64_t)rest(p) * run / p.sharers);
@@ -268,8 +276,8 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_kernel(cons
 
 // ---- linear_wide.cu
 constexpr int kWideTiles = 4; // kinds of tiles that there may be
-enum class WideDeal { kWhole, kCut, kBeside };
-// Tiles of p's tokens and outputs, all of them whole, or those of the last waves cut into runs. False: there is no such way.
+enum class WideDeal { kWhole, kCut, kBeside, kCluster };
+// Tiles of p's tokens and outputs, all of them whole, or those of the last waves cut into runs (kCut, kBeside). False: there is no such way.
 bool wide_deal(LinearWide *p, int tokens, int outputs, WideDeal how, int sms);
 void linear_wide_prepare(); // once a device
 // p: all but how the work is dealt out. The way that takes the least time is chosen.

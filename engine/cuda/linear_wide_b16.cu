@@ -2,7 +2,7 @@
 #include "linear_wide_b16.cuh"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 
 namespace mob {
 namespace {
@@ -11,18 +11,28 @@ template <int Tall, int Outputs, WideOut Out> void set_limit() {
   cudaFuncSetAttribute(linear_wide_b16_kernel<2, Tall, Outputs, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        WideB16Shared<2, Tall, Outputs>::kBytes);
 }
-template <int Tall, int Outputs, WideOut Out> void run(const LinearWideB16 &p, int sms, cudaStream_t stream) {
+template <int Tall, int Outputs, WideOut Out> void run(const LinearWideB16 &p, int ctas, cudaStream_t stream) {
   using S = WideB16Shared<2, Tall, Outputs>;
-  launch(linear_wide_b16_kernel<2, Tall, Outputs, Out>, sms, S::kThreads, S::kBytes, stream, p);
+  launch_clusters(p.cluster, linear_wide_b16_kernel<2, Tall, Outputs, Out>, ctas, S::kThreads, S::kBytes, stream, p);
+}
+// Clusters of so many CTAs that run at the same time: SMs lie in groups of unlike size, and no cluster reaches beyond one.
+template <int Tall, int Outputs, WideOut Out> int most_clusters(int cluster) {
+  using S = WideB16Shared<2, Tall, Outputs>;
+  ClusterLaunch launch(cluster, cluster, S::kThreads, S::kBytes, nullptr);
+  int count = 0;
+  return cudaOccupancyMaxActiveClusters(&count, linear_wide_b16_kernel<2, Tall, Outputs, Out>, &launch.config) == cudaSuccess ? count : 0;
 }
 
 struct Tile {
   int tokens, outputs;
   double pair_us, end_us; // all SMs at work
   void (*set_limit)();
-  void (*run)(const LinearWideB16 &p, int sms, cudaStream_t stream);
+  void (*run)(const LinearWideB16 &p, int ctas, cudaStream_t stream);
+  int (*most_clusters)(int cluster);
 };
-#define TILE(tall, outputs, out, pair_us, end_us) {(tall) * 128, outputs, pair_us, end_us, set_limit<tall, outputs, out>, run<tall, outputs, out>}
+#define TILE(tall, outputs, out, pair_us, end_us) \
+  {(tall) * 128, outputs, pair_us, end_us, set_limit<tall, outputs, out>, run<tall, outputs, out>, \
+   most_clusters<tall, outputs, out>}
 const Tile kTiles[3][kWideB16Tiles] = { // by WideOut
     {TILE(1, 128, WideOut::kRows, 0.74, 0.8), TILE(1, 192, WideOut::kRows, 1.04, 1.2), TILE(2, 128, WideOut::kRows, 1.37, 1.7)},
     {TILE(1, 128, WideOut::kFloats, 0.74, 0.8), {}, TILE(2, 128, WideOut::kFloats, 1.37, 1.9)},
@@ -30,51 +40,94 @@ const Tile kTiles[3][kWideB16Tiles] = { // by WideOut
 };
 #undef TILE
 
-double microseconds(const LinearWide &p, const Tile &tile, WideDeal how, int sms) {
-  if (how == WideDeal::kWhole) { // what a tile waits for is the L2, which gives more to each when not all ask
-    const double share = p.across == 1 ? 1 : 0.65 + 0.35 * std::min(1.0, (double)p.tiles / sms);
-    return p.waves * (p.pairs * tile.pair_us * share + tile.end_us);
+constexpr int kMostCluster = 4;
+// By WideOut, tile and CTAs of one: clusters that run at the same time, on any device.
+std::atomic<int> running[3][kWideB16Tiles][kMostCluster + 1];
+
+// Whole tiles for all CTAs of so many clusters, then at most one that is cut for each cluster. Returns how many CTAs; 0: there is no such way.
+int cluster_deal(LinearWideB16 *p, const Tile &tile, int cluster, int clusters) {
+  const int most = clusters * cluster;
+  if (most < 1 || p->pairs < 2 * cluster) return 0;
+  wide_deal(p, tile.tokens, tile.outputs, WideDeal::kWhole, most);
+  p->cluster = cluster;
+  p->waves = p->tiles / most;
+  const int rest = p->tiles - p->waves * most;
+  return rest == 0 || rest > clusters ? 0 : p->waves ? most : rest * cluster;
+}
+
+struct Way {
+  int tile;
+  WideDeal how;
+  int cluster;
+};
+
+// Deals p out; returns how many CTAs, 0: there is no such way.
+int deal(LinearWideB16 *p, WideOut out, const Way &way, int sms) {
+  const Tile &tile = kTiles[(int)out][way.tile];
+  if (!tile.run) return 0;
+  if (way.how == WideDeal::kCluster)
+    return cluster_deal(p, tile, way.cluster, std::min(sms / way.cluster, running[(int)out][way.tile][way.cluster].load()));
+  return wide_deal(p, tile.tokens, tile.outputs, way.how, sms) ? sms : 0;
+}
+
+// What a tile waits for is the L2, which gives more to each when not all ask.
+double share_of(int ctas, int sms) { return 0.65 + 0.35 * std::min(1.0, (double)ctas / sms); }
+
+double microseconds(const LinearWide &p, const Tile &tile, WideDeal how, int ctas, int sms) {
+  const double size = tile.tokens * tile.outputs / 16384.0;
+  if (how == WideDeal::kWhole) return p.waves * (p.pairs * tile.pair_us * (p.across == 1 ? 1 : share_of(p.tiles, p.waves * sms)) + tile.end_us);
+  const double whole = p.waves * (p.pairs * tile.pair_us + tile.end_us);
+  if (how == WideDeal::kCluster) {
+    const int pairs = (p.pairs + p.cluster - 1) / p.cluster, cut = (p.tiles - p.waves * ctas) * p.cluster;
+    return whole + pairs * tile.pair_us * share_of(p.waves ? ctas : cut, sms) + tile.end_us + 1 + 0.7 * size + 0.6 * p.cluster;
   }
   const int tiles = (p.tiles - p.waves * sms) / p.beside;
   // CTAs that work at different columns of the same weights and tokens fetch them anew, unless all stay in the L2.
   const bool resident = (double)(p.n + p.m) * p.pairs * 256 < 36e6;
   const double apart = how == WideDeal::kBeside ? 1.25 : p.across == 1 || resident ? 1 : 1.45;
-  const double shares = 8 + 3.0 * tile.tokens * tile.outputs / 16384; // sums of all CTAs to the L2 and back
-  return p.waves * (p.pairs * tile.pair_us + tile.end_us) + (double)tiles * p.pairs / p.sharers * tile.pair_us * apart + tile.end_us + shares;
+  const double shares = 8 + 3 * size; // sums of all CTAs to the L2 and back
+  return whole + (double)tiles * p.pairs / p.sharers * tile.pair_us * apart + tile.end_us + shares;
 }
 
 } // namespace
 
 void linear_wide_b16_prepare() {
-  for (const auto &out : kTiles)
-    for (const Tile &tile : out)
-      if (tile.run) tile.set_limit();
+  for (int out = 0; out < 3; out++)
+    for (int i = 0; i < kWideB16Tiles; i++) {
+      const Tile &tile = kTiles[out][i];
+      if (!tile.run) continue;
+      tile.set_limit();
+      for (int cluster = 2; cluster <= kMostCluster; cluster++) {
+        std::atomic<int> &most = running[out][i][cluster];
+        const int here = tile.most_clusters(cluster);
+        if (most == 0 || here < most) most = here;
+      }
+    }
 }
 
-bool linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int sms, cudaStream_t stream) {
-  const Tile &t = kTiles[(int)out][tile];
-  if (!t.run || !wide_deal(&p, t.tokens, t.outputs, how, sms)) return false;
-  t.run(p, sms, stream);
-  return true;
+bool linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int cluster, int sms, cudaStream_t stream) {
+  const int ctas = deal(&p, out, {tile, how, cluster}, sms);
+  if (ctas) kTiles[(int)out][tile].run(p, ctas, stream);
+  return ctas > 0;
 }
 
 void linear_wide_b16(const LinearWideB16 &p, WideOut out, int sms, cudaStream_t stream) {
   double least = 0;
-  int best = -1;
-  WideDeal best_how = WideDeal::kWhole;
+  Way best = {-1, WideDeal::kWhole, 1};
+  auto consider = [&](const Way &way) {
+    LinearWideB16 dealt = p;
+    const int ctas = deal(&dealt, out, way, sms);
+    if (!ctas) return;
+    const double us = microseconds(dealt, kTiles[(int)out][way.tile], way.how, ctas, sms);
+    if (best.tile >= 0 && us >= least) return;
+    least = us;
+    best = way;
+  };
   for (int i = 0; i < kWideB16Tiles; i++) {
-    const Tile &tile = kTiles[(int)out][i];
-    for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside}) {
-      LinearWide dealt = p;
-      if (!tile.run || !wide_deal(&dealt, tile.tokens, tile.outputs, how, sms)) continue;
-      const double us = microseconds(dealt, tile, how, sms);
-      if (best >= 0 && us >= least) continue;
-      least = us;
-      best = i;
-      best_how = how;
-    }
+    for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside}) consider({i, how, 1});
+    for (int cluster = 2; cluster <= kMostCluster; cluster++) consider({i, WideDeal::kCluster, cluster});
   }
-  linear_wide_b16_try(p, out, best, best_how, sms, stream);
+  linear_wide_b16_try(p, out, best.tile, best.how, best.cluster, sms, stream);
 }
 
 } // namespace mob

@@ -1,9 +1,9 @@
 // The bf16 linear of many tokens, dealt out as in linear_wide.cuh: wgmma with the tokens on the M side, one sum, the next products queued
 // before the last are done.
 //
-// A tile in several runs is summed by all its CTAs, a share each: every one leaves all of its sums, and when its run is at its end takes its
-// share from all, in the order of columns: no atomics, the result does not depend on timing, and no CTA adds for long while the others
-// have nothing to do.
+// A tile in several runs is summed by all its CTAs, a share each: no atomics, the result does not depend on timing. The CTAs of a cluster
+// send one another their sums into shared memory. Runs of any length go by way of the L2: every CTA leaves all of its sums, and when its run is
+// at its end takes its share from all, in the order of columns.
 //
 // Gated: a tile's outputs are half of them gate's and half the same of up's; silu(gate) * up leaves as records of the next linear's input.
 #pragma once
@@ -177,8 +177,9 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
           if constexpr (kGated) { // of bf16 values, as those of rows of y would be
             const uint32_t other = pack_bf16(up[4 * j + 2 * h], up[4 * j + 2 * h + 1]);
             const float g0 = __uint_as_float(words[j] << 16), g1 = __uint_as_float(words[j] & 0xffff0000u);
-            words[j] = pack_bf16(g0 / (1.0f + __expf(-g0)) * __uint_as_float(other << 16),
-                                 g1 / (1.0f + __expf(-g1)) * __uint_as_float(other & 0xffff0000u));
+            // Exact divisions take long where a number is no common one, as in rows that there are not.
+            words[j] = pack_bf16(__fdividef(g0, 1.0f + __expf(-g0)) * __uint_as_float(other << 16),
+                                 __fdividef(g1, 1.0f + __expf(-g1)) * __uint_as_float(other & 0xffff0000u));
           }
         }
         turn_words(words); // eight columns of a token
@@ -200,7 +201,54 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
       }
     }
   }
+
+  // 32 outputs of one of this warp's `part`s, of all the sums of the tile.
+  static __device__ __forceinline__ void put_sums(const LinearWideB16 &p, const WidePlace &t, int part, int quad, const float *sum) {
+    const int warp = threadIdx.x / 32, row = (warp / 4 * Tall + part) * 64 + warp % 4 * 16 + threadIdx.x % 32 / 4;
+    const float *v = sum + part * (Outputs / 2) + quad * 16;
+    put(p, t, row, quad, v, v + kUp);
+  }
 };
+
+// This CTA's share of a tile that its cluster cuts: some parts of it, 32 outputs of 64 tokens for each warpgroup. The others' sums of these come
+// to where the ring was, which is at its end, and are added to its own in the order of their ranks.
+template <int Groups, int Tall, int Outputs, WideOut Out>
+__device__ __forceinline__ void wide_b16_meet(const LinearWideB16 &p, const WidePlace &t, uint8_t *ring, float *sum) {
+  using U = WideUnits<Groups, Tall, Outputs, Out>;
+  constexpr int kParts = Tall * U::kQuads, kWords = U::kGated ? 8 : 4; // words of four floats
+  constexpr int kStep = Groups * 128 * 16, kPart = kWords * kStep;     // from a thread's word to its next; to the next part
+  static_assert(kParts * kPart <= WideB16Shared<Groups, Tall, Outputs>::kStages * WideB16Shared<Groups, Tall, Outputs>::kStage, "the others' sums fit");
+  const int tid = threadIdx.x, rank = cluster_rank(), most = (kParts + p.cluster - 1) / p.cluster; // parts of a CTA
+  auto word = [](int part, int j) { return part / U::kQuads * (Outputs / 2) + part % U::kQuads * 16 + (j < 4 ? 4 * j : U::kUp + 4 * j - 16); };
+  cluster_sync(); // all have started, and their rings are free
+#pragma unroll
+  for (int part = 0, to = 0, of = 0; part < kParts; part++, of++) {
+    if (of == most) to++, of = 0;
+    if (to == rank) continue;
+    const uint32_t at = cluster_address(ring, to) + ((rank < to ? rank : rank - 1) * most + of) * kPart + tid * 16;
+#pragma unroll
+    for (int j = 0; j < kWords; j++) {
+      const float *v = sum + word(part, j);
+      cluster_store(at + j * kStep, make_float4(v[0], v[1], v[2], v[3]));
+    }
+  }
+  cluster_sync();
+#pragma unroll
+  for (int part = 0, of = 0; part < kParts; part++) {
+    if (part < rank * most || of == most) continue;
+    const uint8_t *from = ring + of++ * kPart + tid * 16;
+#pragma unroll 1
+    for (int other = 1; other < p.cluster; other++, from += most * kPart) {
+#pragma unroll
+      for (int j = 0; j < kWords; j++) {
+        const float4 more = *(const float4 *)(from + j * kStep);
+        float *v = sum + word(part, j);
+        v[0] += more.x, v[1] += more.y, v[2] += more.z, v[3] += more.w;
+      }
+    }
+    U::put_sums(p, t, part / U::kQuads, part % U::kQuads, sum);
+  }
+}
 
 // Where a CTA leaves its sums of a tile that is cut: [0] of one that an earlier run began, [1] of one that goes on in later runs.
 template <int Words> __device__ __forceinline__ float *wide_b16_place(const LinearWideB16 &p, int cta, bool begins) {
@@ -315,19 +363,21 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_b16_kernel(
 #pragma unroll
     for (int i = 0; i < Tall * kWords; i++) sum[i] = 0;
     wide_b16_sums<Groups, Tall, Outputs>(pieces, ring, group, lane, sum);
+    const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
     if (pieces.first > 0 || pieces.last < p.pairs) {
+      if (p.cluster > 1) { // its last piece
+        wide_b16_meet<Groups, Tall, Outputs, Out>(p, t, ring.data, sum);
+        return;
+      }
       const bool begins = pieces.first == 0;
       (begins ? begun : ended) = pieces.tile;
       give_partial<Tall * kWords, Groups * 512>(wide_b16_place<S::kTokens * Outputs>(p, blockIdx.x, begins) + tid * 4, sum);
       continue;
     }
-    const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
 #pragma unroll
     for (int part = 0; part < Tall; part++)
 #pragma unroll
-      for (int quad = 0; quad < U::kQuads; quad++)
-        U::put(p, t, (group * Tall + part) * 64 + warp % 4 * 16 + lane / 4, quad, sum + part * kWords + quad * 16,
-               sum + part * kWords + quad * 16 + U::kUp);
+      for (int quad = 0; quad < U::kQuads; quad++) U::put_sums(p, t, part, quad, sum);
   }
 #pragma unroll 1
   for (int i = 0; i < 2; i++) {
@@ -342,6 +392,7 @@ void linear_wide_b16_prepare(); // once a device
 // p: all but how the work is dealt out. The way that takes the least time is chosen.
 void linear_wide_b16(const LinearWideB16 &p, WideOut out, int sms, cudaStream_t stream);
 // A given way; false: these sizes or outputs have no such one.
-bool linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int sms, cudaStream_t stream);
+// `cluster`: CTAs of one, WideDeal::kCluster's.
+bool linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int cluster, int sms, cudaStream_t stream);
 
 } // namespace mob

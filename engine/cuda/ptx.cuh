@@ -72,6 +72,26 @@ __device__ __forceinline__ uint64_t policy_evict_last() {
   return policy;
 }
 
+// ---- clusters: CTAs that run at the same time and reach one another's shared memory. A CTA of a launch without is a cluster of its own.
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Meeting of the cluster's threads that still run, with all that they stored before; whole warps [barrier.cluster].
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Where CTA `rank` has what this one has at `p` of its shared memory [mapa].
+__device__ __forceinline__ uint32_t cluster_address(const void *p, int rank) {
+  uint32_t out;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(smem_address(p)), "r"(rank));
+  return out;
+}
+__device__ __forceinline__ void cluster_store(uint32_t to, float4 v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 // ---- programmatic dependent launch: work before depend_wait() overlaps the previous kernel [griddepcontrol].
 __device__ __forceinline__ void depend_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void depend_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -52,7 +52,10 @@ struct Stack {
   uint8_t *top; // not at the same offset in every stack: the caches would hold few of them
 };
 
+struct Block;
+
 struct Thread : Place {
+  Block *block;
   uint3 at;          // threadIdx
   Thread *next;      // of the list that it stands in
   void *context;     // its stack pointer while it does not run
@@ -117,6 +120,7 @@ struct Copy {
   void *dst;
   const void *src;
   uint32_t bytes;
+  Block *to; // whose shared memory it is
   uint64_t *bar;
 };
 
@@ -131,22 +135,32 @@ static_assert(sizeof(Mbarrier) == 8, "an mbarrier is 64 bits");
 constexpr unsigned kInit = 0xb;
 
 struct Block {
-  const char *name;
-  const std::function<void()> *kernel;
+  uint3 at; // blockIdx
+  int rank; // in its cluster
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<Meeting<128>> groups;
   Barrier barriers[16];
   std::vector<Watch> watches;
-  std::vector<Copy> copies;
-  List ready, spinning;
   unsigned alive;
-  void (*stuck)(Launch *);
-  Launch *launch;
   size_t shared;
   // Kept from block to block.
   void *mapping = nullptr;
   uint8_t *window = nullptr; // in it
+};
+
+// The blocks that this OS thread runs, one at most times.
+struct Cluster {
+  const char *name;
+  const std::function<void()> *kernel;
+  int size;
+  Block *blocks[kMaxCluster] = {}; // kept, too
+  std::vector<Copy> copies;
+  List ready, spinning;
+  Barrier meeting; // of all threads
+  unsigned alive;
+  void (*stuck)(Launch *);
+  Launch *launch;
   std::vector<Stack *> stacks;
   void *outside;            // stack pointer of the OS thread while fibers run
 #ifdef EMU_ASAN
@@ -160,7 +174,8 @@ struct Block {
 // Where dynamic shared memory begins in its window: aligned as its declarations may ask, no better.
 constexpr size_t kWindow = 512 << 10, kDynamic = 1024 + 128;
 
-EMU_LOCAL Block *block;
+EMU_LOCAL Cluster *cluster;
+EMU_LOCAL Block *block; // of the running thread
 
 // Stacks that no OS thread holds: there are no more than were in use at one time. (Two mappings each, of 65,530 that a process may
 // have: a cache of 1,024 in every thread of many streams would be too much.)
@@ -172,23 +187,28 @@ Spare *const spare = new Spare(); // for ever
 constexpr size_t kKept = 32;      // by an OS thread, between blocks
 
 void give_stacks(size_t keep) {
-  if (block->stacks.size() <= keep) return;
+  if (cluster->stacks.size() <= keep) return;
   std::lock_guard<std::mutex> hold(spare->lock);
-  spare->stacks.insert(spare->stacks.end(), block->stacks.begin() + (long)keep, block->stacks.end());
-  block->stacks.resize(keep);
+  spare->stacks.insert(spare->stacks.end(), cluster->stacks.begin() + (long)keep, cluster->stacks.end());
+  cluster->stacks.resize(keep);
 }
 
 // Goes with its OS thread: streams come and go, and every one of them has run blocks.
 struct BlockOwner {
   bool set = false;
   ~BlockOwner() {
-    if (!block) return;
+    if (!cluster) return;
     give_stacks(0);
+    for (Block *b : cluster->blocks) {
+      if (!b) continue;
 #ifdef EMU_ASAN
-    __asan_unpoison_memory_region(block->mapping, 2 * kWindow);
+      __asan_unpoison_memory_region(b->mapping, 2 * kWindow);
 #endif
-    munmap(block->mapping, 2 * kWindow);
-    delete block;
+      munmap(b->mapping, 2 * kWindow);
+      delete b;
+    }
+    delete cluster;
+    cluster = nullptr;
     block = nullptr;
   }
 };
@@ -198,24 +218,31 @@ inline Thread *self() { return (Thread *)const_cast<Place *>(here); }
 inline void become(Thread *t) {
   here = t;
   threadIdx = t->at;
+  if (t->block == block) return;
+  block = t->block;
+  blockIdx = block->at;
 }
 
 [[noreturn]] void dead() {
-  fprintf(stderr, "emulated GPU: %s, block (%u, %u, %u): every thread waits and none can go on\n", block->name, blockIdx.x, blockIdx.y, blockIdx.z);
-  const char *last = nullptr;
-  for (const Thread &t : block->threads) {
-    const char *waits = t.over ? "has ended" : t.waits ? t.waits : "runs";
-    if (last && strcmp(last, waits) == 0) continue;
-    fprintf(stderr, "  from thread %d: %s\n", t.index, waits);
-    last = waits;
+  fprintf(stderr, "emulated GPU: %s, block (%u, %u, %u): every thread waits and none can go on\n", cluster->name, blockIdx.x, blockIdx.y, blockIdx.z);
+  for (int rank = 0; rank < cluster->size; rank++) {
+    if (cluster->size > 1) fprintf(stderr, " block %d of the cluster\n", rank);
+    const char *last = nullptr;
+    for (const Thread &t : cluster->blocks[rank]->threads) {
+      if ((unsigned)t.index >= blockDim.x * blockDim.y * blockDim.z) break;
+      const char *waits = t.over ? "has ended" : t.waits ? t.waits : "runs";
+      if (last && strcmp(last, waits) == 0) continue;
+      fprintf(stderr, "  from thread %d: %s\n", t.index, waits);
+      last = waits;
+    }
   }
   abort();
 }
 
 Stack *take_stack() {
-  if (!block->stacks.empty()) {
-    Stack *s = block->stacks.back();
-    block->stacks.pop_back();
+  if (!cluster->stacks.empty()) {
+    Stack *s = cluster->stacks.back();
+    cluster->stacks.pop_back();
     return s;
   }
   {
@@ -239,12 +266,12 @@ Stack *take_stack() {
 
 // ASan is told before and after each switch; `ends`: the stack left is not returned to.
 void jump(void *to, Thread *from, bool ends, const void *low, size_t bytes) {
-  void **save = from ? &from->context : &block->outside;
+  void **save = from ? &from->context : &cluster->outside;
 #ifdef EMU_ASAN
-  __sanitizer_start_switch_fiber(ends ? nullptr : from ? &from->fake : &block->outside_fake, low, bytes);
-  block->left = from;
+  __sanitizer_start_switch_fiber(ends ? nullptr : from ? &from->fake : &cluster->outside_fake, low, bytes);
+  cluster->left = from;
   emu_swap_stacks(save, to);
-  __sanitizer_finish_switch_fiber(from ? from->fake : block->outside_fake, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(from ? from->fake : cluster->outside_fake, nullptr, nullptr);
 #else
   (void)ends, (void)low, (void)bytes;
   emu_swap_stacks(save, to);
@@ -254,32 +281,32 @@ void jump(void *to, Thread *from, bool ends, const void *low, size_t bytes) {
 [[noreturn]] void fiber_main();
 
 void run_copies() {
-  for (size_t i = 0; i < block->copies.size(); i++) {
-    const Copy c = block->copies[i];
+  for (size_t i = 0; i < cluster->copies.size(); i++) {
+    const Copy c = cluster->copies[i];
     memcpy(c.dst, c.src, c.bytes);
     Mbarrier *m = (Mbarrier *)c.bar;
     m->bytes -= (int64_t)c.bytes;
     if (m->bytes == 0 && m->pending == 0) {
       m->phase ^= 1;
       m->pending = m->count;
-      for (Watch &w : block->watches)
-        if (w.bar == c.bar) block->ready.take_all(&w.waiting);
+      for (Watch &w : c.to->watches)
+        if (w.bar == c.bar) cluster->ready.take_all(&w.waiting);
     }
   }
-  block->copies.clear();
+  cluster->copies.clear();
 }
 
 // The thread that runs next; null when all have ended.
 Thread *next_thread() {
   for (;;) {
-    Thread *t = block->ready.take();
+    Thread *t = cluster->ready.take();
     if (t) return t;
-    if (block->alive == 0) return nullptr;
-    if (!block->copies.empty()) {
+    if (cluster->alive == 0) return nullptr;
+    if (!cluster->copies.empty()) {
       run_copies();
-    } else if (block->spinning.first) {
-      block->ready.take_all(&block->spinning);
-      block->stuck(block->launch);
+    } else if (cluster->spinning.first) {
+      cluster->ready.take_all(&cluster->spinning);
+      cluster->stuck(cluster->launch);
     } else {
       dead();
     }
@@ -299,9 +326,9 @@ void switch_to(Thread *to, Thread *from, bool ends) {
   if (!to) {
     here = nullptr;
 #ifdef EMU_ASAN
-    jump(block->outside, from, ends, block->outside_low, block->outside_bytes);
+    jump(cluster->outside, from, ends, cluster->outside_low, cluster->outside_bytes);
 #else
-    jump(block->outside, from, ends, nullptr, 0);
+    jump(cluster->outside, from, ends, nullptr, 0);
 #endif
     return;
   }
@@ -321,7 +348,7 @@ void wait_here(const char *what) {
 
 template <int Lanes> void finish(Meeting<Lanes> *m) {
   if (m->work) m->work(m->args);
-  block->ready.take_all(&m->waiting);
+  cluster->ready.take_all(&m->waiting);
   m->there = 0;
   m->lanes = 0;
   m->what = nullptr;
@@ -329,14 +356,15 @@ template <int Lanes> void finish(Meeting<Lanes> *m) {
 
 void check_what(const char *there, const char *what) {
   if (there && there != what && strcmp(there, what) != 0)
-    broken("%s, thread %d: comes to %s while threads it must meet are in %s", block->name, here->index, what, there);
+    broken("%s, thread %d: comes to %s while threads it must meet are in %s", cluster->name, here->index, what, there);
 }
 
 // What waits for threads that still run does not wait for this one any longer.
 void end_thread(Thread *t) {
   t->over = true;
   block->alive--;
-  if (!t->ops.empty()) broken("%s, thread %d ends before its wgmma is done", block->name, t->index);
+  cluster->alive--;
+  if (!t->ops.empty()) broken("%s, thread %d ends before its wgmma is done", cluster->name, t->index);
   Warp &warp = block->warps[(size_t)t->warp];
   warp.alive &= ~(1u << t->lane);
   for (Meeting<32> &m : warp.meetings)
@@ -345,7 +373,12 @@ void end_thread(Thread *t) {
   if (b.there && b.there == (int)block->alive) {
     b.result = b.yes;
     b.there = b.yes = 0;
-    block->ready.take_all(&b.waiting);
+    cluster->ready.take_all(&b.waiting);
+  }
+  Barrier &all = cluster->meeting;
+  if (all.there && all.there == (int)cluster->alive) {
+    all.there = 0;
+    cluster->ready.take_all(&all.waiting);
   }
 }
 
@@ -354,11 +387,11 @@ void fiber_main() {
   const void *low;
   size_t bytes;
   __sanitizer_finish_switch_fiber(nullptr, &low, &bytes);
-  if (!block->left) block->outside_low = low, block->outside_bytes = bytes;
+  if (!cluster->left) cluster->outside_low = low, cluster->outside_bytes = bytes;
 #endif
   for (;;) {
     Thread *me = self();
-    (*block->kernel)();
+    (*cluster->kernel)();
     end_thread(me);
     Thread *next = next_thread();
     if (next && !next->stack) { // it begins where this one ended
@@ -366,33 +399,35 @@ void fiber_main() {
       become(next);
       continue;
     }
-    block->stacks.push_back(me->stack);
+    cluster->stacks.push_back(me->stack);
     switch_to(next, me, true); // for ever
   }
 }
 
-void open_block(unsigned count, size_t shared) {
-  const bool fresh = !block;
-  if (fresh) {
-    block = new Block();
-    owner.set = true;
-    block->threads.resize(kMaxThreads);
-    void *p = mmap(nullptr, 2 * kWindow, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) broken("no memory for a block's shared memory");
-    block->mapping = p;
-    block->window = (uint8_t *)(((uintptr_t)p + kWindow - 1) & ~(uintptr_t)(kWindow - 1));
-  }
-  Block &b = *block;
+Block *new_block() {
+  Block *b = new Block();
+  b->threads.resize(kMaxThreads);
+  void *p = mmap(nullptr, 2 * kWindow, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) broken("no memory for a block's shared memory");
+  b->mapping = p;
+  b->window = (uint8_t *)(((uintptr_t)p + kWindow - 1) & ~(uintptr_t)(kWindow - 1));
+  return b;
+}
+
+void open_block(int rank, uint3 at, unsigned count, size_t shared) {
+  const bool fresh = !cluster->blocks[rank];
+  if (fresh) cluster->blocks[rank] = new_block();
+  Block &b = *cluster->blocks[rank];
+  b.at = at;
+  b.rank = rank;
   b.alive = count;
   b.warps.assign((count + 31) / 32, Warp());
   b.groups.assign((count + 127) / 128, Meeting<128>());
   for (Barrier &barrier : b.barriers) barrier = Barrier();
   b.watches.clear();
-  b.copies.clear();
-  b.ready = List();
-  b.spinning = List();
   for (unsigned i = 0; i < count; i++) {
     Thread &t = b.threads[i];
+    t.block = &b;
     t.at = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     t.index = (int)i;
     t.lane = (int)i % 32;
@@ -404,7 +439,7 @@ void open_block(unsigned count, size_t shared) {
     t.ops.clear();
     Warp &warp = b.warps[i / 32];
     warp.alive |= 1u << i % 32;
-    b.ready.add(&t);
+    cluster->ready.add(&t);
   }
 #ifdef EMU_ASAN
   if (fresh) {
@@ -421,14 +456,30 @@ void open_block(unsigned count, size_t shared) {
 
 } // namespace
 
-void run_block(const std::function<void()> &kernel, size_t shared, const char *name, void (*stuck)(Launch *), Launch *launch) {
-  open_block(blockDim.x * blockDim.y * blockDim.z, shared);
-  block->kernel = &kernel;
-  block->name = name;
-  block->stuck = stuck;
-  block->launch = launch;
+void run_cluster(const std::function<void()> &kernel, unsigned first, int size, size_t shared, const char *name, void (*stuck)(Launch *),
+                 Launch *launch) {
+  if (!cluster) {
+    cluster = new Cluster();
+    owner.set = true;
+  }
+  cluster->name = name;
+  cluster->kernel = &kernel;
+  cluster->size = size;
+  cluster->copies.clear();
+  cluster->ready = List();
+  cluster->spinning = List();
+  cluster->meeting = Barrier();
+  cluster->stuck = stuck;
+  cluster->launch = launch;
+  const unsigned count = blockDim.x * blockDim.y * blockDim.z;
+  cluster->alive = count * (unsigned)size;
+  for (int rank = 0; rank < size; rank++) {
+    const unsigned i = first + (unsigned)rank;
+    open_block(rank, {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y}, count, shared);
+  }
+  block = nullptr;
   switch_to(next_thread(), nullptr, false);
-  if (!block->copies.empty()) broken("%s ends with %zu bulk copies on their way", name, block->copies.size());
+  if (!cluster->copies.empty()) broken("%s ends with %zu bulk copies on their way", name, cluster->copies.size());
   give_stacks(kKept);
 }
 
@@ -437,14 +488,14 @@ void run_block(const std::function<void()> &kernel, size_t shared, const char *n
 void meet_warp(uint32_t mask, const char *what, void *args, Work work) {
   Thread *me = self();
   Warp &warp = block->warps[(size_t)me->warp];
-  if (!(mask >> me->lane & 1)) broken("%s, thread %d: %s with a mask without its own lane", block->name, me->index, what);
+  if (!(mask >> me->lane & 1)) broken("%s, thread %d: %s with a mask without its own lane", cluster->name, me->index, what);
   Meeting<32> *m = nullptr;
   for (Meeting<32> &candidate : warp.meetings) {
     if (candidate.there && candidate.mask == mask) m = &candidate;
     else if (!m && !candidate.there) m = &candidate;
     if (m && m->there) break;
   }
-  if (!m) broken("%s, thread %d: lanes of one warp wait with more than 4 masks", block->name, me->index);
+  if (!m) broken("%s, thread %d: lanes of one warp wait with more than 4 masks", cluster->name, me->index);
   check_what(m->what, what);
   if (!m->there) {
     m->mask = mask;
@@ -480,13 +531,13 @@ void meet_warpgroup(const char *what, void *args, Work work) {
 
 static int barrier(int id, int count, bool yes, const char *what) {
   Barrier &b = block->barriers[id];
-  if (b.there && b.count != count) broken("%s, thread %d: barrier %d for %d threads, others wait in it for %d", block->name, here->index, id, count, b.count);
+  if (b.there && b.count != count) broken("%s, thread %d: barrier %d for %d threads, others wait in it for %d", cluster->name, here->index, id, count, b.count);
   b.count = count;
   b.yes += yes;
   if (++b.there == (count ? count : (int)block->alive)) {
     b.result = b.yes;
     b.there = b.yes = 0;
-    block->ready.take_all(&b.waiting);
+    cluster->ready.take_all(&b.waiting);
     return b.result;
   }
   b.waiting.add(self());
@@ -500,25 +551,37 @@ int block_vote(bool yes) { return barrier(0, 0, yes, "__syncthreads"); }
 void named_barrier(int id, int count) {
   static const char *const names[16] = {"barrier 0", "barrier 1", "barrier 2", "barrier 3", "barrier 4", "barrier 5", "barrier 6", "barrier 7",
                                         "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
-  if (id < 0 || id > 15 || count % 32 != 0) broken("%s: barrier %d for %d threads", block->name, id, count);
+  if (id < 0 || id > 15 || count % 32 != 0) broken("%s: barrier %d for %d threads", cluster->name, id, count);
   barrier(id, count, false, names[id]);
 }
 
 void spin() {
-  block->spinning.add(self());
+  cluster->spinning.add(self());
   wait_here("memory that another block writes");
 }
 
 // ------------------------------------------------------------------------------------------ mbarriers
 
+// The block in whose dynamic shared memory this is, or, where there are no clusters, in whose shared memory.
+static Block *block_of(const void *p) {
+  if (cluster->size == 1) return block;
+  for (int rank = 0; rank < cluster->size; rank++) {
+    Block *b = cluster->blocks[rank];
+    if ((const uint8_t *)p < b->window || (const uint8_t *)p >= b->window + kWindow) continue;
+    if (b->alive == 0) broken("%s, thread %d: reaches for shared memory of a block that has ended", cluster->name, here->index);
+    return b;
+  }
+  broken("%s, thread %d: %p is not in dynamic shared memory, and the emulation's clusters have no other", cluster->name, here->index, p);
+}
+
 static Mbarrier *mbarrier(uint64_t *bar) {
   Mbarrier *m = (Mbarrier *)bar;
-  if (m->init != kInit) broken("%s, thread %d: an mbarrier that is not initialised", block->name, here->index);
+  if (m->init != kInit) broken("%s, thread %d: an mbarrier that is not initialised", cluster->name, here->index);
   return m;
 }
 
 static Watch *watch_of(uint64_t *bar) {
-  for (Watch &w : block->watches)
+  for (Watch &w : block_of(bar)->watches)
     if (w.bar == bar) return &w;
   return nullptr;
 }
@@ -528,23 +591,23 @@ static void complete(uint64_t *bar, Mbarrier *m) {
   m->phase ^= 1;
   m->pending = m->count;
   Watch *w = watch_of(bar);
-  if (w) block->ready.take_all(&w->waiting);
+  if (w) cluster->ready.take_all(&w->waiting);
 }
 
 void mbarrier_init(uint64_t *bar, uint32_t arrivals) {
-  if ((uintptr_t)bar % 8 != 0 || arrivals < 1) broken("%s: an mbarrier at %p for %u arrivals", block->name, (void *)bar, arrivals);
+  if ((uintptr_t)bar % 8 != 0 || arrivals < 1) broken("%s: an mbarrier at %p for %u arrivals", cluster->name, (void *)bar, arrivals);
   Mbarrier m = {};
   m.init = kInit;
   m.pending = m.count = arrivals;
   memcpy(bar, &m, 8);
   if (!watch_of(bar)) {
-    block->watches.push_back({bar, List()});
+    block_of(bar)->watches.push_back({bar, List()});
   }
 }
 
 void mbarrier_arrive(uint64_t *bar, uint32_t expect_bytes) {
   Mbarrier *m = mbarrier(bar);
-  if (m->pending == 0) broken("%s, thread %d: an mbarrier has more arrivals than its %u", block->name, here->index, (unsigned)m->count);
+  if (m->pending == 0) broken("%s, thread %d: an mbarrier has more arrivals than its %u", cluster->name, here->index, (unsigned)m->count);
   m->bytes += expect_bytes;
   m->pending--;
   complete(bar, m);
@@ -554,20 +617,52 @@ void mbarrier_wait(uint64_t *bar, uint32_t parity) {
   Mbarrier *m = mbarrier(bar);
   while (m->phase == (parity & 1)) {
     Watch *w = watch_of(bar);
-    if (!w) broken("%s, thread %d: an mbarrier that is not initialised", block->name, here->index);
+    if (!w) broken("%s, thread %d: an mbarrier that is not initialised", cluster->name, here->index);
     w->waiting.add(self());
     wait_here("an mbarrier");
   }
 }
 
-void copy_to_shared(void *dst, const void *src, uint32_t bytes, uint64_t *bar) {
+static void queue_copy(void *dst, const void *src, uint32_t bytes, uint64_t *bar) {
   mbarrier(bar);
-  const uint8_t *from = block->window + kDynamic, *to = (uint8_t *)dst;
-  if (to < from || to + bytes > from + block->shared)
-    broken("%s, thread %d: a bulk copy of %u bytes outside of dynamic shared memory", block->name, here->index, bytes);
+  Block *const to = block_of(bar);
+  const uint8_t *from = to->window + kDynamic, *at = (uint8_t *)dst;
+  if (at < from || at + bytes > from + to->shared)
+    broken("%s, thread %d: a bulk copy of %u bytes outside of dynamic shared memory", cluster->name, here->index, bytes);
   if ((uintptr_t)dst % 16 || (uintptr_t)src % 16 || bytes % 16 || bytes == 0)
-    broken("%s, thread %d: a bulk copy of %u bytes from %p to %p is not aligned to 16", block->name, here->index, bytes, src, dst);
-  block->copies.push_back({dst, src, bytes, bar});
+    broken("%s, thread %d: a bulk copy of %u bytes from %p to %p is not aligned to 16", cluster->name, here->index, bytes, src, dst);
+  cluster->copies.push_back({dst, src, bytes, to, bar});
+}
+void copy_to_shared(void *dst, const void *src, uint32_t bytes, uint64_t *bar) { queue_copy(dst, src, bytes, bar); }
+
+// ------------------------------------------------------------------------------------------ clusters
+
+int cluster_rank() { return block->rank; }
+
+void cluster_barrier() {
+  Barrier &b = cluster->meeting;
+  if (++b.there == (int)cluster->alive) {
+    b.there = 0;
+    cluster->ready.take_all(&b.waiting);
+    return;
+  }
+  b.waiting.add(self());
+  wait_here("the cluster's barrier");
+}
+
+constexpr uint32_t kRank = 24; // bits of an address within a block
+
+uint32_t cluster_address(const void *p, int rank) {
+  if (rank < 0 || rank >= cluster->size) broken("%s, thread %d: a cluster of %d blocks has none of rank %d", cluster->name, here->index, cluster->size, rank);
+  return shared_address(p) | (uint32_t)rank << kRank;
+}
+void *cluster_pointer(uint32_t address, uint32_t bytes) {
+  const uint32_t rank = address >> kRank, at = address & ((1u << kRank) - 1);
+  if (rank >= (uint32_t)cluster->size || at % bytes || at < kDynamic || at + bytes > kDynamic + cluster->blocks[rank]->shared)
+    broken("%s, thread %d: address %x is not in the cluster's dynamic shared memory", cluster->name, here->index, address);
+  uint8_t *p = cluster->blocks[rank]->window + at;
+  block_of(p); // which runs
+  return p;
 }
 
 // ------------------------------------------------------------------------------------------ shared memory, wgmma
@@ -576,12 +671,12 @@ void *dynamic_shared() { return block->window + kDynamic; }
 
 uint32_t shared_address(const void *p) {
   const size_t at = (size_t)((const uint8_t *)p - block->window);
-  if (at >= kWindow) broken("%s, thread %d: %p is not in dynamic shared memory", block->name, here->index, p);
+  if (at >= kWindow) broken("%s, thread %d: %p is not in dynamic shared memory", cluster->name, here->index, p);
   return (uint32_t)at;
 }
 const uint8_t *shared_pointer(uint32_t address) {
   if (address < kDynamic || address + 16 > kDynamic + block->shared)
-    broken("%s, thread %d: address %u is not in dynamic shared memory", block->name, here->index, address);
+    broken("%s, thread %d: address %u is not in dynamic shared memory", cluster->name, here->index, address);
   return block->window + address;
 }
 
@@ -608,7 +703,7 @@ void compute_groups(void *const *args) {
     for (int t = 0; t < 128; t++) {
       const Thread *thread = ((const WgmmaWait *)args[t])->thread;
       if (thread->ops.size() != ops.size() || thread->committed != committed)
-        broken("%s, threads %d and %d of a warpgroup differ in their wgmma", block->name, first->thread->index, thread->index);
+        broken("%s, threads %d and %d of a warpgroup differ in their wgmma", cluster->name, first->thread->index, thread->index);
       lanes[t] = &thread->ops[i];
     }
     wgmma_compute(lanes);

@@ -13,8 +13,10 @@ constexpr size_t kMaxShared = 227 * 1024; // dynamic and static, of a block
 
 struct Launch;
 
-// Runs the block of this OS thread's blockIdx, blockDim and gridDim. `stuck` is called when all threads spin: others must get their turn.
-void run_block(const std::function<void()> &kernel, size_t shared, const char *name, void (*stuck)(Launch *), Launch *launch);
+// Runs blocks `first` to first + size - 1 of this OS thread's gridDim, of blockDim threads each, as a cluster. `stuck` is called when all threads
+// spin: others must get their turn.
+void run_cluster(const std::function<void()> &kernel, unsigned first, int size, size_t shared, const char *name, void (*stuck)(Launch *),
+                 Launch *launch);
 
 } // namespace emu
 

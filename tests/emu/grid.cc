@@ -19,12 +19,13 @@
 
 namespace emu {
 
-// Blocks are dealt out in order. Few OS threads begin (one a CPU); while all threads of a block look for what another block must do,
+// Blocks, or clusters of them, are dealt out in order. Few OS threads begin (one a CPU); while all threads of a block look for what another block must do,
 // others are asked to come, up to the launch's places, so that blocks that wait for one another are all there.
 struct Launch {
   std::shared_ptr<const LaunchSpec> spec;
   const char *name;
-  unsigned total;
+  unsigned total; // clusters
+  int places;     // for them
   std::atomic<unsigned> next{0}, done{0};
   std::atomic<int> workers{1};
   std::mutex lock;
@@ -52,10 +53,9 @@ void work(const std::shared_ptr<Launch> &launch) {
   for (;;) {
     const unsigned i = l->next.fetch_add(1);
     if (i >= l->total) break;
-    blockIdx = {i % spec.grid.x, i / spec.grid.x % spec.grid.y, i / spec.grid.x / spec.grid.y};
     blockDim = spec.block;
     gridDim = spec.grid;
-    run_block(spec.kernel, spec.shared, l->name, stuck, l);
+    run_cluster(spec.kernel, i * (unsigned)spec.cluster, spec.cluster, spec.shared, l->name, stuck, l);
     if (l->done.fetch_add(1) + 1 == l->total) {
       std::lock_guard<std::mutex> hold(l->lock);
       l->ended.notify_all();
@@ -88,7 +88,7 @@ void call_worker(const std::shared_ptr<Launch> &launch) {
 
 void stuck(Launch *l) {
   int workers = l->workers;
-  if (workers < l->spec->places && l->next < l->total && l->workers.compare_exchange_strong(workers, workers + 1)) call_worker(*running);
+  if (workers < l->places && l->next < l->total && l->workers.compare_exchange_strong(workers, workers + 1)) call_worker(*running);
   sched_yield();
 }
 
@@ -142,8 +142,9 @@ void run_grid(const std::shared_ptr<const LaunchSpec> &spec) {
   const std::shared_ptr<Launch> launch = std::make_shared<Launch>();
   launch->spec = spec;
   launch->name = kernel_name(spec->address);
-  launch->total = spec->grid.x * spec->grid.y * spec->grid.z;
-  int workers = begin < spec->places ? begin : spec->places;
+  launch->total = spec->grid.x * spec->grid.y * spec->grid.z / (unsigned)spec->cluster;
+  launch->places = spec->places / spec->cluster > 1 ? spec->places / spec->cluster : 1;
+  int workers = begin < launch->places ? begin : launch->places;
   if ((unsigned)workers > launch->total) workers = (int)launch->total;
   launch->workers = workers;
   for (int i = 1; i < workers; i++) call_worker(launch);

@@ -15,6 +15,7 @@ struct LaunchSpec {
   dim3 grid, block;
   size_t shared;
   int places; // blocks that are there at the same time, at most
+  int cluster; // blocks of a cluster
 };
 
 // Blocks until every block has ended. The calling thread computes too.

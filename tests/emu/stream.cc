@@ -378,6 +378,12 @@ cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, std
   const uint64_t threads = (uint64_t)b.x * b.y * b.z;
   if (g.x == 0 || g.y == 0 || g.z == 0 || g.y > 65535 || g.z > 65535 || threads == 0 || threads > 1024 || b.z > 64)
     return result(cudaErrorInvalidConfiguration);
+  int cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; i++) {
+    const cudaLaunchAttribute &a = config->attrs[i];
+    if (a.id == cudaLaunchAttributeClusterDimension) cluster = (int)a.val.clusterDim.x;
+  }
+  if (cluster < 1 || cluster > emu::kMaxCluster || g.x % (unsigned)cluster != 0) return result(cudaErrorInvalidConfiguration);
   size_t limit = 48 << 10;
   {
     std::lock_guard<std::mutex> hold(limits->lock);
@@ -385,8 +391,16 @@ cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, std
     if (at != limits->shared.end()) limit = at->second;
   }
   if (config->dynamicSmemBytes > limit) return result(cudaErrorInvalidValue);
-  auto spec = std::make_shared<const LaunchSpec>(LaunchSpec{std::move(body), kernel, g, b, config->dynamicSmemBytes, device_places()});
+  auto spec = std::make_shared<const LaunchSpec>(LaunchSpec{std::move(body), kernel, g, b, config->dynamicSmemBytes, device_places(), cluster});
   return give(config->stream, [spec] { run_grid(spec); });
+}
+
+cudaError_t emu_most_clusters(int *out, const cudaLaunchConfig_t *config) {
+  int cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; i++)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = (int)config->attrs[i].val.clusterDim.x;
+  *out = device_places() / cluster;
+  return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetName(const char **name, const void *kernel) {

@@ -532,6 +532,12 @@ int main() {
     check_mla(128 / tp, 1024, 1024, true);
     check_mla(128 / tp, 100, 1500, true);
   }
+  printf("Qwen2.5-7B, bf16\n");
+  for (int m : {8, 64, 130, 256, 2048}) {
+    check_linear("q, k, v", m, 4608, 3584, false, false);
+    check_linear("o", m, 3584, 3584, false, false);
+    check_linear("down", m, 3584, 18944, false, false);
+  }
   printf("grouped queries\n");
   check_gqa_all();
   for (int rows : {1, 8, 64, 256, 2048}) check_route(rows, 1);

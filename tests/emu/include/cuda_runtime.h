@@ -114,10 +114,13 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 
 // ---- launches
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   union {
+    struct {
+      unsigned x, y, z; // y and z are 1
+    } clusterDim;
     int programmaticStreamSerializationAllowed;
   } val;
 };
@@ -131,6 +134,10 @@ struct cudaLaunchConfig_t {
 cudaError_t emu_launch(const cudaLaunchConfig_t *config, const void *kernel, std::function<void()> body);
 template <class... A, class... B> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(A...), B &&...args) {
   return emu_launch(config, (const void *)kernel, [kernel, all = std::tuple<std::decay_t<A>...>(std::forward<B>(args)...)] { std::apply(kernel, all); });
+}
+cudaError_t emu_most_clusters(int *out, const cudaLaunchConfig_t *config);
+template <class... A> cudaError_t cudaOccupancyMaxActiveClusters(int *out, void (*)(A...), const cudaLaunchConfig_t *config) {
+  return emu_most_clusters(out, config);
 }
 cudaError_t emu_max_shared(const void *kernel, int bytes);
 template <class... A> cudaError_t cudaFuncSetAttribute(void (*kernel)(A...), cudaFuncAttribute, int value) {

@@ -170,6 +170,42 @@ static void graphs_record(void **state) {
   cuda(cudaStreamDestroy(s));
 }
 
+// ------------------------------------------------------------------------------------------ clusters
+
+// Every block stores its number to all blocks of its cluster.
+__global__ void cluster_kernel(int *out, int size) {
+  DYNAMIC_SHARED_ALIGNED(16, float4, got); // of each block
+  const int rank = cluster_rank(), at = (int)threadIdx.x;
+  if (at < size) got[at] = make_float4(-1, -1, -1, -1);
+  cluster_sync();
+  if (at < size) cluster_store(cluster_address(got + rank, at), make_float4(blockIdx.x, rank, at, 7));
+  if (at >= 32) return; // who stay still meet
+  cluster_sync();
+  if (at < size) {
+    out[((int)blockIdx.x * size + at) * 2] = (int)got[at].x;
+    out[((int)blockIdx.x * size + at) * 2 + 1] = (int)got[at].y * 100 + (int)got[at].z * 10 + (int)got[at].w;
+  }
+}
+
+static void clusters_share(void **state) {
+  (void)state;
+  cudaStream_t s = stream_on(0);
+  enum { SIZE = 3, BLOCKS = 12 };
+  int *out = device<int>(BLOCKS * SIZE * 2), got[BLOCKS * SIZE * 2];
+  cuda(launch_clusters(SIZE, cluster_kernel, BLOCKS, 64, 256, s, out, (int)SIZE));
+  cuda(cudaStreamSynchronize(s));
+  cuda(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
+  for (int block = 0; block < BLOCKS; block++)
+    for (int i = 0; i < SIZE; i++) {
+      assert_int_equal(got[(block * SIZE + i) * 2], block / SIZE * SIZE + i);
+      assert_int_equal(got[(block * SIZE + i) * 2 + 1], i * 100 + block % SIZE * 10 + 7);
+    }
+  assert_int_equal(launch_clusters(SIZE, cluster_kernel, BLOCKS + 1, 64, 256, s, out, (int)SIZE), cudaErrorInvalidConfiguration);
+  cudaGetLastError();
+  cuda(cudaFree(out));
+  cuda(cudaStreamDestroy(s));
+}
+
 // ------------------------------------------------------------------------------------------ mistakes
 
 __global__ void dead_kernel() {
@@ -189,6 +225,19 @@ __global__ void bare_kernel() {
   mbar_wait(&bar, 0);
 }
 
+__global__ void early_end_kernel() {
+  DYNAMIC_SHARED_ALIGNED(16, float4, place);
+  const int rank = cluster_rank();
+  cluster_sync();
+  if (rank == 0) return;
+  for (int i = 0; i < 3; i++) spin_pause();
+  cluster_store(cluster_address(place, 0), make_float4(0, 0, 0, 0));
+}
+__global__ void lonely_kernel() {
+  DYNAMIC_SHARED_ALIGNED(16, float4, place);
+  cluster_address(place, 1);
+}
+
 #ifdef MOB_ASAN
 __global__ void beyond_kernel() { // all of it is beyond the dynamic shared memory, of which there is none
   DYNAMIC_SHARED(uint16_t, shared);
@@ -198,7 +247,7 @@ __global__ void beyond_kernel() { // all of it is beyond the dynamic shared memo
 #endif
 
 // What the process says that ends because of `kernel`.
-static void says(void (*kernel)(), const char *what) {
+static void says(void (*kernel)(), const char *what, int cluster = 1) {
   int ends[2], status;
   char text[4096];
   size_t n = 0;
@@ -209,7 +258,7 @@ static void says(void (*kernel)(), const char *what) {
     dup2(ends[1], 2);
     signal(SIGABRT, SIG_DFL);
     cudaStream_t s;
-    if (cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking) == cudaSuccess && launch(kernel, 1, 32, 0, s) == cudaSuccess) cudaStreamSynchronize(s);
+    if (cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking) == cudaSuccess && launch_clusters(cluster, kernel, cluster, 32, cluster > 1 ? 64 : 0, s) == cudaSuccess) cudaStreamSynchronize(s);
     _exit(0);
   }
   close(ends[1]);
@@ -226,6 +275,8 @@ static void mistakes_end_the_process(void **state) {
   says(dead_kernel, "every thread waits and none can go on");
   says(apart_kernel, "__syncwarp");
   says(bare_kernel, "not initialised");
+  says(early_end_kernel, "a block that has ended", 2);
+  says(lonely_kernel, "none of rank 1");
 #ifdef MOB_ASAN
   says(beyond_kernel, "use-after-poison");
 #endif
@@ -293,7 +344,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(mistakes_end_the_process), // forks: before there are threads
       cmocka_unit_test(lanes_meet),           cmocka_unit_test(blocks_and_devices_meet), cmocka_unit_test(early_reads_are_seen),
-      cmocka_unit_test(graphs_record),        cmocka_unit_test(conversions_round), cmocka_unit_test(matrices_are_stored),
+      cmocka_unit_test(graphs_record),        cmocka_unit_test(clusters_share),          cmocka_unit_test(conversions_round), cmocka_unit_test(matrices_are_stored),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -106,22 +106,22 @@ static void partials_are_clean() {
   for (uint32_t word : fetch((const uint32_t *)partial, (size_t)kSms * kPartialFloats)) assert_int_equal(word, ~0u);
 }
 
-static bool try_way(const Case &c, const LinearWide &p, bool f32, int tile, WideDeal how) {
+static bool try_way(const Case &c, const LinearWide &p, bool f32, int tile, WideDeal how, int cluster = 1) {
   if (c.f8) return linear_wide_try(p, tile, how, kSms, stream);
-  return tile < kWideB16Tiles && linear_wide_b16_try({p}, f32 ? WideOut::kFloats : WideOut::kRows, tile, how, kSms, stream);
+  return tile < kWideB16Tiles && linear_wide_b16_try({p}, f32 ? WideOut::kFloats : WideOut::kRows, tile, how, cluster, kSms, stream);
 }
 
 // Every tile that these inputs have, dealt out in `how`; returns how many there were.
-static int run_all(const Case &c, bool f32, WideDeal how) {
+static int run_all(const Case &c, bool f32, WideDeal how, int cluster = 1) {
   int count = 0;
   for (int tile = 0; tile < kWideTiles; tile++) {
     const size_t words = (size_t)c.m * c.n, guard = 64;
     float *y = device<float>(words + guard);
-    if (!try_way(c, c.params(y), f32, tile, how)) continue;
+    if (!try_way(c, c.params(y), f32, tile, how, cluster)) continue;
     cuda(cudaStreamSynchronize(stream));
     count++;
-    char what[32];
-    snprintf(what, sizeof what, "tile %d, way %d", tile, (int)how);
+    char what[48];
+    snprintf(what, sizeof what, "tile %d, way %d, clusters of %d", tile, (int)how, cluster);
     const auto at = [&](int t, int col) { return (size_t)t * c.n + col; };
     const std::vector<uint32_t> behind = fetch((const uint32_t *)y + (f32 ? words : words / 2 + 1), guard / 2);
     if (f32) c.check(fetch(y, words), at, 1, 1e-5, what);
@@ -160,6 +160,19 @@ static void cut_side_by_side(void **state) {
   free_all();
 }
 
+// Tiles cut among the CTAs of a cluster: alone, behind whole ones, with shares of unlike size, ragged in tokens and outputs.
+static void cut_by_clusters(void **state) {
+  (void)state;
+  assert_int_equal(run_all(Case(200, 120, 1152, false), false, WideDeal::kCluster, 2), 3);
+  assert_int_equal(run_all(Case(100, 190, 640, false), false, WideDeal::kCluster, 2), 3);
+  assert_int_equal(run_all(Case(130, 71, 1408, false), false, WideDeal::kCluster, 4), 1);  // four CTAs: one cluster
+  assert_int_equal(run_all(Case(120, 130, 1408, false), false, WideDeal::kCluster, 3), 1); // ... of three, which have 3, 4 and 4 pairs
+  assert_int_equal(run_all(Case(250, 640, 512, false), false, WideDeal::kCluster, 2), 2);  // behind two waves of whole tiles, and one
+  assert_int_equal(run_all(Case(140, 300, 640, false), true, WideDeal::kCluster, 2), 1);
+  assert_int_equal(run_all(Case(100, 120, 384, false), false, WideDeal::kCluster, 2), 0); // a CTA would have less than two pairs
+  free_all();
+}
+
 // x repeats the columns of w, as the high and low halves of a number do.
 static void columns_again(void **state) {
   (void)state;
@@ -188,11 +201,11 @@ static void gated(void **state) {
     const size_t bytes = records_bytes(false, act.mp, inter);
     int ways = 0;
     for (int tile = 0; tile < kWideB16Tiles; tile++)
-      for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside}) {
+      for (WideDeal how : {WideDeal::kWhole, WideDeal::kCut, WideDeal::kBeside, WideDeal::kCluster}) {
         uint8_t *out = device<uint8_t>(bytes);
         LinearWide p = c.params(out);
         p.n = 2 * inter;
-        if (!linear_wide_b16_try({p, up_at, act.mp}, WideOut::kGated, tile, how, kSms, stream)) continue;
+        if (!linear_wide_b16_try({p, up_at, act.mp}, WideOut::kGated, tile, how, 2, kSms, stream)) continue;
         cuda(cudaStreamSynchronize(stream));
         ways++;
         const std::vector<uint8_t> got = fetch(out, bytes);
@@ -215,7 +228,7 @@ static void gated(void **state) {
         if (!(std::sqrt(difference / all) <= 6e-3)) fail_msg("gated, tile %d, way %d: relative error %.1e", tile, (int)how, std::sqrt(difference / all));
         partials_are_clean();
       }
-    assert_true(ways >= 3);
+    assert_true(ways >= (m == 150 ? 3 : 5));
   }
   free_all();
 }
@@ -243,13 +256,22 @@ static void key_and_value_tiles(void **state) {
 // However it is dealt out, the sums of a way are the same every time.
 static void same_every_time(void **state) {
   (void)state;
-  const Case c(140, 130, 2048, true);
+  const Case c(140, 130, 2048, true), half(120, 250, 1408, false);
   std::vector<uint16_t> before;
   for (int i = 0; i < 3; i++) {
     bf16 *y = device<bf16>((size_t)c.m * c.n);
     assert_true(linear_wide_try(c.params(y), 1, WideDeal::kCut, kSms, stream));
     cuda(cudaStreamSynchronize(stream));
     const std::vector<uint16_t> now = fetch((const uint16_t *)y, (size_t)c.m * c.n);
+    if (i) assert_memory_equal(now.data(), before.data(), now.size() * 2);
+    before = now;
+  }
+  before.clear();
+  for (int i = 0; i < 3; i++) {
+    bf16 *y = device<bf16>((size_t)half.m * half.n);
+    assert_true(try_way(half, half.params(y), false, 0, WideDeal::kCluster, 2));
+    cuda(cudaStreamSynchronize(stream));
+    const std::vector<uint16_t> now = fetch((const uint16_t *)y, (size_t)half.m * half.n);
     if (i) assert_memory_equal(now.data(), before.data(), now.size() * 2);
     before = now;
   }
@@ -275,7 +297,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(whole_tiles),   cmocka_unit_test(cut_tiles),           cmocka_unit_test(cut_side_by_side),
       cmocka_unit_test(columns_again), cmocka_unit_test(key_and_value_tiles), cmocka_unit_test(same_every_time),
-      cmocka_unit_test(gated),
+      cmocka_unit_test(gated),         cmocka_unit_test(cut_by_clusters),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
 }

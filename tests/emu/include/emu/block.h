@@ -50,6 +50,14 @@ void mbarrier_arrive(uint64_t *bar, uint32_t expect_bytes);
 void mbarrier_wait(uint64_t *bar, uint32_t parity);
 void copy_to_shared(void *dst, const void *src, uint32_t bytes, uint64_t *bar);
 
+// Clusters: blocks that run on one OS thread, each with dynamic shared memory of its own (static __shared__ they would have together). A block that is
+// in none is a cluster of its own. mbarriers and copies may be those of any of its blocks that runs.
+constexpr int kMaxCluster = 8; // blocks
+int cluster_rank();
+void cluster_barrier(); // of the threads that still run
+uint32_t cluster_address(const void *p, int rank);          // of what block `rank` has where this one has p
+void *cluster_pointer(uint32_t address, uint32_t bytes);    // to that many, aligned so
+
 void *dynamic_shared();
 uint32_t shared_address(const void *p); // dynamic shared memory only
 const uint8_t *shared_pointer(uint32_t address); // to 16 bytes

@@ -24,6 +24,11 @@ inline uint64_t policy_evict_first() { return 0; }
 inline uint64_t policy_evict_normal() { return 0; }
 inline uint64_t policy_evict_last() { return 0; }
 
+inline int cluster_rank() { return emu::cluster_rank(); }
+inline void cluster_sync() { emu::cluster_barrier(); }
+inline uint32_t cluster_address(const void *p, int rank) { return emu::cluster_address(p, rank); }
+inline void cluster_store(uint32_t to, float4 v) { *(float4 *)emu::cluster_pointer(to, 16) = v; }
+
 // Kernels of a stream run one after the other.
 inline void depend_wait() {}
 inline void depend_launch() {}
