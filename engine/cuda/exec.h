@@ -94,7 +94,7 @@ struct Rank {
   float *own_logits, *gathered_logits; // ranks in several processes: of this rank's part of the vocabulary; of all parts, some rows
   unsigned long long *keys;
   LinearScratch scratch;
-  std::map<int, cudaGraphExec_t> graphs; // by 2 * padded rows + whether rows are more than plain
+  std::map<int, cudaGraphExec_t> graphs; // by 4 * padded rows + 2 * whether few keys are read otherwise + whether rows are more than plain
 };
 
 // Where a step's tables stand in `meta` (ints).
@@ -107,6 +107,7 @@ struct PrefillPlan {
   int pairs = 0, blocks = 0, key_blocks = 0; // pairs and blocks of queries, blocks of keys
   std::vector<std::pair<int, int>> absorbed; // the others: [first row, end)
   bool single = false;                       // every row is a sequence of its own
+  bool few_keys = false;                     // all rows together read kFewKeys or less
 };
 
 struct SlotState {

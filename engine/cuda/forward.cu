@@ -168,7 +168,7 @@ void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const 
       const AbsorbMla absorb = {layer.uk, layer.g[G_KV_B].m.data, r->heads, r->sms, step_rows(p.exec, r, from), p.rope};
       if (!absorbed) absorb_q_mla(absorb, r->q + (size_t)from * r->heads * d->head_dim, r->tiles, n, p.stream);
       const AttendMla attend = {r->tiles, r->heads, d->softmax_scale, cache, absorb.step, plan.single && n == p.rows, r->parts, r->sms};
-      if (n == p.rows && mla_attend_few_serves(r->heads, n)) mla_attend_few(attend, n, p.stream);
+      if (n == p.rows && mla_attend_few_serves(r->heads, n, plan.few_keys)) mla_attend_few(attend, n, p.stream);
       else attend_mla(attend, n, p.stream);
       if (n == p.rows && n <= kFewRows) mla_values_few(absorb, r->parts, out, n, d->quant_ue8m0, p.stream);
       else absorb_v_mla(absorb, r->parts, out, from, n, d->quant_ue8m0, p.stream);
@@ -576,7 +576,8 @@ mob_status forward(Exec *exec, Rank *r, int rows, int logit_rows, bool plain) {
 }
 
 mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
-  const int key = 2 * rows + !plain;
+  const bool few = exec->fast_mla && mla_attend_few_serves(r->heads, rows, exec->plan.few_keys);
+  const int key = 4 * rows + 2 * few + !plain;
   auto found = r->graphs.find(key);
   if (found == r->graphs.end()) {
     cudaGraph_t graph;

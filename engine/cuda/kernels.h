@@ -299,8 +299,9 @@ struct AttendMla {
 void attend_mla(const AttendMla &p, int rows, cudaStream_t stream);
 void attention_mla_prepare();
 // ---- mla_attend_few.cu: the same for few rows: where attend_mla's start and its large tiles cost more than its tensor cores gain. It reads
-// a key once for every 16 heads: with more than 32 of them it would lose at long contexts (docs/gpu-log.md).
-inline bool mla_attend_few_serves(int heads, int rows) { return rows == 1 && heads <= 32; }
+// a key once for every 16 or 32 heads: with more than 64 of them it wins as long as the step has few keys in all (docs/gpu-log.md).
+constexpr int kFewKeys = 12288;
+inline bool mla_attend_few_serves(int heads, int rows, bool few_keys) { return heads <= 32 ? rows == 1 : heads > 64 && rows <= 8 && few_keys; }
 void mla_attend_few(const AttendMla &p, int rows, cudaStream_t stream);
 void mla_attend_few_prepare(); // once a device, by attention_mla_prepare()
 

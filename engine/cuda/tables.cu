@@ -19,6 +19,9 @@ void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
   const int least = exec->mla ? 64 : 32;
   PrefillPlan plan;
   plan.single = job->step.seq_count == job->step.token_count;
+  int64_t all_keys = 0;
+  for (const mob_seq_step_t &seq : job->seqs) all_keys += (int64_t)seq.count * (seq.start + seq.count);
+  plan.few_keys = all_keys <= kFewKeys;
   auto absorb = [&](int from, int to) {
     if (!plan.absorbed.empty() && plan.absorbed.back().second == from) plan.absorbed.back().second = to;
     else plan.absorbed.push_back({from, to});

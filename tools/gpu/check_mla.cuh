@@ -180,7 +180,7 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
     } else {
       const AbsorbMla absorb = {uk, w.data, heads, scratch.sms, step, rope};
       absorb_q_mla(absorb, q, tiles, rows, stream);
-      if (mla_attend_few_serves(heads, rows)) mla_attend_few(attend, rows, stream);
+      if (mla_attend_few_serves(heads, rows, rows * context <= kFewKeys)) mla_attend_few(attend, rows, stream);
       else attend_mla(attend, rows, stream);
       if (rows <= kFewRows) mla_values_few(absorb, parts, out, rows, false, stream);
       else absorb_v_mla(absorb, parts, out, 0, rows, false, stream);
