@@ -7,6 +7,7 @@
 
 #include "engine/cuda/nccl.h"
 #include "engine/cuda/weights.h"
+#include "best.h"
 #include "sample.cuh"
 
 namespace mob {
@@ -337,7 +338,7 @@ mob_status across_sample(Exec *exec, Rank *r, int first, int rows, bool plain) {
   const int vocab = exec->desc->vocab, tp = exec->spec.tp, each = across_columns(exec);
   const int *slots = r->meta + exec->layout.slot + first, *wanted = r->meta + exec->layout.wanted + first;
   if (plain) {
-    sample_best(r->own_logits, r->outer.g[G_HEAD].m.n, each, r->best, rows, r->stream);
+    logits_best(r->own_logits, r->outer.g[G_HEAD].m.n, each, r->best, rows, r->stream);
     launch(own_key_kernel, rows, 32, 0, r->stream, (const Key *)r->best, (int)((int64_t)vocab * r->number / tp), (Key *)r->keys);
     MOB_TRY(all_reduce(exec, r, r->keys, (size_t)rows, NCCL_UINT64, NCCL_MAX));
     launch(take_keys_kernel, 1, kExchangeRows, 0, r->stream, (const Waits *)r->waits, (const Key *)r->keys, slots, r->ids + first,

@@ -26,6 +26,7 @@ extern "C" {
 #include "engine/cuda/comm.cuh"
 #include "engine/cuda/kernels.h"
 #include "engine/cuda/sampling.h"
+#include "engine/cuda/step_ends.h"
 
 namespace mob {
 
@@ -55,6 +56,13 @@ struct Layer {
   uint8_t *uk = nullptr;      // UK^T tiles
   bf16 *router = nullptr;     // plain rows
   float *a_bias = nullptr;    // q_a's and kv_a's biases at the places of the merged matrix
+};
+
+constexpr int kRing = 4, kLogitRows = kExchangeRows, kAttendRows = 512, kGraphRows = 256;
+
+struct OneExpert { // a list of one, that has every row; in device memory
+  int active = 1, id = 0, row[kFewDown] = {0, 1};
+  float weight[kFewDown] = {1, 1};
 };
 
 struct Rank {
@@ -88,6 +96,10 @@ struct Rank {
   ExpertRows *rows_of;
   unsigned long long *best;
   int *ids, *last_token, *meta;
+  int *staged, *turn;               // tables of kRing steps; whose turn it is
+  cudaStream_t copies = nullptr;    // of tables, beside the step before
+  cudaEvent_t staged_in[kRing] = {};
+  OneExpert *one_expert;
   uint8_t *sampler_block;
   Sampler sampler; // where the logits of the last layer are
   uint8_t *inbox;     // several ranks, all here
@@ -97,9 +109,9 @@ struct Rank {
   std::map<int, cudaGraphExec_t> graphs; // by 4 * padded rows + 2 * whether few keys are read otherwise + whether rows are more than plain
 };
 
-// Where a step's tables stand in `meta` (ints).
+// Where a step's tables stand in `meta` (ints), behind a StepHead.
 struct MetaLayout {
-  int token, position, table, row, slot, wanted, tile_row, pairs, key_pages, pages, total;
+  int token, position, table, row, slot, wanted, tile_row, pairs, key_pages, pages;
 };
 
 // Which rows of a step are computed 128 queries at a time (attention_prefill.cu, attention_gqa_prefill.cu), and which each by itself.
@@ -141,11 +153,11 @@ struct Job {
 };
 
 struct RingSlot { // of steps under way
-  int *meta = nullptr; // pinned
   int *ids = nullptr;  // pinned
   SampleResult *results = nullptr; // pinned, in place of ids where log probabilities are wanted
+  StepTimes *times = nullptr;      // pinned
   SampleStage stage;   // pinned
-  cudaEvent_t begin, end;
+  cudaEvent_t end;
   bool busy = false;
 };
 
@@ -166,7 +178,6 @@ struct RankTeam { // threads of the ranks but the first
   std::string why;
 };
 
-constexpr int kRing = 4, kLogitRows = kExchangeRows, kAttendRows = 512, kGraphRows = 256;
 
 struct Exec {
   mob_exec_spec_t spec;
@@ -181,7 +192,10 @@ struct Exec {
   int kv_width;
   int64_t pages = 0;
   uint64_t file_bytes = 0;
-  MetaLayout layout;
+  MetaLayout layout;            // of the step being queued
+  int *tables = nullptr;        // pinned: of kRing steps
+  int table_ints = 0;           // of a step, at most
+  uint64_t tables_queued = 0;   // steps
   int max_pairs = 0, max_key_blocks = 0; // of a prefill plan
   PrefillPlan plan; // of the step being queued
   bool loaded = false;
@@ -212,7 +226,9 @@ mob_status weights_load(Exec *exec, void (*progress)(void *arg, const mob_load_p
 uint64_t workspace_bytes(const Exec *exec, const Rank *rank);
 mob_status workspace_alloc(const Exec *exec, Rank *rank);
 mob_status memory_plan(Exec *exec, mob_memory_plan_t *out);
-// forward.cu: queues the layers of `rows` rows (padded to what graphs need by the caller), then, on the last stage, `logit_rows` of them
+// forward.cu: the step's tables to a rank; a stage whose ranks are all here does that with the layers
+void step_begins(const Exec *exec, const Rank *rank);
+// Queues the layers of `rows` rows (padded to what graphs need by the caller), then, on the last stage, `logit_rows` of them
 // (of the step's list) through the head to ids (and results, unless all are `plain`)
 mob_status forward(Exec *exec, Rank *rank, int rows, int logit_rows, bool plain);
 void sample_slots(Exec *exec, Rank *rank, int first, int rows); // by their slots' parameters, on rank 0, where all logits are
@@ -234,6 +250,9 @@ mob_status check_step(const Exec *exec, const mob_step_t *step);
 Job *copy_step(const mob_step_t *step, mob_step_fn done, void *arg);
 mob_status prepare_step(Exec *exec, Job *job); // opens slots and lists the rows whose logits are wanted
 // tables.cu
+// Of a step of `rows` rows and `logit_rows` of their list. `planned`: with a prefill plan's tables. For a graph this follows from its rows.
+MetaLayout tables_layout(const Exec *exec, int rows, int logit_rows, bool planned);
+int tables_most(const Exec *exec); // ints of any step's
 int graph_rows(const Exec *exec, const Job *job); // of the graph that serves the step: 1, 2, 4, 8, then every eighth up to 256; 0: none
 int fill_tables(const Exec *exec, const Job *job, int rows, int *meta); // returns how many ints are used
 // Sequences with at least 64 rows (of grouped queries: 32) are computed by pairs of blocks, as long as there is room for them.

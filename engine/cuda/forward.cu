@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/cuda/across.h"
+#include "best.h"
 #include "experts_few.h"
 #include "norm_shard.h"
 #include "route_many.h"
@@ -301,6 +302,12 @@ void attention(Pass *p, int index) {
 
 // --------------------------------------------------------------------------------------- feed-forward
 
+// The activation with the down projection, as of a list of one expert: a CTA has all columns of 64 outputs, which must keep most SMs busy.
+bool dense_down_serves(const Pass &p, const Group &up, const Group &down) {
+  const int blocks = (down.m.n + kTileRows - 1) / kTileRows, waves = (blocks + p.r->sms - 1) / p.r->sms;
+  return down.f8 && p.rows <= kFewDown && 3 * blocks >= 2 * waves * p.r->sms && up.rows[0] % 8 == 0 && up.at[1] % 8 == 0;
+}
+
 // One network for all rows: a dense layer's, or the part of shared experts that is here.
 void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
   Rank *r = p->r;
@@ -308,14 +315,22 @@ void dense_network(Pass *p, const Layer &layer, const Records &hidden) {
   const Group &up = layer.g[G_DENSE_UP], &down = layer.g[G_DENSE_DOWN];
   const Records act = records(r->act_records, down, p->rows);
   launch_label = "dense up";
+  const bool one = dense_down_serves(*p, up, down);
   if (!down.f8 && linear_can_gate(up.m, up.rows[0], up.at[1], down.m.k)) {
     linear_gated(up.m, (int)up.rows[0], up.at[1], hidden, act, p->rows, r->scratch, p->stream);
   } else {
     linear(up.m, hidden, r->up, up.m.n, false, p->rows, 1, r->scratch, p->stream);
-    activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, d->quant_ue8m0}, p->rows, p->stream);
+    if (!one) activate({r->up, up.m.n, up.at[1], (int)up.rows[0], down.m.k, act, 0, 0, nullptr, d->quant_ue8m0}, p->rows, p->stream);
   }
   launch_label = "dense down";
-  linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
+  if (one) {
+    const OneExpert *list = r->one_expert;
+    linear_experts_down(down.m, {r->up, up.m.n, up.at[1], (int)up.rows[0], &list->active, &list->id, list->row, list->weight, p->step.count, 1, 0,
+                                 d->quant_ue8m0},
+                        r->y, p->rows, r->sms, p->stream);
+  } else {
+    linear(down.m, act, r->y, down.m.n, false, p->rows, 1, r->scratch, p->stream);
+  }
   p->add = r->y;
 }
 
@@ -477,12 +492,25 @@ void moe_ffn(Pass *p, const Layer &layer) {
 
 } // namespace
 
+void step_begins(const Exec *exec, const Rank *r) {
+  launch_label = "tables";
+  take_tables({r->staged, exec->table_ints, kRing, r->turn}, r->meta, r->stream);
+}
+
+// Of the step, on rank 0: what kernels of the head have not told the host themselves.
+static void step_ends(const Exec *exec, const Rank *r, int logit_rows, bool plain) {
+  if (r->index != 0 || (plain && logit_rows && !exec->across)) return;
+  launch_label = "ids";
+  tell_host((const StepHead *)r->meta, r->ids, logit_rows, r->stream);
+}
+
 // All layers; what the last block left is still to be added.
 static Pass layers(Exec *exec, Rank *r, int rows) {
   const mob_model_desc_t *d = exec->desc;
   Pass p = {exec, r, d, rows, step_rows(exec, r, 0), {r->inv_freq, d->rope.dim, d->rope.interleaved, d->rope.factor}, r->stream,
             nullptr, nullptr, false, 0, MOB_OK};
   p.embed = exec->spec.first_layer == 0;
+  if (!exec->across) step_begins(exec, r);
   if (!exec->across && shard_serves(rows, exec->spec.tp)) {
     p.sharded = true;
     p.first = shard_first(rows, exec->spec.tp, r->index);
@@ -518,17 +546,23 @@ static mob_status head_normed(Exec *exec, Rank *r, int first, int rows, bool pla
   launch_label = "head";
   const bool alone = exec->spec.tp == 1;
   const int ld = exec->across ? across_columns(exec) : r->number == 0 ? d->vocab : g.m.n; // rank 0 has room for all columns
-  linear(g.m, x, exec->across ? r->own_logits : r->logits, ld, true, rows, 1, r->scratch, r->stream);
+  const int vocab0 = (int)((int64_t)d->vocab * r->number / exec->spec.tp);
+  const Told told = {r->index == 0 ? (const StepHead *)r->meta : nullptr, first};
+  RowKeys best = {};
+  if (plain && !exec->across && rows <= kFewRows) {
+    best = linear_few_best(g.m, x, r->best, rows, r->scratch, r->stream);
+  } else {
+    linear(g.m, x, exec->across ? r->own_logits : r->logits, ld, true, rows, 1, r->scratch, r->stream);
+    if (plain && !exec->across) best = logits_best(r->logits, g.m.n, ld, r->best, rows, r->stream);
+  }
   if (exec->across) {
     MOB_TRY(across_sample(exec, r, first, rows, plain));
   } else if (plain && alone) {
-    sample_greedy(r->logits, d->vocab, ld, r->best, slots, r->ids + first, r->last_token, rows, r->stream);
+    pick(best, slots, r->ids + first, r->last_token, told, rows, r->stream);
   } else if (plain) {
-    sample_best(r->logits, g.m.n, ld, r->best, rows, r->stream);
-    pick_ranks(r->peers, first / kLogitRows, r->best, (int)((int64_t)d->vocab * r->number / exec->spec.tp), slots, r->ids + first,
-               r->last_token, rows, r->stream);
+    pick_ranks(r->peers, first / kLogitRows, best, vocab0, slots, r->ids + first, r->last_token, told, rows, r->stream);
   } else {
-    float *whole = exec->ranks[0].logits + (int64_t)d->vocab * r->number / exec->spec.tp;
+    float *whole = exec->ranks[0].logits + vocab0;
     if (!alone) gather_logits(r->peers, r->logits, g.m.n, whole, d->vocab, rows, r->stream);
     if (r->number == 0) sample_slots(exec, r, first, rows);
     if (!alone) share_ids(r->peers, slots, wanted, r->ids + first, r->last_token, rows, r->stream);
@@ -572,6 +606,7 @@ mob_status forward(Exec *exec, Rank *r, int rows, int logit_rows, bool plain) {
       MOB_TRY(head(exec, r, list, first, n, plain));
     }
   }
+  step_ends(exec, r, last ? logit_rows : 0, plain);
   return MOB_OK;
 }
 
@@ -589,6 +624,7 @@ mob_status forward_graph(Exec *exec, Rank *r, int rows, bool plain) {
       add_and_norm(&p, r->outer.v[MOB_W_FINAL_NORM], exec->desc->rms_eps, head_input(r, rows), kHeadSent);
       status = p.status;
       if (status == MOB_OK) status = head_normed(exec, r, 0, rows, plain);
+      step_ends(exec, r, rows, plain);
     } else {
       status = forward(exec, r, rows, 0, plain);
     }

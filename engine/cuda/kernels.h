@@ -12,7 +12,7 @@
 
 namespace mob {
 
-// What the device knows of a step; written by one copy from the host.
+// What the device knows of a step: tables that it takes from the host (step_ends.h).
 struct StepRows {
   const int *count;      // [1] rows of the step; rows at and behind it are padding
   const int *token;      // [T] id, or -1 - slot: what was sampled last for that slot
@@ -465,17 +465,9 @@ void route_few(const RouteFew &p, const float *x, int hidden, int rows, cudaStre
 void norm_route_few(const RouteFew &p, const NormIn &in, const NormOut &out, float *x, int rows, cudaStream_t stream);
 bool norm_route_serves(const NormIn &in, const NormOut &out);
 
-// ---- sample.cu
-// Greedy ids of logits [rows][vocab]; `best` [rows] is scratch. Also stored at last_token[slot[r]] where slot[r] >= 0.
-// Its first half: the best of each piece of a row.
-void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream);
-void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids,
-                   int *last_token, int rows, cudaStream_t stream);
+// ---- best.h: of plain rows; sampling.h: of others
 
 // ---- sample_ranks.cu: each rank has the logits of its part of the vocabulary, and ends with the same ids
-// `best` as sample_best leaves it, of ids that begin at vocab0; `batch`: of this step's rows of logits
-void pick_ranks(const Peers &p, int batch, const unsigned long long *best, int vocab0, const int *slots, int *ids, int *last_token,
-                int rows, cudaStream_t stream);
 // Rank 0's logits `to` [rows][vocab] from all ranks' [rows][columns]; rank 0's own are there.
 void gather_logits(const Peers &p, const float *from, int columns, float *to, int vocab, int rows, cudaStream_t stream);
 void share_ids(const Peers &p, const int *slots, const int *wanted, int *ids, int *last_token, int rows, cudaStream_t stream);

@@ -1,6 +1,8 @@
 // Which instance of the kernel for few tokens computes a linear.
 #include "linear_few.cuh"
 
+#include "best.h"
+
 namespace mob {
 namespace {
 
@@ -54,6 +56,13 @@ void linear_few(const Matrix &w, const Records &x, void *y, int ldy, bool f32, i
   if (w.kind == Weights::F8) few_by_rows<true, false>(p, s.sms, stream);
   else if (f32) few_by_rows<false, true>(p, s.sms, stream);
   else few_by_rows<false, false>(p, s.sms, stream);
+}
+
+RowKeys linear_few_best(const Matrix &w, const Records &x, unsigned long long *keys, int m, const LinearScratch &s, cudaStream_t stream) {
+  LinearFew p = params(w, x, nullptr, 0, m, s);
+  p.best = keys;
+  few_by_rows<false, true>(p, s.sms, stream);
+  return {keys, s.sms};
 }
 
 void linear_few_gated(const Matrix &w, int inter, int up_at, const Records &x, const Records &act, int m, const LinearScratch &s,

@@ -8,6 +8,7 @@
 // CTA with its first columns, in the order of columns: no atomics, the result does not depend on timing.
 #pragma once
 #include "kernels.h"
+#include "sample.cuh"
 
 namespace mob {
 
@@ -31,6 +32,8 @@ struct LinearFew {
   // > 0, dense and bf16: first block of up's rows; a tile is 64 outputs of gate's and the same of up's, n = 2 * inter, and `y` becomes bf16
   // records of silu(gate) * up, with act_rows rows
   int up_block, act_rows;
+  // In place of `y`, dense and fp32: the best of a CTA's outputs, [m][gridDim.x]
+  Key *best;
 };
 
 template <bool Fp8, int Tokens> struct LinearFewShared {
@@ -38,8 +41,9 @@ template <bool Fp8, int Tokens> struct LinearFewShared {
   static constexpr int kX = 2 * kSlot;
   static constexpr int kStage = (kX + Tokens * (Fp8 ? 264 : 256) + 1023) / 1024 * 1024;
   static constexpr int kStages = 5, kThreads = 288;
-  // Stages that are asked for at a time: what stands in the memory's queues delays all that CTAs, of the kernel in front too, say to each other.
-  static constexpr int kOnTheWay = 2;
+  // Stages that are asked for at a time: what stands in the memory's queues delays all that CTAs, of the kernel in front too, say to each
+  // other. Of the head, which is long and has but a norm in front, all.
+  template <bool F32> static constexpr int kOnTheWay = F32 ? kStages : 2;
   static constexpr int kBytes = 1024 + kStage * kStages + (2 * kStages + 1) * 8;
 };
 
@@ -123,6 +127,46 @@ template <int Words> __device__ __forceinline__ void put_gated(const LinearFew &
   }
 }
 
+// The best output of each token that a thread has words of.
+template <int Tokens> struct BestOutputs {
+  static constexpr int kEach = Tokens / 4;
+  float top[kEach];
+  int at[kEach];
+  __device__ BestOutputs() {
+#pragma unroll
+    for (int k = 0; k < kEach; k++) top[k] = NAN, at[k] = -1;
+  }
+  // Outputs rise from call to call: the first of equals, numbers before NaN.
+  template <int Words> __device__ __forceinline__ void take(const float (&sum)[Words], int row, int n) {
+#pragma unroll
+    for (int i = 0; i < Words; i++) {
+      const int k = i / 4 * 2 + i % 2, output = row + (i % 4) / 2 * 8;
+      if (output < n && (at[k] < 0 || sum[i] > top[k] || (top[k] != top[k] && sum[i] == sum[i]))) top[k] = sum[i], at[k] = output;
+    }
+  }
+  // Of all consumers; every one of them calls this.
+  __device__ __forceinline__ void put(const LinearFew &p) {
+    __shared__ Key warps[8][Tokens];
+    const int tid = threadIdx.x;
+#pragma unroll
+    for (int k = 0; k < kEach; k++) {
+      Key key = at[k] < 0 ? 0 : key_of(top[k], at[k]);
+#pragma unroll
+      for (int s = 4; s < 32; s *= 2) {
+        const Key other = __shfl_xor_sync(~0u, key, s);
+        key = other > key ? other : key;
+      }
+      if (tid % 32 < 4) warps[tid / 32][k / 2 * 8 + 2 * (tid % 4) + k % 2] = key;
+    }
+    group_sync<256>(1);
+    if (tid >= p.m) return;
+    Key key = warps[0][tid];
+#pragma unroll
+    for (int i = 1; i < 8; i++) key = warps[i][tid] > key ? warps[i][tid] : key;
+    p.best[(size_t)tid * gridDim.x + blockIdx.x] = key;
+  }
+};
+
 // The column pairs of one CTA, one after the other.
 struct FewPairs {
   Pieces pieces;
@@ -162,7 +206,7 @@ __device__ __forceinline__ void load_rows(const LinearFew &p, const FewPairs &u,
 }
 
 // One thread: weights of all stages, rows of all but the ring's first filling.
-template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const LinearFew &p, uint8_t *ring, uint64_t *full, uint64_t *empty) {
+template <bool Fp8, int Tokens, bool F32> __device__ __forceinline__ void produce(const LinearFew &p, uint8_t *ring, uint64_t *full, uint64_t *empty) {
   using S = LinearFewShared<Fp8, Tokens>;
   const uint64_t once = policy_evict_first(), keep = policy_evict_last();
   const bool dense = p.experts == nullptr;
@@ -173,7 +217,7 @@ template <bool Fp8, int Tokens> __device__ __forceinline__ void produce(const Li
     const int matrix = dense ? 0 : chosen ? p.experts[u.expert] : p.first_shared + u.expert;
     u.w = p.w + (size_t)matrix * p.w_stride + (size_t)(gated ? u.block / 2 : u.block) * p.w_pairs * kPairBytes;
   };
-  int late = -S::kOnTheWay; // the load that must have come before the next one is asked for
+  int late = -S::template kOnTheWay<F32>; // the load that must have come before the next one is asked for
   auto load_w = [&](const FewPairs &u, int s, int with_rows) {
     if (late >= 0) mbar_wait(&full[late % S::kStages], late / S::kStages & 1);
     late++;
@@ -256,7 +300,7 @@ __device__ __forceinline__ void pair_sums_few(float (&sum)[4], const uint8_t *w,
 // tile's 128; it has row + 8 too.
 template <bool Fp8, int Tokens, bool F32>
 __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int first, float *partial, const uint8_t *ring, uint64_t *full,
-                                        uint64_t *empty, int at, int &s, int &phase) {
+                                        uint64_t *empty, int at, int &s, int &phase, BestOutputs<Tokens> &best) {
   using S = LinearFewShared<Fp8, Tokens>;
   constexpr int kWords = Tokens / 2;
   const int tid = threadIdx.x, group = tid / 128, t4 = tid % 4, high_blocks = (p.n + 127) / 128, x_rows = min(p.mp, Tokens);
@@ -282,6 +326,12 @@ __device__ __forceinline__ void consume(const LinearFew &p, Pieces pieces, int f
     if (pieces.last < p.pairs)
       take_partials<kWords, kLittle<Fp8, Tokens> ? 8 : 64 / kWords>(mine + 128 * Tokens, pieces.last_cta() - (int)blockIdx.x, (size_t)(128 * Tokens),
                                                                     sum, p.waits);
+    if constexpr (F32) {
+      if (p.best) {
+        best.take(sum, pieces.tile * 128 + at, p.n);
+        continue;
+      }
+    }
     if constexpr (!Fp8 && !F32) {
       if (p.up_block > 0) {
         __shared__ float swap[kWords * 128];
@@ -312,7 +362,7 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) __maxn
   }
   __syncthreads();
   if (warp == 8) {
-    if (lane == 0) produce<Fp8, Tokens>(p, ring, full, empty);
+    if (lane == 0) produce<Fp8, Tokens, F32>(p, ring, full, empty);
     return;
   }
   const int high_blocks = (p.n + 127) / 128, known_tiles = (p.experts ? p.shared : 1) * high_blocks;
@@ -332,10 +382,12 @@ __global__ void __launch_bounds__(LinearFewShared<Fp8, Tokens>::kThreads) __maxn
   if (p.experts) depend_launch(); // so that what the next kernel reads of the router's choice before its own wait is there
   if (known.waves > 0 || known.at < known.end) mbar_wait(first_rows, 0);
   int s = 0, phase = 0;
-  consume<Fp8, Tokens, F32>(p, known, chosen, p.partial, ring, full, empty, at, s, phase);
+  BestOutputs<Tokens> best;
+  consume<Fp8, Tokens, F32>(p, known, chosen, p.partial, ring, full, empty, at, s, phase, best);
+  if (F32 && p.best) best.put(p);
   if (!p.experts) return;
   const Pieces rest(chosen * high_blocks, p.pairs, gridDim.x, blockIdx.x, p.min_run);
-  consume<Fp8, Tokens, F32>(p, rest, 0, p.partial + (size_t)gridDim.x * (128 * Tokens), ring, full, empty, at, s, phase);
+  consume<Fp8, Tokens, F32>(p, rest, 0, p.partial + (size_t)gridDim.x * (128 * Tokens), ring, full, empty, at, s, phase, best);
 }
 
 } // namespace mob

@@ -122,7 +122,10 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);
   a->take(&r->last_token, (size_t)s.max_seqs * 4);
-  a->take(&r->meta, (size_t)exec->layout.total * 4);
+  a->take(&r->meta, (size_t)exec->table_ints * 4);
+  a->take(&r->staged, (size_t)kRing * (size_t)exec->table_ints * 4);
+  a->take(&r->turn, 4);
+  a->take(&r->one_expert, sizeof(OneExpert));
   if (s.tp > 1 && !exec->across) a->take(&r->inbox, inbox_layout(d->hidden, exec->max_rows).total);
   a->take(&r->scratch.partial, (size_t)shapes->sms * kPartialFloats * 4);
   a->take(&r->scratch.dealt, 2 * 4);
@@ -146,6 +149,8 @@ mob_status workspace_alloc(const Exec *exec, Rank *r) {
   lay_out(exec, r, r, &arena);
   if (r->sampler_block)
     sampler_place(&r->sampler, exec->desc->vocab, exec->spec.max_seqs, kLogitRows, exec->max_logit_rows, r->sampler_block);
+  const OneExpert one_expert;
+  CU_TRY(cudaMemcpy(r->one_expert, &one_expert, sizeof one_expert, cudaMemcpyHostToDevice));
   r->scratch.sms = r->sms;
   r->scratch.waits = r->waits;
   if (r->inbox) CU_TRY(cudaMemset(r->inbox, 0xff, inbox_layout(exec->desc->hidden, exec->max_rows).total)); // nothing is there yet

@@ -73,27 +73,16 @@ mob_status check_spec(const mob_exec_spec_t *spec) {
   return MOB_OK;
 }
 
-void set_layout(Exec *exec) {
+void set_sizes(Exec *exec) {
   const mob_exec_spec_t &s = exec->spec;
   const int graph = s.max_seqs < kGraphRows ? s.max_seqs : kGraphRows;
   const int rows = (s.max_tokens > kGraphRows ? s.max_tokens : kGraphRows) + 8;
   exec->max_rows = padded_rows(s.max_tokens) > padded_rows(graph) + 8 ? padded_rows(s.max_tokens) : padded_rows(graph) + 8;
-  MetaLayout &l = exec->layout;
-  l.token = 16;
-  l.position = l.token + rows;
-  l.table = l.position + rows;
-  l.row = l.table + rows;
   exec->max_logit_rows = rows > kLogitRows ? rows : kLogitRows;
-  l.slot = l.row + exec->max_logit_rows;
-  l.wanted = l.slot + exec->max_logit_rows;
-  l.tile_row = l.wanted + exec->max_logit_rows;
-  l.pairs = l.tile_row + rows;
   // A sequence of a plan has 64 rows at least.
   exec->max_pairs = s.max_tokens / 64 + 1;
   exec->max_key_blocks = s.max_tokens < 64 ? 0 : s.max_tokens / 64 * 2 < 128 ? 128 : s.max_tokens / 64 * 2;
-  l.key_pages = l.pairs + exec->max_pairs * (int)(sizeof(PrefillPair) / 4);
-  l.pages = l.key_pages + exec->max_key_blocks;
-  l.total = l.pages + s.max_seqs * ((s.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS + 1);
+  exec->table_ints = tables_most(exec);
 }
 
 void close_exec(Exec *exec);
@@ -139,7 +128,7 @@ mob_status open_exec(Exec *exec) {
   exec->profile = profile_start();
   if (exec->profile) exec->spec.eager = true;
   exec->slots.resize((size_t)s.max_seqs);
-  set_layout(exec);
+  set_sizes(exec);
   return weights_bind(exec);
 }
 
@@ -165,6 +154,8 @@ mob_status alloc_rank(Exec *exec, Rank *r, int64_t pages) {
   CU_TRY(cudaMalloc(&r->cache, bytes));
   CU_TRY(cudaMemset(r->cache, 0, bytes)); // a masked key's value is multiplied by 0: it must be a number
   MOB_TRY(workspace_alloc(exec, r));
+  CU_TRY(cudaStreamCreateWithFlags(&r->copies, cudaStreamNonBlocking));
+  for (cudaEvent_t &event : r->staged_in) CU_TRY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   if (exec->spec.prev) CU_TRY(cudaEventCreateWithFlags(&r->rows_taken, cudaEventDisableTiming));
   CU_TRY(cudaDeviceSynchronize());
   return MOB_OK;
@@ -175,13 +166,13 @@ mob_status alloc_pages(Exec *exec, int64_t pages) {
   MOB_TRY(on_ranks(exec, [&](Rank *r) { return alloc_rank(exec, r, pages); }));
   if (!exec->across) comm_connect(exec);
   CU_TRY(cudaSetDevice(exec->ranks[0].device));
+  CU_TRY(cudaMallocHost(&exec->tables, (size_t)kRing * (size_t)exec->table_ints * 4));
   for (RingSlot &ring : exec->ring) {
-    CU_TRY(cudaMallocHost(&ring.meta, (size_t)exec->layout.total * 4));
+    CU_TRY(cudaMallocHost(&ring.times, sizeof(StepTimes)));
     CU_TRY(cudaMallocHost(&ring.ids, (size_t)exec->max_logit_rows * 4));
     CU_TRY(cudaMallocHost(&ring.results, (size_t)exec->max_logit_rows * sizeof(SampleResult)));
     CU_TRY(cudaMallocHost(&ring.stage.data, kSampleStage));
-    CU_TRY(cudaEventCreate(&ring.begin));
-    CU_TRY(cudaEventCreate(&ring.end));
+    CU_TRY(cudaEventCreateWithFlags(&ring.end, cudaEventDisableTiming));
   }
   if (s.prev || s.next) {
     uint8_t *host = nullptr;
@@ -224,6 +215,9 @@ void close_rank(Rank *r) {
   sampler_close(&r->sampler);
   cudaFree(r->workspace);
   if (r->rows_taken) cudaEventDestroy(r->rows_taken);
+  for (cudaEvent_t event : r->staged_in)
+    if (event) cudaEventDestroy(event);
+  if (r->copies) cudaStreamDestroy(r->copies);
   if (r->stream) cudaStreamDestroy(r->stream);
 }
 
@@ -251,13 +245,13 @@ void close_exec(Exec *exec) {
   }
   if (exec->profile) profile_print(exec->profile_steps);
   for (RingSlot &ring : exec->ring) {
-    if (ring.begin) cudaEventDestroy(ring.begin);
     if (ring.end) cudaEventDestroy(ring.end);
-    cudaFreeHost(ring.meta);
+    cudaFreeHost(ring.times);
     cudaFreeHost(ring.ids);
     cudaFreeHost(ring.results);
     cudaFreeHost(ring.stage.data);
   }
+  cudaFreeHost(exec->tables);
   if (exec->host_x) cudaFreeHost((uint8_t *)exec->host_x - 64);
   for (Rank &rank : exec->ranks) close_rank(&rank);
   comm_close(exec);

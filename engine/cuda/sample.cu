@@ -1,6 +1,6 @@
 // From logits to each row's best. Plain rows (greedy, nothing else asked for) end here; before that, bias, allowed ids, the
 // min_tokens mask and penalties act on the rows of slots that have them. What is drawn from them: sample_filter.cu.
-#include "kernels.h"
+#include "best.h"
 #include "sample.cuh"
 
 namespace mob {
@@ -57,15 +57,16 @@ __global__ void __launch_bounds__(kThreads) best_kernel(const float *logits, int
   store_best(b, warps, &best[(size_t)row * kParts + part]);
 }
 
-__global__ void __launch_bounds__(32) pick_kernel(const Key *best, const int *slots, int *ids, int *last_token) {
+__global__ void __launch_bounds__(32) pick_kernel(const RowKeys best, const int *slots, int *ids, int *last_token, const Told told) {
   depend_launch();
   depend_wait();
   const int row = blockIdx.x;
-  const Key b = warp_best(best[(size_t)row * kParts + threadIdx.x]);
+  const Key b = warp_best(lane_best(best, row));
   if (threadIdx.x != 0) return;
   const int id = key_id(b);
   ids[row] = id;
   if (slots[row] >= 0) last_token[slots[row]] = id;
+  tell_id(told, row, id);
 }
 
 // Bias, then the min_tokens mask: lists of few ids. A masked logit stays what it is whatever is done to it later.
@@ -139,14 +140,13 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const int *ids, int n, 
 
 } // namespace
 
-void sample_best(const float *logits, int vocab, int ld, unsigned long long *best, int rows, cudaStream_t stream) {
-  launch(best_kernel, dim3(kParts, rows), kThreads, 0, stream, logits, vocab, ld, best);
+RowKeys logits_best(const float *logits, int vocab, int ld, unsigned long long *keys, int rows, cudaStream_t stream) {
+  launch(best_kernel, dim3(kParts, rows), kThreads, 0, stream, logits, vocab, ld, keys);
+  return {keys, kParts};
 }
 
-void sample_greedy(const float *logits, int vocab, int ld, unsigned long long *best, const int *slots, int *ids, int *last_token,
-                   int rows, cudaStream_t stream) {
-  sample_best(logits, vocab, ld, best, rows, stream);
-  launch(pick_kernel, rows, 32, 0, stream, best, slots, ids, last_token);
+void pick(const RowKeys &best, const int *slots, int *ids, int *last_token, const Told &told, int rows, cudaStream_t stream) {
+  launch(pick_kernel, rows, 32, 0, stream, best, slots, ids, last_token, told);
 }
 
 void sample_rows(const SampleRows &p, int rows, cudaStream_t stream) {

@@ -1,6 +1,7 @@
 // Sampling where each rank has the logits of its part of the vocabulary.
 //   plain rows  the ranks' best are exchanged, every rank picks the same
 //   others      all logits go to rank 0, which samples, and sends the ids to all: each looks up the next token by itself
+#include "best.h"
 #include "comm.cuh"
 #include "sample.cuh"
 
@@ -8,12 +9,12 @@ namespace mob {
 namespace {
 
 // A warp a row. `batch`: of this step's rows; a rank is at most one batch behind another.
-__global__ void __launch_bounds__(32) pick_ranks_kernel(const Peers p, int batch, const Key *best, int vocab0,
-                                                        const int *slots, int *ids, int *last_token) {
+__global__ void __launch_bounds__(32) pick_ranks_kernel(const Peers p, int batch, const RowKeys best, int vocab0,
+                                                        const int *slots, int *ids, int *last_token, const Told told) {
   depend_launch();
   depend_wait();
   const int row = blockIdx.x, lane = threadIdx.x;
-  const Key own = warp_best(best[(size_t)row * kSampleParts + lane]);
+  const Key own = warp_best(lane_best(best, row));
   const Key mine = own ? own - (Key)vocab0 : 0; // its low half is ~id: of the whole vocabulary now
   const size_t word = p.at.best + ((size_t)(batch % 2 * kMaxRanks) * kExchangeRows + row) * sizeof(Key), rank = kExchangeRows * sizeof(Key);
   Key key = 0;
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(32) pick_ranks_kernel(const Peers p, int batch
   if (!__all_sync(~0u, there) || lane != 0 || halted(p.waits)) return;
   ids[row] = key_id(key);
   if (slots[row] >= 0) last_token[slots[row]] = key_id(key);
+  tell_id(told, row, key_id(key));
 }
 
 // This rank's columns of the logits to rank 0's.
@@ -90,9 +92,9 @@ __global__ void __launch_bounds__(256) take_ids_kernel(const Peers p, const int 
 
 } // namespace
 
-void pick_ranks(const Peers &p, int batch, const unsigned long long *best, int vocab0, const int *slots, int *ids,
-                int *last_token, int rows, cudaStream_t stream) {
-  launch(pick_ranks_kernel, rows, 32, 0, stream, p, batch, best, vocab0, slots, ids, last_token);
+void pick_ranks(const Peers &p, int batch, const RowKeys &best, int vocab0, const int *slots, int *ids, int *last_token, const Told &told,
+                int rows, cudaStream_t stream) {
+  launch(pick_ranks_kernel, rows, 32, 0, stream, p, batch, best, vocab0, slots, ids, last_token, told);
 }
 
 void gather_logits(const Peers &p, const float *from, int columns, float *to, int vocab, int rows,

@@ -52,27 +52,45 @@ void close_slots(Exec *exec, const Job *job) {
   for (uint32_t slot : job->close) exec->slots[slot].open = false;
 }
 
+// The step's tables to the device, while the step before may still run: its first kernel finds them there.
+mob_status stage_tables(const Exec *exec, Rank *r, int used) {
+  const size_t slot = (exec->tables_queued - 1) % kRing, at = slot * (size_t)exec->table_ints;
+  CU_TRY(cudaMemcpyAsync(r->staged + at, exec->tables + at, (size_t)used * 4, cudaMemcpyHostToDevice, r->copies));
+  CU_TRY(cudaEventRecord(r->staged_in[slot], r->copies));
+  CU_TRY(cudaStreamWaitEvent(r->stream, r->staged_in[slot], 0));
+  return MOB_OK;
+}
+
 // One rank's share of a step: tables, layers and, on the last stage, the head. `graph`: rows of the graph that serves it; 0: none.
 mob_status launch_rank(Exec *exec, Rank *r, const Job *job, int graph, int used) {
-  const RingSlot &ring = exec->ring[job->ring];
   const bool last = exec->spec.last_layer == exec->desc->n_layers;
-  CU_TRY(cudaMemcpyAsync(r->meta, ring.meta, (size_t)used * 4, cudaMemcpyHostToDevice, r->stream));
+  MOB_TRY(stage_tables(exec, r, used));
+  if (exec->across) step_begins(exec, r); // what is shared behind it is part of them
   if (exec->spec.prev && (!exec->across || r->index == 0)) MOB_TRY(take_rows(exec, r, job));
   if (exec->across && exec->spec.first_layer > 0) MOB_TRY(across_share_rows(exec, r, (int)job->step.token_count));
   else if (exec->across && !last) MOB_TRY(across_share_tokens(exec, r, (int)job->step.token_count));
-  if (r->index == 0) CU_TRY(cudaEventRecord(ring.begin, r->stream));
   if (graph) return forward_graph(exec, r, graph, job->plain);
   return forward(exec, r, (int)job->step.token_count, (int)job->logits.size(), job->plain);
 }
 
+// What all ranks take of the step, and how many ints that is. Its place is free: of kRing steps under way the first one is over when there is another.
+int write_tables(Exec *exec, Job *job, int graph) {
+  RingSlot &ring = exec->ring[job->ring];
+  const int rows = graph ? graph : (int)job->step.token_count, logit_rows = graph ? graph : (int)job->logits.size();
+  int *meta = exec->tables + exec->tables_queued++ % kRing * (size_t)exec->table_ints;
+  exec->layout = tables_layout(exec, rows, logit_rows, !graph);
+  const int used = fill_tables(exec, job, rows, meta);
+  plan_prefill(exec, job, !graph && (exec->fast_gqa || (exec->fast_mla && exec->ranks[0].layers[0].g[G_O].f8)), meta);
+  if (graph) exec->plan.absorbed = {{0, rows}};
+  fill_logit_rows(exec, job, logit_rows, meta);
+  *(StepHead *)meta = {(int)job->step.token_count, used, ring.times, ring.ids, 0};
+  return used;
+}
+
 mob_status launch_step(Exec *exec, Job *job, int graph) {
   Rank *r = &exec->ranks[0];
-  RingSlot &ring = exec->ring[job->ring];
-  const int rows = graph ? graph : (int)job->step.token_count, logit_rows = (int)job->logits.size();
-  const int used = fill_tables(exec, job, rows, ring.meta);
-  plan_prefill(exec, job, !graph && (exec->fast_gqa || (exec->fast_mla && r->layers[0].g[G_O].f8)), ring.meta);
-  if (graph) exec->plan.absorbed = {{0, rows}};
-  fill_logit_rows(exec, job, graph ? graph : logit_rows, ring.meta);
+  const int rows = graph ? graph : (int)job->step.token_count;
+  const int used = write_tables(exec, job, graph);
   if (exec->spec.prev) MOB_TRY(receive_rows(exec, job));
   MOB_TRY(each_rank(exec, [&](Rank *rank) { return launch_rank(exec, rank, job, graph, used); }));
   if (exec->profile) { // a table for every number of rows, of all steps but the first two
@@ -88,13 +106,11 @@ mob_status launch_step(Exec *exec, Job *job, int graph) {
   return MOB_OK;
 }
 
-// What was sampled, to the host.
+// What was sampled, to the host, beyond the ids.
 mob_status fetch_samples(Rank *r, const Job *job, RingSlot *ring) {
   const size_t count = job->logits.size();
-  if (count == 0) return MOB_OK;
-  if (job->logprobs)
-    CU_TRY(cudaMemcpyAsync(ring->results, r->sampler.results, count * sizeof(SampleResult), cudaMemcpyDeviceToHost, r->stream));
-  else CU_TRY(cudaMemcpyAsync(ring->ids, r->ids, count * 4, cudaMemcpyDeviceToHost, r->stream));
+  if (count == 0 || !job->logprobs) return MOB_OK;
+  CU_TRY(cudaMemcpyAsync(ring->results, r->sampler.results, count * sizeof(SampleResult), cudaMemcpyDeviceToHost, r->stream));
   return MOB_OK;
 }
 
@@ -104,10 +120,7 @@ mob_status await_end(Exec *exec, const RingSlot &ring) {
   return MOB_OK;
 }
 
-uint64_t elapsed_ns(const RingSlot &ring) {
-  float ms = 0;
-  return cudaEventElapsedTime(&ms, ring.begin, ring.end) == cudaSuccess ? (uint64_t)((double)ms * 1e6) : 0;
-}
+uint64_t elapsed_ns(const StepTimes &times) { return times.ended > times.begun && times.begun ? times.ended - times.begun : 0; }
 
 // Queues the step and leaves its end to the reporter.
 mob_status run_step(Exec *exec, Job *job) {
@@ -118,10 +131,10 @@ mob_status run_step(Exec *exec, Job *job) {
   job->ring = take_ring(exec);
   RingSlot &ring = exec->ring[job->ring];
   ring.stage.used = 0;
+  *ring.times = {0, 0};
   for (const mob_seq_open_t &o : job->open)
     if (last && samples && !exec->slots[o.slot].plain) MOB_TRY(sampler_open(&r->sampler, o, &ring.stage, r->stream));
   if (any) MOB_TRY(launch_step(exec, job, graph_rows(exec, job)));
-  else CU_TRY(cudaEventRecord(ring.begin, r->stream));
   if (!samples) job->logits.clear(); // rank 0's process tells what was sampled
   MOB_TRY(fetch_samples(r, job, &ring));
   CU_TRY(cudaEventRecord(ring.end, r->stream));
@@ -210,7 +223,7 @@ void reporter_main(Exec *exec) {
       for (size_t i = 0; i < job->logits.size(); i++) ids.push_back(job->logprobs ? ring.results[i].token : ring.ids[i]);
       status = send_ids(exec, job, ids.data());
       if (status != MOB_OK) fail_exec(exec, status);
-      else report(job, ring, elapsed_ns(ring));
+      else report(job, ring, elapsed_ns(*ring.times));
     }
     {
       std::lock_guard<std::mutex> hold(exec->lock);

@@ -5,6 +5,27 @@
 
 namespace mob {
 
+MetaLayout tables_layout(const Exec *exec, int rows, int logit_rows, bool planned) {
+  MetaLayout l;
+  l.token = kStepHead;
+  l.position = l.token + rows;
+  l.table = l.position + rows;
+  l.row = l.table + rows;
+  l.slot = l.row + logit_rows;
+  l.wanted = l.slot + logit_rows;
+  l.tile_row = l.wanted + logit_rows;
+  l.pairs = l.tile_row + (planned ? rows : 0);
+  l.key_pages = l.pairs + (planned ? exec->max_pairs * (int)(sizeof(PrefillPair) / 4) : 0);
+  l.pages = l.key_pages + (planned ? exec->max_key_blocks : 0);
+  return l;
+}
+
+int tables_most(const Exec *exec) {
+  const mob_exec_spec_t &s = exec->spec;
+  const int rows = std::max(s.max_tokens, kGraphRows) + 8, pages = (s.max_len + MOB_PAGE_TOKENS - 1) / MOB_PAGE_TOKENS + 1;
+  return (tables_layout(exec, rows, exec->max_logit_rows, true).pages + s.max_seqs * pages + 3) / 4 * 4;
+}
+
 int graph_rows(const Exec *exec, const Job *job) {
   const mob_step_t &step = job->step;
   const mob_routes_t *routes = exec->spec.routes;
@@ -55,7 +76,6 @@ void plan_prefill(Exec *exec, const Job *job, bool allowed, int *meta) {
 int fill_tables(const Exec *exec, const Job *job, int rows, int *meta) {
   const MetaLayout &at = exec->layout;
   const int count = (int)job->step.token_count;
-  meta[0] = count;
   for (int i = count; i < rows; i++) {
     meta[at.token + i] = 0;
     meta[at.position + i] = 0;
