@@ -66,7 +66,7 @@ def expect_lost(s, how, detect, exit_code=70):
     lost = [t for t, status in health if status == 503]
     assert lost, "nobody saw /health answer 503"
     assert all(status == 503 for t, status in health if t >= lost[0])
-    assert lost[0] - broken < detect and ended - lost[0] < 1.2
+    assert lost[0] - broken < detect and ended - lost[0] < 5  # a second; more where other processes want the CPUs
     for stream, status, headers, text, at in answers:
         assert at - broken < detect + 1
         if stream and status == 200:
