@@ -59,6 +59,7 @@ struct Layer {
 };
 
 constexpr int kRing = 4, kLogitRows = kExchangeRows, kAttendRows = 512, kGraphRows = 256;
+static_assert(kRing <= kTableSlots, "take_tables() looks at so many");
 
 struct OneExpert { // a list of one, that has every row; in device memory
   int active = 1, id = 0, row[kFewDown] = {0, 1};
@@ -177,7 +178,6 @@ struct RankTeam { // threads of the ranks but the first
   mob_status status = MOB_OK; // of the round: the first failure
   std::string why;
 };
-
 
 struct Exec {
   mob_exec_spec_t spec;

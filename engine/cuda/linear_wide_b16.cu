@@ -20,7 +20,9 @@ template <int Tall, int Outputs, WideOut Out> int most_clusters(int cluster) {
   using S = WideB16Shared<2, Tall, Outputs>;
   ClusterLaunch launch(cluster, cluster, S::kThreads, S::kBytes, nullptr);
   int count = 0;
-  return cudaOccupancyMaxActiveClusters(&count, linear_wide_b16_kernel<2, Tall, Outputs, Out>, &launch.config) == cudaSuccess ? count : 0;
+  if (cudaOccupancyMaxActiveClusters(&count, linear_wide_b16_kernel<2, Tall, Outputs, Out>, &launch.config) == cudaSuccess) return count;
+  cudaGetLastError(); // a GPU on which no such cluster fits has the other ways
+  return 0;
 }
 
 struct Tile {

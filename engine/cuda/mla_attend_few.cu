@@ -249,7 +249,7 @@ template <int M> void launch_few(const AttendMla &p, int rows, cudaStream_t stre
 
 void mla_attend_few(const AttendMla &p, int rows, cudaStream_t stream) {
   if (rows == 1 && p.heads <= 32) launch_few<1>(p, rows, stream); // few tiles a CTA: they should be there early
-  else launch_few<2>(p, rows, stream);           // more: each should serve more heads
+  else launch_few<2>(p, rows, stream); // more: each should serve more heads
 }
 
 void mla_attend_few_prepare() {
