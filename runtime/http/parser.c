@@ -15,6 +15,7 @@ struct mob__parser {
   mob_http_request_t *req; // being built
   size_t target_len;
   bool in_value;
+  bool in_body; // the head is complete; fields that follow are trailers
   bool whole;
   int bad; // status to answer with
   void (*on_continue)(void *arg);
@@ -35,7 +36,7 @@ static int on_begin(http_parser *hp) {
   mob__parser_t *p = hp->data;
   p->req = MOB_NEW(mob_http_request_t);
   p->header_bytes = p->target_len = 0;
-  p->in_value = false;
+  p->in_value = p->in_body = false;
   return 0;
 }
 
@@ -47,10 +48,12 @@ static int on_url(http_parser *hp, const char *at, size_t len) {
 }
 
 // Names and values arrive in pieces. Every text in `head` ends with a NUL as soon as the next one
-// begins.
+// begins. Trailers of a chunked body are counted and dropped: nothing here knows a field that may
+// come so late (RFC 9110, 6.5.1), and `head` must not move under req->query.
 static int on_field(http_parser *hp, const char *at, size_t len) {
   mob__parser_t *p = hp->data;
   mob_http_request_t *req = p->req;
+  if (p->in_body) return count_header(p, len);
   if (p->in_value || req->fields.len == 0) {
     if (req->fields.len == MOB__MAX_FIELDS) return refuse(p, 431);
     mob_buf_putc(&req->head, '\0');
@@ -64,6 +67,7 @@ static int on_field(http_parser *hp, const char *at, size_t len) {
 static int on_value(http_parser *hp, const char *at, size_t len) {
   mob__parser_t *p = hp->data;
   mob_http_request_t *req = p->req;
+  if (p->in_body) return count_header(p, len);
   if (!p->in_value) {
     mob_buf_putc(&req->head, '\0');
     req->fields.at[req->fields.len - 1].value = req->head.len;
@@ -130,6 +134,7 @@ static bool split_target(mob__parser_t *p) {
 static int on_headers(http_parser *hp) {
   mob__parser_t *p = hp->data;
   mob_http_request_t *req = p->req;
+  p->in_body = true;
   mob_buf_putc(&req->head, '\0');
   req->method = http_method_str((enum http_method)hp->method);
   if (hp->http_major != 1) return refuse(p, 505);

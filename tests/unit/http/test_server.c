@@ -66,6 +66,29 @@ static void test_bytes_one_by_one(void **state) {
   close(fd);
 }
 
+// Fields behind a chunked body are none of the request's, and what was parsed stays where it is.
+static void test_trailers_are_dropped(void **state) {
+  (void)state;
+  mob_buf_t request = {0}, head = {0}, body = {0};
+  mob_buf_puts(&request, "POST /p?query HTTP/1.1\r\nHost: y\r\nTransfer-Encoding: "
+                         "chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Token: late\r\n");
+  for (int i = 0; i < 200; i++) mob_buf_printf(&request, "t%d: some value\r\n", i);
+  mob_buf_puts(&request, "\r\n");
+  int fd = client_connect(h.port);
+  client_send(fd, request.data, request.len);
+  assert_int_equal(client_reply(fd, &head, &body), 200);
+  expect_body(&body, "POST /p ?query 3 abc");
+  assert_non_null(strstr(mob_buf_cstr(&head), "\r\nx-token: none\r\n"));
+  request.len = 0;
+  mob_buf_puts(&request, "POST / HTTP/1.1\r\nHost: y\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n");
+  for (int i = 0; i < 1000; i++) mob_buf_printf(&request, "t%d: sixteen letters.\r\n", i);
+  client_send(fd, request.data, request.len);
+  assert_int_equal(client_reply(fd, NULL, NULL), 431); // more than the largest head
+  close(fd);
+  mob_buf_free(&request);
+  mob_buf_free(&head);
+}
+
 static void test_pipelined_requests_keep_their_order(void **state) {
   (void)state;
   int fd = client_connect(h.port);
@@ -427,6 +450,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       WITH_SERVER(test_parts_of_a_request),
       WITH_SERVER(test_bytes_one_by_one),
+      WITH_SERVER(test_trailers_are_dropped),
       WITH_SERVER(test_pipelined_requests_keep_their_order),
       WITH_SERVER(test_a_pipeliner_that_does_not_read_is_held_back),
       WITH_SERVER(test_streaming),
