@@ -55,6 +55,14 @@ __device__ __forceinline__ void bulk_load(void *dst, const void *src, uint32_t b
                "l"(src), "r"(bytes), "r"(smem_address(bar)), "l"(policy)
                : "memory");
 }
+// 16 bytes, global to shared, by the threads' own way; the barrier counts a thread when all copies that it asked for before are there
+// [cp.async, cp.async.mbarrier.arrive].
+__device__ __forceinline__ void async_copy_16(void *dst, const void *src) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_address(dst)), "l"(src) : "memory");
+}
+__device__ __forceinline__ void async_copies_arrive(uint64_t *bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(bar)) : "memory");
+}
 // Weights are read once a step: they should not push activations out of the L2 [createpolicy].
 __device__ __forceinline__ uint64_t policy_evict_first() {
   uint64_t policy;
@@ -70,6 +78,11 @@ __device__ __forceinline__ uint64_t policy_evict_last() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+}
+
+// A word that stays in the L2, of which its neighbours are written later: a sector that leaves in part is read again.
+__device__ __forceinline__ void store_policy(float *to, float v, uint64_t policy) {
+  asm volatile("st.global.L2::cache_hint.f32 [%0], %1, %2;" ::"l"(to), "f"(v), "l"(policy) : "memory");
 }
 
 // ---- clusters: CTAs that run at the same time and reach one another's shared memory. A CTA of a launch without is a cluster of its own.

@@ -40,11 +40,13 @@ template <int N> struct WgmmaF8;   // e4m3 x e4m3, 32 of K
 template <int N> struct WgmmaB16;  // bf16 x bf16, 16 of K
 template <int N> struct WgmmaB16T; // the same, B with N contiguous
 template <int N> struct WgmmaB16R; // that with A in registers (mma.sync's fragments)
+template <int N> struct WgmmaB16A; // bf16 x bf16, A in registers
 
 // ---- the sums, N / 2 a lane: in the text of an instruction, and as its operands.
 #define MOB_TEXT_4 "%0, %1, %2, %3"
 #define MOB_TEXT_8 MOB_TEXT_4 ", %4, %5, %6, %7"
 #define MOB_TEXT_16 MOB_TEXT_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define MOB_TEXT_24 MOB_TEXT_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define MOB_TEXT_32 MOB_TEXT_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define MOB_TEXT_40 MOB_TEXT_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define MOB_TEXT_48 MOB_TEXT_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
@@ -61,6 +63,7 @@ template <int N> struct WgmmaB16R; // that with A in registers (mma.sync's fragm
 #define MOB_OPERANDS_4 MOB_SUMS4(0)
 #define MOB_OPERANDS_8 MOB_SUMS8(0)
 #define MOB_OPERANDS_16 MOB_SUMS16(0)
+#define MOB_OPERANDS_24 MOB_SUMS16(0), MOB_SUMS8(16)
 #define MOB_OPERANDS_32 MOB_SUMS32(0)
 #define MOB_OPERANDS_40 MOB_SUMS32(0), MOB_SUMS8(32)
 #define MOB_OPERANDS_48 MOB_SUMS32(0), MOB_SUMS16(32)
@@ -102,12 +105,14 @@ MOB_WGMMA(WgmmaF8, 192, 96, 96, 97, 98, "k32.f32.e4m3.e4m3", "")
 MOB_WGMMA(WgmmaB16, 8, 4, 4, 5, 6, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 16, 8, 8, 9, 10, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 32, 16, 16, 17, 18, "k16.f32.bf16.bf16", ", 0, 0")
+MOB_WGMMA(WgmmaB16, 48, 24, 24, 25, 26, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 64, 32, 32, 33, 34, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 80, 40, 40, 41, 42, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 96, 48, 48, 49, 50, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 128, 64, 64, 65, 66, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16, 192, 96, 96, 97, 98, "k16.f32.bf16.bf16", ", 0, 0")
 MOB_WGMMA(WgmmaB16T, 256, 128, 128, 129, 130, "k16.f32.bf16.bf16", ", 0, 1")
+MOB_WGMMA_REGISTERS(WgmmaB16A, 64, 32, 32, 33, 34, 35, 36, 37, "k16.f32.bf16.bf16", ", 0")
 MOB_WGMMA_REGISTERS(WgmmaB16R, 64, 32, 32, 33, 34, 35, 36, 37, "k16.f32.bf16.bf16", ", 1")
 MOB_WGMMA_REGISTERS(WgmmaB16R, 128, 64, 64, 65, 66, 67, 68, 69, "k16.f32.bf16.bf16", ", 1")
 MOB_WGMMA_REGISTERS(WgmmaB16R, 256, 128, 128, 129, 130, 131, 132, 133, "k16.f32.bf16.bf16", ", 1")

@@ -56,18 +56,18 @@ uint32_t stride_of(uint64_t descriptor) { return (uint32_t)(descriptor >> 32 & 0
 const uint8_t *swizzled(uint32_t address) { return shared_pointer(address ^ (address >> 3 & 0x70)); }
 
 // Rows of 128 bytes, eight of them a group: `rows` rows of 32 bytes of K, to out[row * row_step + k * k_step].
-void read_rows(uint64_t descriptor, int rows, bool bytes, float *out, int row_step, int k_step) {
+void read_rows(uint64_t descriptor, int rows, WgmmaOp::Kind kind, float *out, int row_step, int k_step) {
   const uint32_t start = start_of(descriptor), stride = stride_of(descriptor);
   for (int row = 0; row < rows; row++) {
     for (int chunk = 0; chunk < 2; chunk++) {
       const uint8_t *from = swizzled(start + (uint32_t)(row / 8) * stride + (uint32_t)(row % 8) * 128 + (uint32_t)chunk * 16);
       float *to = out + row * row_step;
-      if (bytes) {
+      if (kind == WgmmaOp::E4M3) {
         for (int i = 0; i < 16; i++) to[(chunk * 16 + i) * k_step] = e4m3.of[from[i]];
       } else {
         uint16_t words[8];
         memcpy(words, from, 16);
-        for (int i = 0; i < 8; i++) to[(chunk * 8 + i) * k_step] = bf16_value(words[i]);
+        for (int i = 0; i < 8; i++) to[(chunk * 8 + i) * k_step] = kind == WgmmaOp::F16_REGISTERS ? half_value(words[i]) : bf16_value(words[i]);
       }
     }
   }
@@ -142,13 +142,16 @@ template <bool Turned> void load_four(void *const *args) {
   }
 }
 
-void store_four(void *const *args) {
+template <bool Turned> void store_four(void *const *args) {
   for (int lane = 0; lane < 32; lane++) {
     const Matrices *own = (const Matrices *)args[lane];
     if (!own) broken("stmatrix without all lanes of its warp");
     for (int i = 0; i < 4; i++) {
-      uint8_t *row = (uint8_t *)const_cast<void *>(((const Matrices *)args[8 * i + lane / 4])->row);
-      memcpy(row + lane % 4 * 4, &own->d[i], 4);
+      for (int half = 0; half < 2; half++) {
+        const int row = Turned ? lane % 4 * 2 + half : lane / 4, col = Turned ? lane / 4 : lane % 4 * 2 + half;
+        const uint16_t word = (uint16_t)(own->d[i] >> 16 * half);
+        memcpy((uint8_t *)const_cast<void *>(((const Matrices *)args[8 * i + row])->row) + 2 * col, &word, 2);
+      }
     }
   }
 }
@@ -176,13 +179,13 @@ void wgmma_compute(const WgmmaOp *const *lanes) {
     if (other.kind != op.kind || other.n != n || other.a != op.a || other.b != op.b || (other.add != 0) != (op.add != 0))
       broken("threads 0 and %d of a warpgroup have different wgmma", t);
   }
-  if (op.kind == WgmmaOp::BF16_REGISTERS) {
-    for (int t = 0; t < 128; t++) read_a(lanes[t]->regs, t % 32, true, a + t / 32 * 16 * 16, 16);
+  if (op.kind == WgmmaOp::BF16_REGISTERS || op.kind == WgmmaOp::BF16_REGISTERS_TURNED || op.kind == WgmmaOp::F16_REGISTERS) {
+    for (int t = 0; t < 128; t++) read_a(lanes[t]->regs, t % 32, op.kind != WgmmaOp::F16_REGISTERS, a + t / 32 * 16 * 16, 16);
   } else {
-    read_rows(op.a, 64, op.kind == WgmmaOp::E4M3, a, k, 1);
+    read_rows(op.a, 64, op.kind, a, k, 1);
   }
-  if (op.kind == WgmmaOp::E4M3 || op.kind == WgmmaOp::BF16) read_rows(op.b, n, op.kind == WgmmaOp::E4M3, b, 1, n);
-  else read_turned(op.b, n, b);
+  if (op.kind == WgmmaOp::BF16_TURNED || op.kind == WgmmaOp::BF16_REGISTERS_TURNED) read_turned(op.b, n, b);
+  else read_rows(op.b, n, op.kind, b, 1, n);
   static const bool avx2 = __builtin_cpu_supports("avx2");
   (avx2 ? multiply_avx2 : multiply_any)(a, b, out, n, k);
   for (int t = 0; t < 128; t++) {
@@ -208,10 +211,10 @@ void load_matrices(uint32_t *d, const void *row, bool turned) {
   meet_warp(~0u, "ldmatrix", &m, turned ? load_four<true> : load_four<false>);
 }
 
-void store_matrices(void *row, const uint32_t *d) {
+void store_matrices(void *row, const uint32_t *d, bool turned) {
   check_row(row, "stmatrix");
   Matrices m = {const_cast<uint32_t *>(d), row};
-  meet_warp(~0u, "stmatrix", &m, store_four);
+  meet_warp(~0u, "stmatrix", &m, turned ? store_four<true> : store_four<false>);
 }
 
 uint32_t turn_matrix(uint32_t v) {

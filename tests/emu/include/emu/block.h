@@ -64,7 +64,7 @@ const uint8_t *shared_pointer(uint32_t address); // to 16 bytes
 
 // wgmma (tensor.cc): queued by a thread, computed when the warpgroup waits for it.
 struct WgmmaOp {
-  enum Kind { E4M3, BF16, BF16_TURNED, BF16_REGISTERS } kind;
+  enum Kind { E4M3, BF16, BF16_TURNED, BF16_REGISTERS, BF16_REGISTERS_TURNED, F16_REGISTERS } kind;
   int n, add;
   float *d;
   uint64_t a, b;
@@ -77,7 +77,7 @@ void wgmma_wait_groups(uint32_t left);
 void wgmma_compute(const WgmmaOp *const *lanes); // of 128 threads
 void mma_16816(float *d, const uint32_t *a, const uint32_t *b, bool bf16);
 void load_matrices(uint32_t *d, const void *row, bool turned);
-void store_matrices(void *row, const uint32_t *d);
+void store_matrices(void *row, const uint32_t *d, bool turned = false);
 uint32_t turn_matrix(uint32_t v);
 
 } // namespace emu

@@ -20,9 +20,13 @@ inline void mbar_arrive(uint64_t *bar) { emu::mbarrier_arrive(bar, 0); }
 inline void mbar_wait(uint64_t *bar, uint32_t parity) { emu::mbarrier_wait(bar, parity); }
 
 inline void bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar, uint64_t) { emu::copy_to_shared(dst, src, bytes, bar); }
+inline void async_copy_16(void *dst, const void *src) { *(uint4 *)dst = *(const uint4 *)src; }
+inline void async_copies_arrive(uint64_t *bar) { mbar_arrive(bar); }
 inline uint64_t policy_evict_first() { return 0; }
 inline uint64_t policy_evict_normal() { return 0; }
 inline uint64_t policy_evict_last() { return 0; }
+
+inline void store_policy(float *to, float v, uint64_t) { *to = v; }
 
 inline int cluster_rank() { return emu::cluster_rank(); }
 inline void cluster_sync() { emu::cluster_barrier(); }

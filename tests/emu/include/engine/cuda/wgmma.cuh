@@ -25,15 +25,17 @@ namespace wgmma_detail {
 template <emu::WgmmaOp::Kind Kind, int N> struct Shared {
   static void run(float (&d)[N / 2], uint64_t a, uint64_t b, int add) { emu::wgmma_issue({Kind, N, add, d, a, b, {}, 0}); }
 };
+template <emu::WgmmaOp::Kind Kind, int N> struct Registers {
+  static void run(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int add) {
+    emu::wgmma_issue({Kind, N, add, d, 0, b, {a[0], a[1], a[2], a[3]}, 0});
+  }
+};
 } // namespace wgmma_detail
 
 template <int N> struct WgmmaF8 : wgmma_detail::Shared<emu::WgmmaOp::E4M3, N> {};
 template <int N> struct WgmmaB16 : wgmma_detail::Shared<emu::WgmmaOp::BF16, N> {};
 template <int N> struct WgmmaB16T : wgmma_detail::Shared<emu::WgmmaOp::BF16_TURNED, N> {};
-template <int N> struct WgmmaB16R {
-  static void run(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int add) {
-    emu::wgmma_issue({emu::WgmmaOp::BF16_REGISTERS, N, add, d, 0, b, {a[0], a[1], a[2], a[3]}, 0});
-  }
-};
+template <int N> struct WgmmaB16A : wgmma_detail::Registers<emu::WgmmaOp::BF16_REGISTERS, N> {};
+template <int N> struct WgmmaB16R : wgmma_detail::Registers<emu::WgmmaOp::BF16_REGISTERS_TURNED, N> {};
 
 } // namespace mob
