@@ -324,7 +324,7 @@ template <bool Fp8> __device__ __forceinline__ void put_act(const Few &p, const 
   const float *gate = results + token * S::kPitch + col, *up = gate + kTokens * S::kPitch;
   float v[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+  for (int i = 0; i < 8; i++) v[i] = swiglu(gate[i], up[i]);
   put_record({p.e.act + (size_t)expert * p.act_stride, kTokens, Fp8}, token, tile * 128 + col, v, p.e.ue8m0, token < p.m);
   async_fence_all(); // bulk copies read it
   __syncwarp();
@@ -386,12 +386,12 @@ template <bool Fp8> __device__ __forceinline__ void up_consume(const Few &p, int
     if (more) up_sums<Fp8>(sum, pieces, ring, at);
     if (more && pieces.first > 0 && used) give_partial<8>(part, sum);
     if (kept_tile >= 0) {
-      if (used) take_partials(shared_part + kUpPart, kept_givers, (size_t)kUpPart, kept, p.waits);
+      if (used) take_partials<8, 8>(shared_part + kUpPart, kept_givers, (size_t)kUpPart, kept, p.waits);
       put_act<Fp8>(p, kept, chosen + kept_tile / p.act_tiles, kept_tile % p.act_tiles, results);
       kept_tile = -1;
     }
     if (!more || pieces.first > 0) continue;
-    if (pieces.last < p.up_pairs && used) take_partials(part + kUpPart, pieces.givers(), (size_t)kUpPart, sum, p.waits);
+    if (pieces.last < p.up_pairs && used) take_partials<8, 8>(part + kUpPart, pieces.givers(), (size_t)kUpPart, sum, p.waits);
     put_act<Fp8>(p, sum, pieces.tile / p.act_tiles, pieces.tile % p.act_tiles, results);
   }
 }
@@ -466,7 +466,7 @@ __device__ __forceinline__ void down_consume(const Few &p, int active, float *pa
       if (lane_is_used(p)) give_partial<4>(mine, sum);
       continue;
     }
-    if (pieces.last < pieces.kb && lane_is_used(p)) take_partials(mine + kDownPart, pieces.last_cta() - (int)blockIdx.x, (size_t)kDownPart, sum, p.waits);
+    if (pieces.last < pieces.kb && lane_is_used(p)) take_partials<4, 16>(mine + kDownPart, pieces.last_cta() - (int)blockIdx.x, (size_t)kDownPart, sum, p.waits);
     put_down(p, sum, 2 * pieces.tile + group);
   }
 }

@@ -9,6 +9,7 @@
 #pragma once
 #include "kernels.h"
 #include "sample.cuh"
+#include "words.cuh"
 
 namespace mob {
 
@@ -47,50 +48,6 @@ template <bool Fp8, int Tokens> struct LinearFewShared {
   static constexpr int kBytes = 1024 + kStage * kStages + (2 * kStages + 1) * 8;
 };
 
-// The CTA with the first columns adds what `givers` CTAs behind it computed, `step` words apart, in their order; a word is its own flag, as
-// in linear_many.cuh. kBatch: givers whose words are in flight.
-template <int Words, int kBatch = 64 / Words>
-__device__ __forceinline__ void take_partials(float *from, int givers, size_t step, float (&sum)[Words], Waits *waits) {
-  constexpr int kEach = Words / 4; // loads of one
-  uint32_t start = 0;
-#pragma unroll 1
-  for (int first = 0; first < givers; first += kBatch) {
-    uint4 v[kBatch][kEach];
-    for (int tries = 0;; tries++) {
-      bool there = true;
-#pragma unroll
-      for (int g = 0; g < kBatch; g++)
-#pragma unroll
-        for (int j = 0; j < kEach; j++)
-          if (first + g < givers) v[g][j] = load_relaxed_gpu(from + (size_t)(first + g) * step + j * 1024);
-#pragma unroll
-      for (int g = 0; g < kBatch; g++)
-#pragma unroll
-        for (int j = 0; j < kEach; j++)
-          if (first + g < givers) there = there && v[g][j].x != ~0u && v[g][j].y != ~0u && v[g][j].z != ~0u && v[g][j].w != ~0u;
-      if (there) break;
-      spin_pause();
-      if (tries % 1024 == 1023) {
-        const uint32_t now = clock_ticks();
-        if (!start) start = now;
-        if (give_up_here(waits, now - start)) break;
-      }
-    }
-#pragma unroll
-    for (int g = 0; g < kBatch; g++) {
-      if (first + g >= givers) break;
-#pragma unroll
-      for (int j = 0; j < kEach; j++) {
-        store_relaxed_gpu(from + (size_t)(first + g) * step + j * 1024, make_uint4(~0u, ~0u, ~0u, ~0u));
-        sum[4 * j] += __uint_as_float(v[g][j].x);
-        sum[4 * j + 1] += __uint_as_float(v[g][j].y);
-        sum[4 * j + 2] += __uint_as_float(v[g][j].z);
-        sum[4 * j + 3] += __uint_as_float(v[g][j].w);
-      }
-    }
-  }
-}
-
 // With 96 registers a thread: with more, no CTA would find room beside the router's last one (a quarter of an SM's registers is for three of
 // its warps and two of that one's), and the experts' linear would be as late as the CTA that waits for it.
 template <bool Fp8, int Tokens> constexpr bool kLittle = Fp8 && Tokens == 8;
@@ -123,7 +80,7 @@ template <int Words> __device__ __forceinline__ void put_gated(const LinearFew &
     if (token >= p.m) continue;
     const float gate = __bfloat162float(__float2bfloat16(sum[i])), up = __bfloat162float(__float2bfloat16(swap[i * 128 + tid]));
     *(bf16 *)((uint8_t *)p.y + (size_t)(col / 128) * record_bytes(false, p.act_rows) + ((size_t)(col / 64 % 2) * p.act_rows + token) * 128 +
-              ((col % 64 / 8 ^ (token & 7)) << 4) + col % 8 * 2) = __float2bfloat16(gate / (1.0f + __expf(-gate)) * up);
+              ((col % 64 / 8 ^ (token & 7)) << 4) + col % 8 * 2) = __float2bfloat16(swiglu(gate, up));
   }
 }
 

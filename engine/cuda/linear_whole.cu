@@ -108,7 +108,7 @@ template <bool Fp8> __device__ __forceinline__ void whole_activate(const LinearW
           unpack_bf16(gate[t], v);
           unpack_bf16(up[t], u);
 #pragma unroll
-          for (int k = 0; k < 8; k++) v[k] = v[k] / (1.0f + __expf(-v[k])) * u[k];
+          for (int k = 0; k < 8; k++) v[k] = swiglu(v[k], u[k]);
           put_record({slot + S::kX, 0, slot + S::kScales, 0, 8, from + t, Fp8}, col, v, p.e.ue8m0, mine);
         }
       }

@@ -203,15 +203,18 @@ __device__ __forceinline__ void segments_wait(const LinearSegments &p, int liste
   async_fence_all();
 }
 
+// One thread: the next run, which it gives back at once; false behind the last one.
+template <class Places> __device__ __forceinline__ bool segments_take(const Places &at, const RingAt &ring, SegmentsRun *run) {
+  mbar_wait(at.run_full(ring.slot()), ring.phase());
+  *run = *at.run(ring.slot());
+  if (run->tokens > 0) mbar_arrive(at.run_empty(ring.slot()));
+  return run->tokens > 0;
+}
+
 // One thread: load(run) for every run, when its activations are there.
 template <class Places, class Load> __device__ __forceinline__ void segments_feed(const LinearSegments &p, const Places &at, const Load &load) {
   RingAt ring = {0, 0};
-  for (;;) {
-    mbar_wait(at.run_full(ring.slot()), ring.phase());
-    const SegmentsRun run = *at.run(ring.slot());
-    if (run.tokens == 0) return;
-    mbar_arrive(at.run_empty(ring.slot()));
-    ring.step(1, kSegmentsRuns);
+  for (SegmentsRun run; segments_take(at, ring, &run); ring.step(1, kSegmentsRuns)) {
     if (run.down && p.up.row_tiles) segments_wait(p, run.listed);
     load(run);
   }
@@ -220,17 +223,11 @@ template <class Places, class Load> __device__ __forceinline__ void segments_fee
 // Counts the tiles of gate and up that are done, one thread: their records are stored when all warps have given back the run.
 template <class Places> __device__ __forceinline__ void segments_publish(const LinearSegments &p, const Places &at) {
   RingAt ring = {0, 0};
-  for (;;) {
-    mbar_wait(at.run_full(ring.slot()), ring.phase());
-    const SegmentsRun run = *at.run(ring.slot());
-    if (run.tokens == 0) return;
-    mbar_arrive(at.run_empty(ring.slot()));
-    if (!run.down && run.part == 0 && p.down.row_tiles) {
-      mbar_wait(at.run_empty(ring.slot()), ring.phase());
-      async_fence_all();
-      add_release_gpu_int(&p.done[run.listed], 1);
-    }
-    ring.step(1, kSegmentsRuns);
+  for (SegmentsRun run; segments_take(at, ring, &run); ring.step(1, kSegmentsRuns)) {
+    if (run.down || run.part > 0 || !p.down.row_tiles) continue;
+    mbar_wait(at.run_empty(ring.slot()), ring.phase());
+    async_fence_all();
+    add_release_gpu_int(&p.done[run.listed], 1);
   }
 }
 

@@ -81,4 +81,39 @@ template <int Words, int Stride = 1024> __device__ __forceinline__ void take_par
   }
 }
 
+// The same of `givers` CTAs, `step` floats from one to the next: added to `sum` in their order. Givers: how many's are in flight.
+// Words are compared one by one: is_there() of this many makes a flag of each first, 0.1 us a launch.
+template <int Words, int Givers, int Stride = 1024>
+__device__ __forceinline__ void take_partials(float *from, int givers, size_t step, float (&sum)[Words], Waits *waits) {
+  constexpr int kEach = Words / 4;
+  uint32_t start = 0;
+#pragma unroll 1
+  for (int first = 0; first < givers; first += Givers) {
+    uint4 v[Givers][kEach];
+    for (int tries = 0;; tries++) {
+      bool there = true;
+#pragma unroll
+      for (int g = 0; g < Givers; g++)
+#pragma unroll
+        for (int j = 0; j < kEach; j++)
+          if (first + g < givers) v[g][j] = load_relaxed_gpu(from + (size_t)(first + g) * step + j * Stride);
+#pragma unroll
+      for (int g = 0; g < Givers; g++)
+#pragma unroll
+        for (int j = 0; j < kEach; j++)
+          if (first + g < givers) there = there && v[g][j].x != ~0u && v[g][j].y != ~0u && v[g][j].z != ~0u && v[g][j].w != ~0u;
+      if (there || !look_again_here(waits, tries, &start)) break;
+    }
+#pragma unroll
+    for (int g = 0; g < Givers; g++) {
+      if (first + g >= givers) break;
+#pragma unroll
+      for (int j = 0; j < kEach; j++) {
+        store_relaxed_gpu(from + (size_t)(first + g) * step + j * Stride, not_there());
+        add_words(sum + 4 * j, v[g][j]);
+      }
+    }
+  }
+}
+
 } // namespace mob
