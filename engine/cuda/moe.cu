@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(512) gather_kernel(const Records x, const MoeP
   depend_wait();
   const int t = blockIdx.x, count = *p.count, slots = p.top_k + p.shared, chunks = out.pairs * 16;
   const RecordRow from = record_row(x, t);
+  const uint64_t keep = policy_evict_last();
   for (int first = 0; first < slots; first += kMostSlots) {
     const int some = min(kMostSlots, slots - first), j = first + threadIdx.x;
     __syncthreads();
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(512) gather_kernel(const Records x, const MoeP
         const RecordRow &r = to[k];
         if (!r.data) continue;
         *(uint4 *)(r.data + pair * r.pair_bytes + ((size_t)second * r.rows + r.row) * 128 + ((c ^ (r.row & 7)) << 4)) = v;
-        if (x.fp8 && c == 0) ((float *)(r.scales + pair * r.pair_scales))[second * r.rows + r.row] = scale;
+        if (x.fp8 && c == 0) store_policy((float *)(r.scales + pair * r.pair_scales) + second * r.rows + r.row, scale, keep);
       }
     }
   }

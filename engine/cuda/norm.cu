@@ -63,6 +63,33 @@ template <bool Long, int Threads> __global__ void __launch_bounds__(Threads) nor
   else put_normed(in, out, r, threadIdx.x * 8, factor, v, w);
 }
 
+constexpr int kManyRows = 512, kManyThreads = 896;
+
+// Many rows to which a projection's results are added: two CTAs an SM, so that one's loads run while the other sums and stores. That leaves a
+// thread 32 registers, for which weights come late.
+__global__ void __launch_bounds__(kManyThreads, 2) norm_many_kernel(const NormIn in, const NormOut out) {
+  __shared__ float scratch[33];
+  depend_launch();
+  depend_wait();
+  const int r = blockIdx.x, row = in.rows ? in.rows[r] : r, col = threadIdx.x * 8;
+  float *x = in.x + (size_t)row * in.hidden + col, v[8] = {}, square = 0;
+  if (col < in.hidden) {
+    float u[8];
+    const uint4 added = *(const uint4 *)(in.add + (size_t)row * in.hidden + col);
+    load8(x, v);
+    unpack_bf16(added, u);
+#pragma unroll
+    for (int k = 0; k < 8; k++) v[k] += u[k];
+    store8(x, v);
+#pragma unroll
+    for (int k = 0; k < 8; k++) square += v[k] * v[k];
+  }
+  put_normed(in, out, r, col, norm_factor(in, square, scratch), v);
+}
+bool many_serves(const NormIn &in, int threads, int rows) {
+  return rows > kManyRows && threads <= kManyThreads && in.w && in.add && !in.from && !in.bias && !in.expert_y && !in.embed.part[0];
+}
+
 __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, int cols, const Records out, int k, bool ue8m0) {
   depend_launch();
   depend_wait();
@@ -84,7 +111,8 @@ __global__ void __launch_bounds__(256) pack_rows_kernel(const bf16 *x, int ld, i
 
 void norm_rows(const NormIn &in, const NormOut &out, int rows, cudaStream_t stream) {
   const int width = norm_width(in, out), threads = norm_threads(width);
-  if (width > kShortRow) launch(norm_kernel<true, 1024>, rows, threads, 0, stream, in, out, width);
+  if (many_serves(in, threads, rows)) launch(norm_many_kernel, rows, threads, 0, stream, in, out);
+  else if (width > kShortRow) launch(norm_kernel<true, 1024>, rows, threads, 0, stream, in, out, width);
   else if (threads <= 896) launch(norm_kernel<false, 896>, rows, threads, 0, stream, in, out, width);
   else launch(norm_kernel<false, 1024>, rows, threads, 0, stream, in, out, width);
 }

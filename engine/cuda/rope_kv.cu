@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(256) mla_prepare_kernel(const MlaPrepare p) {
 // The same for up to 2,048 columns in whole groups of eight, a group a thread, and without a chain of loads behind the wait.
 constexpr int kWholeRow = 2048;
 
-template <bool Shared> __global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare p, const MlaShared to) {
+__global__ void __launch_bounds__(256) mla_prepare_whole_kernel(const MlaPrepare p) {
   __shared__ float scratch[33];
   depend_launch();
-  const int row = (Shared ? to.first : 0) + blockIdx.x, tid = threadIdx.x, col = tid * 8;
+  const int row = blockIdx.x, tid = threadIdx.x, col = tid * 8;
   const bf16 *a = p.a + (size_t)row * p.lda;
   const bool query = blockIdx.y == 1;
   const int width = query ? p.q_lora : p.kv_lora, at = query ? 0 : p.kv_at;
@@ -115,22 +115,81 @@ template <bool Shared> __global__ void __launch_bounds__(256) mla_prepare_whole_
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = w[i] * (v[i] * factor);
   if (query) {
-    put_record_by(record_row(p.q, row), col, v, p.ue8m0, col < p.q_k, [&](uint8_t *at, auto word) {
-      if (Shared) put_all(to.q, to.ranks, at, word);
-      else *(decltype(word) *)at = word;
-    });
+    put_record(p.q, row, col, v, p.ue8m0, col < p.q_k);
     return;
   }
   if (!page) return;
+  auto put = [&](int column, auto word) { *(decltype(word) *)(page + page_offset(offset, column)) = word; };
+  if (col < width) put(col, pack_bf16x8(v));
+  if (pair < 0) return;
+  put(width + u, __float2bfloat16(two.x * turn.x - two.y * turn.y));
+  put(width + x, __float2bfloat16(two.y * turn.x + two.x * turn.y));
+}
+
+// The same of many rows: a warp has a row's queries or its part of the cache, so that an SM has dozens of rows on their way.
+constexpr int kManyRows = 256, kLoads = kWholeRow / 256;
+
+template <bool Shared> __global__ void __launch_bounds__(256) mla_prepare_many_kernel(const MlaPrepare p, const MlaShared to, int rows) {
+  depend_launch();
+  depend_wait();
+  const int lane = threadIdx.x % 32, parts = p.q_lora ? 2 : 1, work = blockIdx.x * 8 + threadIdx.x / 32, query = work % parts;
+  if (work / parts >= rows) return;
+  const int row = (Shared ? to.first : 0) + work / parts, width = query ? p.q_lora : p.kv_lora, at = query ? 0 : p.kv_at;
+  const bf16 *a = p.a + (size_t)row * p.lda + at;
+  const float *norm = query ? p.q_norm : p.kv_norm, *bias = p.a_bias ? p.a_bias + at : nullptr;
+  auto biased = [&](uint4 raw, int col, float(&v)[8]) {
+    unpack_bf16(raw, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (bias && col < width) v[i] += bias[col + i];
+  };
+  uint4 raw[kLoads]; // all on their way at once; later they are read again, from the L1
+  float square = 0;
+#pragma unroll
+  for (int j = 0; j < kLoads; j++) {
+    const int col = j * 256 + lane * 8;
+    raw[j] = col < width ? *(const uint4 *)(a + col) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int j = 0; j < kLoads; j++) {
+    float v[8];
+    biased(raw[j], j * 256 + lane * 8, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) square += v[i] * v[i];
+  }
+  const float factor = rsqrtf(warp_sum(square) / width + p.eps);
+  const int position = p.step.position[row], offset = position % 64;
+  uint8_t *page = query ? nullptr : cache_page(p.cache, p.step, row, p.kv_lora + p.rope_dim);
+  if (!query && !page) return;
   auto put = [&](int column, auto word) {
     uint8_t *at = page + page_offset(offset, column);
     if (Shared) put_all(to.cache, to.ranks, at, word);
     else *(decltype(word) *)at = word;
   };
-  if (col < width) put(col, pack_bf16x8(v));
-  if (pair < 0) return;
-  put(width + u, __float2bfloat16(two.x * turn.x - two.y * turn.y));
-  put(width + x, __float2bfloat16(two.y * turn.x + two.x * turn.y));
+#pragma unroll 1
+  for (int from = 0; from < (query ? p.q_k : width); from += 256) {
+    const int col = from + lane * 8;
+    float v[8];
+    biased(col < width ? *(const uint4 *)(a + col) : make_uint4(0, 0, 0, 0), col, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = col < width ? norm[col + i] * (v[i] * factor) : 0;
+    if (query) {
+      put_record_by(record_row(p.q, row), col, v, p.ue8m0, col < p.q_k, [&](uint8_t *at, auto word) {
+        if (Shared) put_all(to.q, to.ranks, at, word);
+        else *(decltype(word) *)at = word;
+      });
+    } else if (col < width) {
+      put(col, pack_bf16x8(v));
+    }
+  }
+#pragma unroll 1
+  for (int pair = lane; !query && pair < p.rope.dim / 2; pair += 32) {
+    const int u = p.rope.interleaved ? 2 * pair : pair, x = p.rope.interleaved ? u + 1 : u + p.rope.dim / 2;
+    const float2 turn = angle_of(p.rope, position, pair);
+    const float a0 = __bfloat162float(a[width + u]) + (bias ? bias[width + u] : 0), a1 = __bfloat162float(a[width + x]) + (bias ? bias[width + x] : 0);
+    put(width + u, __float2bfloat16(a0 * turn.x - a1 * turn.y));
+    put(width + x, __float2bfloat16(a1 * turn.x + a0 * turn.y));
+  }
 }
 
 bool whole_rows(const MlaPrepare &p) {
@@ -230,14 +289,16 @@ void gqa_prepare_fast(const GqaPrepare &p, const int *tile_row, uint8_t *tiles, 
   else launch(gqa_prepare_fast_kernel<64>, grid, 256, 0, stream, p, tile_row, tiles, out);
 }
 
+static int many_ctas(const MlaPrepare &p, int rows) { return (rows * (p.q_lora ? 2 : 1) + 7) / 8; }
 void mla_prepare(const MlaPrepare &p, int rows, cudaStream_t stream) {
   const dim3 grid(rows, p.q_lora ? 2 : 1);
-  if (whole_rows(p)) launch(mla_prepare_whole_kernel<false>, grid, 256, 0, stream, p, MlaShared());
+  if (whole_rows(p) && rows > kManyRows) launch(mla_prepare_many_kernel<false>, many_ctas(p, rows), 256, 0, stream, p, MlaShared(), rows);
+  else if (whole_rows(p)) launch(mla_prepare_whole_kernel, grid, 256, 0, stream, p);
   else launch(mla_prepare_kernel, grid, 256, 0, stream, p);
 }
 bool mla_prepare_can_share(const MlaPrepare &p) { return p.q_lora && whole_rows(p); }
 void mla_prepare_shared(const MlaPrepare &p, const MlaShared &to, cudaStream_t stream) {
-  if (to.rows) launch(mla_prepare_whole_kernel<true>, dim3(to.rows, 2), 256, 0, stream, p, to);
+  if (to.rows) launch(mla_prepare_many_kernel<true>, many_ctas(p, to.rows), 256, 0, stream, p, to, to.rows);
 }
 void gqa_prepare(const GqaPrepare &p, int rows, cudaStream_t stream) { launch(gqa_prepare_kernel, rows, 256, 0, stream, p); }
 

@@ -542,7 +542,7 @@ int main() {
   check_gqa_all();
   for (int rows : {1, 8, 64, 256, 2048}) check_route(rows, 1);
   for (int rows : {8, 64, 256}) check_router_product(rows), check_route(rows, 28);
-  for (int rows : {1, 64}) check_norm(rows);
+  for (int rows : {1, 64, 2048}) check_norm(rows);
   printf("%d of %d lines wrong\n", failures, cases);
   return failures != 0;
 }

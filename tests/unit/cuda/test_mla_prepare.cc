@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/cuda/kernels.h"
+#include "engine/cuda/norm_shard.h"
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include <cmocka.h>
@@ -45,9 +46,17 @@ static std::vector<double> normed(const double *x, const float *w, int n) {
   return out;
 }
 
-static void check(const Case &c) {
-  const int rows = 3, kv_at = c.q_lora, lda = kv_at + c.kv_lora + c.rope + c.gap, width = c.kv_lora + c.rope, half = c.rope / 2;
-  const std::vector<int> position = {5, 70, 9}, table = {0, 1, -1}, pages = {2, 0, 1}; // the last row is padding
+// many: as many rows as the kernel for them takes, and one; else three. The last row is padding.
+static void check(const Case &c, bool many = false) {
+  const int rows = many ? 257 : 3, mp = (rows + 7) / 8 * 8, kv_at = c.q_lora, lda = kv_at + c.kv_lora + c.rope + c.gap, width = c.kv_lora + c.rope, half = c.rope / 2;
+  std::vector<int> position = {5, 70, 9}, table = {0, 1, -1}, pages = {2, 0, 1};
+  if (many) {
+    position.clear();
+    for (int r = 0; r < rows; r++) position.push_back(rows - 1 - r);
+    table.assign((size_t)rows, 0);
+    table.back() = -1;
+    pages = {3, 4, 0, 2, 1};
+  }
   std::vector<bf16> a;
   for (float v : normal((size_t)rows * lda)) a.push_back(__float2bfloat16(v));
   const std::vector<float> bias = normal((size_t)lda), q_norm = normal((size_t)c.q_lora + 1), kv_norm = normal((size_t)c.kv_lora);
@@ -65,16 +74,33 @@ static void check(const Case &c) {
   p.q_norm = upload(q_norm);
   p.kv_norm = upload(kv_norm);
   p.eps = 1e-6f;
-  p.q = {device<uint8_t>(records_bytes(true, 8, q_k) + 16), 8, 1};
+  p.q = {device<uint8_t>(records_bytes(true, mp, q_k) + 16), mp, 1};
   p.q_k = q_k;
-  p.cache = device<uint8_t>(3 * page_bytes(width));
+  p.cache = device<uint8_t>(pages.size() * page_bytes(width));
   p.step.table = upload(table);
   p.step.position = upload(position);
   p.step.pages = upload(pages);
   p.rope = {upload(frequency), c.rope, c.interleaved, 1.25f};
   mla_prepare(p, rows, stream);
   cuda(cudaStreamSynchronize(stream));
-  const std::vector<uint8_t> records = fetch(p.q.data, records_bytes(true, 8, q_k)), cache = fetch(p.cache, 3 * page_bytes(width));
+  const std::vector<uint8_t> records = fetch(p.q.data, records_bytes(true, mp, q_k)), cache = fetch(p.cache, pages.size() * page_bytes(width));
+  if (many && mla_prepare_can_share(p)) { // the same bytes from two owners in both ranks' memory
+    MlaPrepare own = p;
+    MlaShared to = {};
+    to.ranks = 2;
+    for (int i = 0; i < 2; i++) {
+      to.q[i] = device<uint8_t>(records.size() + 16);
+      to.cache[i] = device<uint8_t>(cache.size());
+    }
+    own.q.data = to.q[0];
+    own.cache = to.cache[0];
+    for (to.first = 0; to.first < rows; to.first += to.rows) {
+      to.rows = to.first ? rows - to.first : 101;
+      mla_prepare_shared(own, to, stream);
+    }
+    cuda(cudaStreamSynchronize(stream));
+    for (int i = 0; i < 2; i++) assert_true(fetch(to.q[i], records.size()) == records && fetch(to.cache[i], cache.size()) == cache);
+  }
   double difference = 0, all = 0;
   size_t written = 0;
   for (int r = 0; r < rows; r++) {
@@ -82,11 +108,11 @@ static void check(const Case &c) {
     for (int i = 0; i < lda; i++) x.push_back((double)(float)a[(size_t)r * lda + i] + (c.bias ? bias[(size_t)i] : 0));
     const std::vector<double> q = normed(x.data(), q_norm.data(), c.q_lora), kv = normed(&x[(size_t)kv_at], kv_norm.data(), c.kv_lora);
     for (int i = 0; i < q_k; i++) {
-      const uint8_t *record = &records[(size_t)(i / 256) * record_bytes(true, 8)];
+      const uint8_t *record = &records[(size_t)(i / 256) * record_bytes(true, mp)];
       const int second = i / 128 % 2, at = i % 128;
       __nv_fp8_e4m3 code;
-      code.__x = record[(second * 8 + r) * 128 + (((at >> 4) ^ (r & 7)) << 4) + (at & 15)];
-      const double got = (float)code * ((const float *)(record + 8 * 256))[second * 8 + r];
+      code.__x = record[(second * mp + r) * 128 + (((at >> 4) ^ (r & 7)) << 4) + (at & 15)];
+      const double got = (float)code * ((const float *)(record + (size_t)mp * 256))[second * mp + r];
       if (i >= c.q_lora) assert_true(got == 0);
       else difference += (got - q[(size_t)i]) * (got - q[(size_t)i]), all += q[(size_t)i] * q[(size_t)i];
     }
@@ -118,6 +144,9 @@ static void whole_groups(void **state) {
   check({1536, 512, 64, 0, false, true});
   check({384, 256, 64, 8, true, false});
   check({0, 512, 64, 0, false, true});
+  check({1536, 512, 64, 0, false, true}, true);
+  check({384, 256, 96, 8, true, false}, true);
+  check({0, 512, 64, 0, false, true}, true);
 }
 
 static void any_columns(void **state) {
