@@ -18,7 +18,8 @@ struct Told {
   int first;
 };
 
-// ---- linear_few.cu: w x^T of up to kFewRows rows, of which only the best are kept. `keys` [m][s.sms].
+// ---- w x^T of bf16 (linear.cu: of up to kBestRows rows; linear_few.cu: of up to kFewRows), of which only the best are kept. `keys` [m][s.sms].
+RowKeys linear_best(const Matrix &w, const Records &x, unsigned long long *keys, int m, const LinearScratch &s, cudaStream_t stream);
 RowKeys linear_few_best(const Matrix &w, const Records &x, unsigned long long *keys, int m, const LinearScratch &s, cudaStream_t stream);
 
 // ---- sample.cu

@@ -549,8 +549,8 @@ static mob_status head_normed(Exec *exec, Rank *r, int first, int rows, bool pla
   const int vocab0 = (int)((int64_t)d->vocab * r->number / exec->spec.tp);
   const Told told = {r->index == 0 ? (const StepHead *)r->meta : nullptr, first};
   RowKeys best = {};
-  if (plain && !exec->across && rows <= kFewRows) {
-    best = linear_few_best(g.m, x, r->best, rows, r->scratch, r->stream);
+  if (plain && !exec->across && rows <= kBestRows) {
+    best = linear_best(g.m, x, r->best, rows, r->scratch, r->stream);
   } else {
     linear(g.m, x, exec->across ? r->own_logits : r->logits, ld, true, rows, 1, r->scratch, r->stream);
     if (plain && !exec->across) best = logits_best(r->logits, g.m.n, ld, r->best, rows, r->stream);

@@ -55,6 +55,8 @@ void linear_prepare(); // once a device: shared memory limits
 
 // ---- linear_few.cu: few tokens, dense (as linear() says) or by expert
 constexpr int kFewRows = 16;
+// So many rows have their best logits out of the head's linear itself (best.h); of more, the tensor cores wait for it longer than it saves.
+constexpr int kBestRows = 128;
 void linear_few(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m, int x_parts, const LinearScratch &s,
                 cudaStream_t stream);
 // As linear_gated() says.

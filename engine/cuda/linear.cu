@@ -1,4 +1,5 @@
 // Which kernel computes a dense linear, and which instance: by its weights' kind and the number of tokens.
+#include "best.h"
 #include "experts_few.h"
 #include "linear_short.h"
 #include "norm_shard.h"
@@ -8,29 +9,24 @@
 namespace mob {
 namespace {
 
-template <bool Fp8, int Tokens, bool F32> void set_limit() {
-  cudaFuncSetAttribute(linear_many_kernel<Fp8, Tokens, F32>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       LinearManyShared<Fp8, Tokens>::kBytes);
-}
-template <bool Fp8, bool F32> void set_limits() {
-  set_limit<Fp8, 32, F32>();
-  set_limit<Fp8, 64, F32>();
-  set_limit<Fp8, 80, F32>();
-  set_limit<Fp8, 96, F32>();
-  set_limit<Fp8, 128, F32>();
+template <bool Fp8, int Tokens> void set_limit() {
+  cudaFuncSetAttribute(linear_many_kernel<Fp8, Tokens>, cudaFuncAttributeMaxDynamicSharedMemorySize, LinearManyShared<Fp8, Tokens>::kBytes);
 }
 
-template <bool Fp8, int Tokens, bool F32> void many(const LinearMany &p, int sms, cudaStream_t stream) {
-  launch(linear_many_kernel<Fp8, Tokens, F32>, sms, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
+template <bool Fp8, int Tokens> void many(const LinearMany &p, int sms, cudaStream_t stream) {
+  launch(linear_many_kernel<Fp8, Tokens>, sms, 384, LinearManyShared<Fp8, Tokens>::kBytes, stream, p);
 }
 
-template <bool Fp8, bool F32> void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {
-  if (tile <= 32) many<Fp8, 32, F32>(p, sms, stream);
-  else if (tile <= 64) many<Fp8, 64, F32>(p, sms, stream);
-  else if (tile <= 80) many<Fp8, 80, F32>(p, sms, stream);
-  else if (tile <= 96) many<Fp8, 96, F32>(p, sms, stream);
-  else many<Fp8, 128, F32>(p, sms, stream);
+void many_by_tile(const LinearMany &p, int tile, int sms, cudaStream_t stream) {
+  if (tile <= 32) many<true, 32>(p, sms, stream);
+  else if (tile <= 64) many<true, 64>(p, sms, stream);
+  else if (tile <= 80) many<true, 80>(p, sms, stream);
+  else if (tile <= 96) many<true, 96>(p, sms, stream);
+  else many<true, 128>(p, sms, stream);
 }
+
+// bf16 of more rows: linear_wide_b16. With so few, activations take little of the way to the SMs, and no cluster is to be waited for.
+constexpr int kManyB16 = 32;
 
 } // namespace
 
@@ -44,12 +40,15 @@ void linear_prepare() {
   linear_segments_prepare();
   linear_short_prepare();
   router_many_prepare();
-  set_limits<true, false>();
-  set_limits<false, false>();
-  set_limits<false, true>();
+  set_limit<true, 32>();
+  set_limit<true, 64>();
+  set_limit<true, 80>();
+  set_limit<true, 96>();
+  set_limit<true, 128>();
+  set_limit<false, kManyB16>();
 }
 
-// Above this many tokens the tensor cores are the bound of all but short matrices (a router's), not the weights' bytes.
+// FP8: above this many tokens the tensor cores are the bound of all but short matrices, not the weights' bytes.
 static bool is_wide(const Matrix &w, int m) { return m > 96 && w.n > 256; }
 
 // What the kernels' parameters have in common.
@@ -76,11 +75,12 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
     return;
   }
   if (!f32 && x_parts == 1 && linear_short(w, x, y, ldy, m, s, stream)) return;
-  if (is_wide(w, m)) {
+  const bool f8 = w.kind == Weights::F8;
+  if (f8 ? is_wide(w, m) : f32 || m > kManyB16) {
     LinearWide p = params<LinearWide>(w, x, y, m, w.n, s);
     p.ldy = ldy;
     p.pairs *= x_parts;
-    if (w.kind == Weights::F8) linear_wide(p, s.sms, stream);
+    if (f8) linear_wide(p, s.sms, stream);
     else linear_wide_b16({p}, f32 ? WideOut::kFloats : WideOut::kRows, s.sms, stream);
     return;
   }
@@ -89,10 +89,15 @@ void linear(const Matrix &w, const Records &x, void *y, int ldy, bool f32, int m
   p.pairs *= x_parts;
   // A short matrix with many columns is summed from few runs: each costs the first CTA a trip through the L2.
   p.min_run = w.n <= 256 ? 10 : 3;
-  const int tile = m <= 96 ? m : 128;
-  if (w.kind == Weights::F8) many_by_tile<true, false>(p, tile, s.sms, stream);
-  else if (f32) many_by_tile<false, true>(p, tile, s.sms, stream);
-  else many_by_tile<false, false>(p, tile, s.sms, stream);
+  if (f8) many_by_tile(p, m <= 96 ? m : 128, s.sms, stream);
+  else many<false, kManyB16>(p, s.sms, stream);
+}
+
+RowKeys linear_best(const Matrix &w, const Records &x, unsigned long long *keys, int m, const LinearScratch &s, cudaStream_t stream) {
+  if (m <= kFewRows) return linear_few_best(w, x, keys, m, s, stream);
+  LinearWideB16 p = {params<LinearWide>(w, x, nullptr, m, w.n, s)};
+  p.best = keys;
+  return {keys, linear_wide_b16(p, WideOut::kBest, s.sms, stream)};
 }
 
 bool linear_can_send(const Matrix &w, int m) { return w.kind == Weights::F8 && w.n % kTileRows == 0 && is_wide(w, m); }
@@ -113,7 +118,7 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
     linear_few_gated(w, inter, up_at, x, act, m, s, stream);
     return;
   }
-  if (is_wide(w, m)) {
+  if (m > kManyB16) {
     linear_wide_b16({params<LinearWide>(w, x, act.data, m, 2 * inter, s), up_at, act.mp}, WideOut::kGated, s.sms, stream);
     return;
   }
@@ -121,7 +126,7 @@ void linear_gated(const Matrix &w, int inter, int up_at, const Records &x, const
   p.min_run = 3;
   p.up_block = up_at / kTileRows;
   p.act_rows = act.mp;
-  many_by_tile<false, false>(p, m <= 96 ? m : 128, s.sms, stream);
+  many<false, kManyB16>(p, s.sms, stream);
 }
 
 void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_blocks, int keys, const LinearScratch &s,
@@ -135,7 +140,7 @@ void linear_kv_tiles(const Matrix &w, const Records &x, uint8_t *tiles, int key_
   LinearMany p = params<LinearMany>(w, x, tiles, keys, w.n, s);
   p.key_blocks = key_blocks;
   p.min_run = 2;
-  many_by_tile<true, false>(p, keys <= 64 ? 64 : 128, s.sms, stream);
+  many_by_tile(p, keys <= 64 ? 64 : 128, s.sms, stream);
 }
 
 } // namespace mob

@@ -1,6 +1,6 @@
-// The dense linear of 17 to 96 tokens (fewer: linear_few, more: linear_wide), of more where a matrix is short: wgmma with
-// the weights on the M side, so that a tile of 128 outputs takes 8 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs, the inner sum on the tensor cores, promoted to fp32 with its scales
-// every 128 columns. bf16: one sum.
+// The dense linear of 17 to 96 tokens, bf16: to 32 (fewer: linear_few, more: linear_wide, linear_wide_b16), of more where an FP8 matrix is
+// short: wgmma with the weights on the M side, so that a tile of 128 outputs takes 32 to 128 tokens as N. FP8: y = sum_kb (sum_k W xq) ws xs,
+// the inner sum on the tensor cores, promoted to fp32 with its scales every 128 columns. bf16: one sum.
 //
 // Persistent CTAs, one an SM: a producer warp fills a ring of column pairs with bulk copies, two warpgroups of 64 outputs each
 // consume them. Whole tiles are dealt out in waves, neighbours sharing weights through the L2; what does not fill the last
@@ -17,7 +17,7 @@ struct LinearMany {
   const uint8_t *w;    // packed tiles
   const uint8_t *x;    // records of mp rows
   int mp;
-  void *y;             // [rows][ldy], bf16 or fp32
+  void *y;             // [rows][ldy], bf16
   int ldy;
   int key_blocks;      // > 0: y is kv tiles (attention_prefill.cu), rows are keys
   float *partial;      // [gridDim.x][128 * Tokens], every bit set before and after
@@ -235,48 +235,40 @@ __device__ __forceinline__ void many_fill(const LinearMany &p, Pieces &pieces, u
 }
 
 // A tile's results, of both warpgroups, by way of `staging`. A thread's: outputs `row` and row + 8 of two tokens of every eight.
-template <bool Fp8, int Tokens, bool F32>
+template <bool Fp8, int Tokens>
 __device__ __forceinline__ void many_store(const LinearMany &p, const TilePlace &t, const float (&sum)[Tokens / 2], int row, int t4, bf16 *staging) {
   using S = LinearManyShared<Fp8, Tokens>;
   constexpr int kWords = Tokens / 2;
   const int tid = threadIdx.x, n0 = t.block * kTileRows;
-  if constexpr (F32) {
 #pragma unroll
-    for (int i = 0; i < kWords; i++) {
-      const int token = i / 4 * 8 + 2 * t4 + i % 2, n = n0 + row + (i % 4) / 2 * 8;
-      if (token < t.tokens && n < p.n) ((float *)p.y)[(size_t)(t.row + token) * p.ldy + n] = sum[i];
+  for (int from = 0; from < Tokens; from += S::kStaged) {
+    if (from >= t.tokens) break;
+    group_sync<256>(1); // the staging is free
+#pragma unroll
+    for (int i = 0; i < S::kStaged / 2; i++) {
+      if (from / 2 + i >= kWords) break;
+      const int token = i / 4 * 8 + 2 * t4 + i % 2;
+      staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
     }
-  } else {
-#pragma unroll
-    for (int from = 0; from < Tokens; from += S::kStaged) {
-      if (from >= t.tokens) break;
-      group_sync<256>(1); // the staging is free
-#pragma unroll
-      for (int i = 0; i < S::kStaged / 2; i++) {
-        if (from / 2 + i >= kWords) break;
-        const int token = i / 4 * 8 + 2 * t4 + i % 2;
-        staging[token * S::kPitch + row + (i % 4) / 2 * 8] = __float2bfloat16(sum[from / 2 + i]);
-      }
-      group_sync<256>(1);
-      const int staged = min(S::kStaged, t.tokens - from);
-      if (!Fp8 && p.up_block > 0) {
-        for (int i = tid; i < staged * 8; i += 256) put_gated(p, staging + i / 8 * S::kPitch + i % 8 * 8, t.row + from + i / 8, n0 / 2 + i % 8 * 8);
+    group_sync<256>(1);
+    const int staged = min(S::kStaged, t.tokens - from);
+    if (!Fp8 && p.up_block > 0) {
+      for (int i = tid; i < staged * 8; i += 256) put_gated(p, staging + i / 8 * S::kPitch + i % 8 * 8, t.row + from + i / 8, n0 / 2 + i % 8 * 8);
+      continue;
+    }
+    for (int i = tid; i < staged * 16; i += 256) {
+      const int token = i / 16, n = n0 + i % 16 * 8;
+      const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
+      if (p.key_blocks) {
+        *(uint4 *)((uint8_t *)p.y + kv_place(p.key_blocks, t.row + from + token, n, n % 64 / 8)) = *(const uint4 *)out;
         continue;
       }
-      for (int i = tid; i < staged * 16; i += 256) {
-        const int token = i / 16, n = n0 + i % 16 * 8;
-        const bf16 *out = staging + token * S::kPitch + i % 16 * 8;
-        if (p.key_blocks) {
-          *(uint4 *)((uint8_t *)p.y + kv_place(p.key_blocks, t.row + from + token, n, n % 64 / 8)) = *(const uint4 *)out;
-          continue;
-        }
-        put_eight((bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n, n, p.n, p.ldy, out);
-      }
+      put_eight((bf16 *)p.y + (size_t)(t.row + from + token) * p.ldy + n, n, p.n, p.ldy, out);
     }
   }
 }
 
-template <bool Fp8, int Tokens, bool F32>
+template <bool Fp8, int Tokens>
 __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p) {
   using S = LinearManyShared<Fp8, Tokens>;
   constexpr int kWords = Tokens / 2;
@@ -331,7 +323,7 @@ __global__ void __launch_bounds__(384, 1) linear_many_kernel(const LinearMany p)
       const int last = pieces.last_cta();
       for (int c = blockIdx.x + 1; c <= last; c++) take_partial<kWords>(p.partial + (size_t)c * (128 * Tokens) + tid * 4, sum, p.waits);
     }
-    many_store<Fp8, Tokens, F32>(p, t, sum, row, t4, staging);
+    many_store<Fp8, Tokens>(p, t, sum, row, t4, staging);
   }
 }
 

@@ -1,5 +1,5 @@
-// The bf16 linear of many tokens, dealt out as in linear_wide.cuh: wgmma with the tokens on the M side, one sum, the next products queued
-// before the last are done.
+// The bf16 linear of more than 32 tokens (of fp32 results and of the best of them: 16), dealt out as in linear_wide.cuh: wgmma with the
+// tokens on the M side, one sum, the next products queued before the last are done.
 //
 // A tile in several runs is summed by all its CTAs, a share each: no atomics, the result does not depend on timing. The CTAs of a cluster
 // send one another their sums into shared memory. Runs of any length go by way of the L2: every CTA leaves all of its sums, and when its run is
@@ -7,7 +7,9 @@
 //
 // Gated: a tile's outputs are half of them gate's and half the same of up's; silu(gate) * up leaves as records of the next linear's input.
 #pragma once
+#include "kernels.h"
 #include "linear_wide.cuh"
+#include "sample.cuh"
 
 namespace mob {
 
@@ -15,22 +17,27 @@ struct LinearWideB16 : LinearWide {
   // Gated: n = 2 * inter, `y` the data of bf16 records of act_rows rows.
   int up_row;   // first of up's rows in w
   int act_rows;
+  // Best, up to kBestRows tokens: the best of a CTA's outputs of each, [m][gridDim.x], 0: of none; no `y`.
+  Key *best;
 };
 
-enum class WideOut { kRows, kFloats, kGated };
+enum class WideOut { kRows, kFloats, kGated, kBest };
 
-template <int Groups, int Tall, int Outputs> struct WideB16Shared {
-  static constexpr int kTokens = Groups * Tall * 64;
+// Two warpgroups: above each other, each with its own tokens and all of a tile's outputs, or beside each other, with half of the outputs each
+// of the same tokens.
+template <int Above, int Tall, int Outputs, WideOut Out> struct WideB16Shared {
+  static constexpr int kGroups = 2, kBeside = kGroups / Above, kOutputs = Outputs / kBeside; // a warpgroup's
+  static constexpr int kTokens = Above * Tall * 64;
   static constexpr int kW = kTokens * 128, kStage = kW + Outputs * 128; // 64 columns of the tokens, of the weights
-  static constexpr int kRest = 1024 + 256;
-  static constexpr int kMost = (227 * 1024 - kRest) / kStage, kStages = kMost < 8 ? kMost : 8;
-  static constexpr int kThreads = (Groups + 1) * 128, kBytes = kRest + kStages * kStage;
+  static constexpr int kRest = 1024 + 256, kKeys = Out == WideOut::kBest ? kBestRows * 8 : 0;
+  static constexpr int kMost = (227 * 1024 - kRest - kKeys) / kStage, kStages = kMost < 8 ? kMost : 8;
+  static constexpr int kThreads = (kGroups + 1) * 128, kBytes = kRest + kKeys + kStages * kStage;
 };
 
 // What a thread that does nothing else copies of a tile, stage after stage: it has 300 clocks for one, so the places of the next are found by
 // adding.
-template <int Groups, int Tall, int Outputs, WideOut Out> struct WideB16Copies {
-  using S = WideB16Shared<Groups, Tall, Outputs>;
+template <int Above, int Tall, int Outputs, WideOut Out> struct WideB16Copies {
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
   static constexpr bool kGated = Out == WideOut::kGated;
   static constexpr int kHalf = Outputs / 2, kBlocks = kGated ? (kHalf + kTileRows - 1) / kTileRows : Outputs / kTileRows;
   const uint8_t *w, *x;
@@ -83,10 +90,10 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideB16Copies {
 };
 
 // The producer, one thread: all stages of all pieces.
-template <int Groups, int Tall, int Outputs, WideOut Out>
+template <int Above, int Tall, int Outputs, WideOut Out>
 __device__ __forceinline__ void wide_b16_fill(const LinearWideB16 &p, WidePieces &pieces, const WideRing &ring) {
-  using S = WideB16Shared<Groups, Tall, Outputs>;
-  WideB16Copies<Groups, Tall, Outputs, Out> copies;
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
+  WideB16Copies<Above, Tall, Outputs, Out> copies;
   copies.x_policy = policy_evict_last();
   copies.w_policy = p.across > 1 ? copies.x_policy : policy_evict_first();
   int s = 0, phase = 1;
@@ -117,47 +124,77 @@ __device__ __forceinline__ void wide_b16_fill(const LinearWideB16 &p, WidePieces
   if (!waited) depend_wait();
 }
 
-// sum += the piece's products, of this warpgroup's tokens.
-template <int Groups, int Tall, int Outputs>
-__device__ __forceinline__ void wide_b16_sums(const WidePieces &pieces, WideRing &ring, int group, int lane, float (&sum)[Tall * Outputs / 2]) {
-  using S = WideB16Shared<Groups, Tall, Outputs>;
-  using Mma = WgmmaB16<Outputs>;
-  constexpr int kWords = Outputs / 2;
+// sum += the piece's products, of this warpgroup's tokens and outputs. Beside each other and gated: first gate's, then up's.
+template <int Above, int Tall, int Outputs, WideOut Out, int Words>
+__device__ __forceinline__ void wide_b16_sums(const WidePieces &pieces, WideRing &ring, int group, int lane, float (&sum)[Words]) {
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
+  constexpr int kTimes = S::kBeside == 2 && Out == WideOut::kGated ? 2 : 1, kColumns = S::kOutputs / kTimes, kWords = kColumns / 2;
+  using Mma = WgmmaB16<kColumns>;
+  const int x_at = S::kBeside == 2 ? 0 : group * Tall * kTileBytes, w_at = S::kW + (S::kBeside == 2 ? group * kColumns * 128 : 0);
   int last_stage = -1;
   for (int half = pieces.first * 2; half < pieces.last * 2; half++) {
     mbar_wait(&ring.full[ring.s], ring.phase);
     const uint8_t *stage = ring.data + ring.s * S::kStage;
 #pragma unroll
-    for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
+    for (int i = 0; i < Tall * kTimes; i++) keep_registers(part_of<kWords>(sum, i));
     wgmma_fence();
 #pragma unroll
-    for (int part = 0; part < Tall; part++) tile_group<Mma>(part_of<kWords>(sum, part), stage + (group * Tall + part) * 64 * 128, stage + S::kW, 1);
-    wgmma_wait<Tall>();
+    for (int i = 0; i < Tall * kTimes; i++)
+      tile_group<Mma>(part_of<kWords>(sum, i), stage + x_at + i / kTimes * kTileBytes, stage + w_at + i % kTimes * (Outputs / 2 * 128), 1);
+    wgmma_wait<Tall * kTimes>();
     if (last_stage >= 0 && lane == 0) mbar_arrive(&ring.empty[last_stage]);
     last_stage = ring.s;
     ring.next(S::kStages);
   }
   wgmma_wait<0>();
 #pragma unroll
-  for (int part = 0; part < Tall; part++) keep_registers(part_of<kWords>(sum, part));
+  for (int i = 0; i < Tall * kTimes; i++) keep_registers(part_of<kWords>(sum, i));
   if (lane == 0) mbar_arrive(&ring.empty[last_stage]);
 }
 
 // What a warp puts out at a time: 32 outputs of 16 tokens; of a lane, two columns of two tokens for each of four times eight outputs, as
 // wgmma leaves them. Gated: of gate and of up.
-template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
+template <int Above, int Tall, int Outputs, WideOut Out> struct WideUnits {
   static constexpr bool kGated = Out == WideOut::kGated;
-  static constexpr int kWarps = Groups * 4, kQuads = Outputs / (kGated ? 64 : 32), kUnits = kWarps * Tall * kQuads;
-  static constexpr int kUp = kGated ? Outputs / 4 : 0; // words from gate to up
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
+  static constexpr int kOut = S::kOutputs / (kGated ? 2 : 1); // columns that a warp puts out; of its last 32 maybe but the first eights
+  static constexpr int kWarps = S::kGroups * 4, kQuads = (kOut + 31) / 32, kUnits = kWarps * Tall * kQuads;
+  // Whether tiles may be cut; in runs, whose sums go by way of the L2. (The head's vocabulary is long: its code would be for nothing.)
+  static constexpr bool kCuts = Out != WideOut::kBest, kRuns = kCuts && kOut % 32 == 0;
+  static constexpr int kUp = kGated ? S::kOutputs / 4 : 0; // words from gate to up
 
-  // `row`: this lane's first token of the tile, `quad`: which 32 outputs.
-  static __device__ __forceinline__ void put(const LinearWideB16 &p, const WidePlace &t, int row, int quad, const float *v, const float *up) {
-    const int lane = threadIdx.x % 32, t4 = lane % 4;
-    const int n0 = t.block * kTileRows / (kGated ? 2 : 1) + quad * 32, most = kGated ? p.n / 2 : p.n;
+  // Of a warp of the tile's: 64 tokens' `part`, 32 outputs' `quad`. `best`: of what this CTA has put out, by tokens, in shared memory.
+  static __device__ __forceinline__ void put(const LinearWideB16 &p, const WidePlace &t, int warp, int part, int quad, const float *v,
+                                             const float *up, Key *best) {
+    const int lane = threadIdx.x % 32, t4 = lane % 4, group = warp / 4;
+    const int row = ((S::kBeside == 2 ? 0 : group * Tall) + part) * 64 + warp % 4 * 16 + lane / 4;
+    const int n0 = t.block * kTileRows / (kGated ? 2 : 1) + (S::kBeside == 2 ? group * kOut : 0) + quad * 32, most = kGated ? p.n / 2 : p.n;
+    const int own = min(4, kOut / 8 - quad * 4); // eights of columns
 #pragma unroll
     for (int h = 0; h < 2; h++) { // tokens `row` and row + 8
       const int token = row + 8 * h;
-      if constexpr (Out == WideOut::kFloats) {
+      if constexpr (Out == WideOut::kBest) {
+        float most_here = v[2 * h]; // seldom better than what was
+#pragma unroll
+        for (int i = 1; i < 8; i++) most_here = fmaxf(most_here, v[i / 2 * 4 + 2 * h + i % 2]);
+        const uint32_t before = ((const volatile uint32_t *)(best + t.row + token))[1];
+        if (!__any_sync(~0u, n0 + 32 > most || ordered_of(most_here) >= before)) continue;
+        float top = NAN;
+        int at = -1;
+#pragma unroll
+        for (int i = 0; i < 8; i++) { // outputs rise: the first of equals, numbers before NaN
+          const int n = n0 + i / 2 * 8 + t4 * 2 + i % 2;
+          const float logit = v[i / 2 * 4 + 2 * h + i % 2];
+          if (n < most && (at < 0 || logit > top || (top != top && logit == logit))) top = logit, at = n;
+        }
+        Key key = at < 0 ? 0 : key_of(top, at);
+#pragma unroll
+        for (int s = 1; s < 4; s *= 2) {
+          const Key other = __shfl_xor_sync(~0u, key, s);
+          key = other > key ? other : key;
+        }
+        if (t4 == 0 && token < t.tokens) atomicMax(best + t.row + token, key);
+      } else if constexpr (Out == WideOut::kFloats) {
         if (token >= t.tokens) continue;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -173,6 +210,10 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
         uint32_t words[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
+          if (j >= own) {
+            words[j] = 0;
+            continue;
+          }
           words[j] = pack_bf16(v[4 * j + 2 * h], v[4 * j + 2 * h + 1]);
           if constexpr (kGated) { // of bf16 values, as those of rows of y would be
             const uint32_t other = pack_bf16(up[4 * j + 2 * h], up[4 * j + 2 * h + 1]);
@@ -184,7 +225,7 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
         }
         turn_words(words); // eight columns of a token
         const int n = n0 + t4 * 8, at = t.row + token;
-        if (token >= t.tokens || n >= most) continue;
+        if (token >= t.tokens || n >= most || t4 >= own) continue;
         const uint4 out = make_uint4(words[0], words[1], words[2], words[3]);
         if constexpr (kGated) {
           *(uint4 *)((uint8_t *)p.y + (size_t)(n / 128) * record_bytes(false, p.act_rows) + ((size_t)(n / 64 % 2) * p.act_rows + at) * 128 +
@@ -203,23 +244,25 @@ template <int Groups, int Tall, int Outputs, WideOut Out> struct WideUnits {
   }
 
   // 32 outputs of one of this warp's `part`s, of all the sums of the tile.
-  static __device__ __forceinline__ void put_sums(const LinearWideB16 &p, const WidePlace &t, int part, int quad, const float *sum) {
-    const int warp = threadIdx.x / 32, row = (warp / 4 * Tall + part) * 64 + warp % 4 * 16 + threadIdx.x % 32 / 4;
-    const float *v = sum + part * (Outputs / 2) + quad * 16;
-    put(p, t, row, quad, v, v + kUp);
+  static __device__ __forceinline__ void put_sums(const LinearWideB16 &p, const WidePlace &t, int part, int quad, const float *sum, Key *best) {
+    const float *v = sum + part * (S::kOutputs / 2) + quad * 16;
+    put(p, t, threadIdx.x / 32, part, quad, v, v + kUp, best);
   }
 };
 
 // This CTA's share of a tile that its cluster cuts: some parts of it, 32 outputs of 64 tokens for each warpgroup. The others' sums of these come
 // to where the ring was, which is at its end, and are added to its own in the order of their ranks.
-template <int Groups, int Tall, int Outputs, WideOut Out>
+template <int Above, int Tall, int Outputs, WideOut Out>
 __device__ __forceinline__ void wide_b16_meet(const LinearWideB16 &p, const WidePlace &t, uint8_t *ring, float *sum) {
-  using U = WideUnits<Groups, Tall, Outputs, Out>;
+  using U = WideUnits<Above, Tall, Outputs, Out>;
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
   constexpr int kParts = Tall * U::kQuads, kWords = U::kGated ? 8 : 4; // words of four floats
-  constexpr int kStep = Groups * 128 * 16, kPart = kWords * kStep;     // from a thread's word to its next; to the next part
-  static_assert(kParts * kPart <= WideB16Shared<Groups, Tall, Outputs>::kStages * WideB16Shared<Groups, Tall, Outputs>::kStage, "the others' sums fit");
+  constexpr int kStep = 256 * 16, kPart = kWords * kStep;              // from a thread's word to its next; to the next part
+  static_assert((kParts > 3 ? kParts : 3) * kPart <= S::kStages * S::kStage, "the others' sums fit");
   const int tid = threadIdx.x, rank = cluster_rank(), most = (kParts + p.cluster - 1) / p.cluster; // parts of a CTA
-  auto word = [](int part, int j) { return part / U::kQuads * (Outputs / 2) + part % U::kQuads * 16 + (j < 4 ? 4 * j : U::kUp + 4 * j - 16); };
+  auto word = [](int part, int j) {
+    return part / U::kQuads * (S::kOutputs / 2) + part % U::kQuads * 16 + (j < 4 ? 4 * j : U::kUp + 4 * j - 16);
+  };
   cluster_sync(); // all have started, and their rings are free
 #pragma unroll
   for (int part = 0, to = 0, of = 0; part < kParts; part++, of++) {
@@ -228,6 +271,7 @@ __device__ __forceinline__ void wide_b16_meet(const LinearWideB16 &p, const Wide
     const uint32_t at = cluster_address(ring, to) + ((rank < to ? rank : rank - 1) * most + of) * kPart + tid * 16;
 #pragma unroll
     for (int j = 0; j < kWords; j++) {
+      if (j % 4 >= U::kOut / 8 - part % U::kQuads * 4) continue;
       const float *v = sum + word(part, j);
       cluster_store(at + j * kStep, make_float4(v[0], v[1], v[2], v[3]));
     }
@@ -241,12 +285,13 @@ __device__ __forceinline__ void wide_b16_meet(const LinearWideB16 &p, const Wide
     for (int other = 1; other < p.cluster; other++, from += most * kPart) {
 #pragma unroll
       for (int j = 0; j < kWords; j++) {
+        if (j % 4 >= U::kOut / 8 - part % U::kQuads * 4) continue;
         const float4 more = *(const float4 *)(from + j * kStep);
         float *v = sum + word(part, j);
         v[0] += more.x, v[1] += more.y, v[2] += more.z, v[3] += more.w;
       }
     }
-    U::put_sums(p, t, part / U::kQuads, part % U::kQuads, sum);
+    U::put_sums(p, t, part / U::kQuads, part % U::kQuads, sum, nullptr);
   }
 }
 
@@ -256,11 +301,11 @@ template <int Words> __device__ __forceinline__ float *wide_b16_place(const Line
 }
 
 // This CTA's share of a tile that is cut.
-template <int Groups, int Tall, int Outputs, WideOut Out>
+template <int Above, int Tall, int Outputs, WideOut Out>
 __device__ __forceinline__ void wide_b16_share(const LinearWideB16 &p, int tile) {
-  using S = WideB16Shared<Groups, Tall, Outputs>;
-  using U = WideUnits<Groups, Tall, Outputs, Out>;
-  constexpr int kWords = Outputs / 2, kStride = Groups * 512, kBatch = U::kGated ? 3 : 6; // runs whose words are in flight
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
+  using U = WideUnits<Above, Tall, Outputs, Out>;
+  constexpr int kWords = S::kOutputs / 2, kStride = 1024, kBatch = U::kGated ? 3 : 6; // runs whose words are in flight
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, side = blockIdx.x % p.beside;
   const int rest = WidePieces::rest(p), begin = (tile - WidePieces::whole(p)) / p.beside * p.pairs;
   auto run_at = [&](int pair) { return (int)(((int64_t)(pair + 1) * p.sharers - 1) / rest); };
@@ -323,19 +368,19 @@ __device__ __forceinline__ void wide_b16_share(const LinearWideB16 &p, int tile)
           }
       }
     }
-    U::put(p, t, (of / 4 * Tall + part) * 64 + of % 4 * 16 + lane / 4, quad, v, up);
+    U::put(p, t, of, part, quad, v, up, nullptr);
   }
 }
 
-template <int Groups, int Tall, int Outputs, WideOut Out>
-__global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_b16_kernel(const LinearWideB16 p) {
-  using S = WideB16Shared<Groups, Tall, Outputs>;
-  using U = WideUnits<Groups, Tall, Outputs, Out>;
-  constexpr int kWords = Outputs / 2;
-  static_assert(Groups == 2, "the registers of two warpgroups and a producer");
+template <int Above, int Tall, int Outputs, WideOut Out>
+__global__ void __launch_bounds__(WideB16Shared<Above, Tall, Outputs, Out>::kThreads, 1) linear_wide_b16_kernel(const LinearWideB16 p) {
+  using S = WideB16Shared<Above, Tall, Outputs, Out>;
+  using U = WideUnits<Above, Tall, Outputs, Out>;
+  constexpr int kWords = S::kOutputs / 2;
   DYNAMIC_SHARED(uint8_t, raw);
   uint8_t *data = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
   uint64_t *full = (uint64_t *)(data + S::kStage * S::kStages);
+  Key *best = (Key *)(data + S::kStage * S::kStages + 256);
   WideRing ring = {data, full, full + S::kStages, 0, 0};
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, group = warp / 4;
 
@@ -343,16 +388,18 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_b16_kernel(
   if (tid == 0) {
     for (int i = 0; i < S::kStages; i++) {
       mbar_init(&ring.full[i], 1);
-      mbar_init(&ring.empty[i], Groups * 4);
+      mbar_init(&ring.empty[i], S::kGroups * 4);
     }
     mbar_init_fence();
   }
+  if constexpr (Out == WideOut::kBest)
+    if (tid < kBestRows) best[tid] = 0;
   __syncthreads();
   WidePieces pieces(p);
 
-  if (group == Groups) { // producer
+  if (group == S::kGroups) { // producer
     registers_shrink<40>();
-    if (warp == Groups * 4 && lane == 0) wide_b16_fill<Groups, Tall, Outputs, Out>(p, pieces, ring);
+    if (warp == S::kGroups * 4 && lane == 0) wide_b16_fill<Above, Tall, Outputs, Out>(p, pieces, ring);
     return;
   }
 
@@ -362,37 +409,45 @@ __global__ void __launch_bounds__((Groups + 1) * 128, 1) linear_wide_b16_kernel(
     float sum[Tall * kWords];
 #pragma unroll
     for (int i = 0; i < Tall * kWords; i++) sum[i] = 0;
-    wide_b16_sums<Groups, Tall, Outputs>(pieces, ring, group, lane, sum);
+    wide_b16_sums<Above, Tall, Outputs, Out>(pieces, ring, group, lane, sum);
     const WidePlace t = wide_place<S::kTokens, Outputs>(p, pieces.tile);
-    if (pieces.first > 0 || pieces.last < p.pairs) {
-      if (p.cluster > 1) { // its last piece
-        wide_b16_meet<Groups, Tall, Outputs, Out>(p, t, ring.data, sum);
-        return;
+    if constexpr (U::kCuts) {
+      if (pieces.first > 0 || pieces.last < p.pairs) {
+        if (p.cluster > 1) { // its last piece
+          wide_b16_meet<Above, Tall, Outputs, Out>(p, t, ring.data, sum);
+          break;
+        }
+        const bool begins = pieces.first == 0;
+        (begins ? begun : ended) = pieces.tile;
+        give_partial<Tall * kWords, 1024>(wide_b16_place<S::kTokens * Outputs>(p, blockIdx.x, begins) + tid * 4, sum);
+        continue;
       }
-      const bool begins = pieces.first == 0;
-      (begins ? begun : ended) = pieces.tile;
-      give_partial<Tall * kWords, Groups * 512>(wide_b16_place<S::kTokens * Outputs>(p, blockIdx.x, begins) + tid * 4, sum);
-      continue;
     }
 #pragma unroll
     for (int part = 0; part < Tall; part++)
 #pragma unroll
-      for (int quad = 0; quad < U::kQuads; quad++) U::put_sums(p, t, part, quad, sum);
+      for (int quad = 0; quad < U::kQuads; quad++) U::put_sums(p, t, part, quad, sum, best);
   }
 #pragma unroll 1
   for (int i = 0; i < 2; i++) {
     const int tile = i ? begun : ended;
-    if (tile >= 0) wide_b16_share<Groups, Tall, Outputs, Out>(p, tile);
+    if constexpr (U::kRuns)
+      if (tile >= 0) wide_b16_share<Above, Tall, Outputs, Out>(p, tile);
+  }
+  if constexpr (Out == WideOut::kBest) {
+    depend_wait(); // a CTA without a tile comes here at once
+    group_sync<256>(1);
+    if (tid < p.m) p.best[(size_t)tid * gridDim.x + blockIdx.x] = best[tid];
   }
 }
 
 // ---- linear_wide_b16.cu
-constexpr int kWideB16Tiles = 3;
+constexpr int kWideB16Tiles = 5;
 void linear_wide_b16_prepare(); // once a device
 // p: all but how the work is dealt out. The way that takes the least time is chosen.
-void linear_wide_b16(const LinearWideB16 &p, WideOut out, int sms, cudaStream_t stream);
-// A given way; false: these sizes or outputs have no such one.
-// `cluster`: CTAs of one, WideDeal::kCluster's.
-bool linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int cluster, int sms, cudaStream_t stream);
+// Returns the CTAs of its grid.
+int linear_wide_b16(const LinearWideB16 &p, WideOut out, int sms, cudaStream_t stream);
+// A given way; 0: these sizes or outputs have no such one. `cluster`: CTAs of one, WideDeal::kCluster's.
+int linear_wide_b16_try(LinearWideB16 p, WideOut out, int tile, WideDeal how, int cluster, int sms, cudaStream_t stream);
 
 } // namespace mob

@@ -117,7 +117,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
     }
     if (!exec->across || shapes->number == 0)
       a->take(&r->logits, (size_t)kLogitRows * (size_t)(shapes->number == 0 ? d->vocab : shapes->outer.g[G_HEAD].m.n) * 4);
-    a->take(&r->best, (size_t)kLogitRows * kSampleParts * 8);
+    a->take(&r->best, max_size((size_t)kLogitRows * kSampleParts, (size_t)kBestRows * shapes->sms) * 8);
     if (shapes->number == 0) a->take(&r->sampler_block, sampler_bytes(d->vocab, s.max_seqs, kLogitRows, exec->max_logit_rows));
   }
   a->take(&r->ids, (size_t)max_size(rows, kLogitRows) * 4);

@@ -101,7 +101,7 @@ static void repeat_rows(Case *c, bool none) {
 }
 
 static void check_best(const Case &c) {
-  Pinned host(64);
+  Pinned host(300);
   const int first = 3;
   float *y = device<float>((size_t)c.m * c.n);
   linear(c.w, c.x, y, c.n, true, c.m, 1, scratch, stream);
@@ -111,13 +111,17 @@ static void check_best(const Case &c) {
   for (int way = 0; way < 2; way++) { // out of the linear itself, or of its outputs
     int *ids = device<int>((size_t)c.m), *last = device<int>((size_t)c.m);
     host.times->ended = 0;
-    const RowKeys best = way ? logits_best(y, c.n, c.n, keys, c.m, stream) : linear_few_best(c.w, c.x, keys, c.m, scratch, stream);
+    const RowKeys best = way ? logits_best(y, c.n, c.n, keys, c.m, stream) : linear_best(c.w, c.x, keys, c.m, scratch, stream);
     pick(best, upload(slots), ids, last, {head_of(host), first}, c.m, stream);
     cuda(cudaStreamSynchronize(stream));
     const std::vector<float> all = fetch(y, (size_t)c.m * c.n);
     const std::vector<int> got = fetch(ids, (size_t)c.m), stored = fetch(last, (size_t)c.m);
     for (int t = 0; t < c.m; t++) {
-      const int want = best_of(&all[(size_t)t * c.n], c.n);
+      int want = best_of(&all[(size_t)t * c.n], c.n);
+      if (got[(size_t)t] != want && way == 0 && c.m > kFewRows) { // sums in another order
+        const float a = all[(size_t)t * c.n + (size_t)got[(size_t)t]], b = all[(size_t)t * c.n + (size_t)want];
+        if (std::fabs(a - b) <= 1e-4f * std::fabs(b)) want = got[(size_t)t];
+      }
       assert_int_equal(got[(size_t)t], want);
       assert_int_equal(host.ids[first + t], want);
       if (slots[(size_t)t] >= 0) assert_int_equal(stored[(size_t)slots[(size_t)t]], want);
@@ -130,7 +134,7 @@ static void check_best(const Case &c) {
 }
 
 static void best_outputs(void **) {
-  for (int m : {1, 2, 7, 8, 9, 16}) {
+  for (int m : {1, 2, 7, 8, 9, 16, 17, 64, 100, 128}) {
     check_best(Case(m, 1300, 256, false));  // whole tiles, then cut ones
     check_best(Case(m, 130, 1664, false));  // two tiles, cut over all CTAs
     check_best(Case(m, 61, 200, false));    // one CTA has all, the others none
