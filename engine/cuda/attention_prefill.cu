@@ -1,17 +1,17 @@
 // Attention of long chunks (DeepSeek-V3's 192 / 128 heads) with keys and values expanded from the latent cache: per query, key and head
 // 640 operations instead of the absorbed form's 2,176. Per layer: latents of the chunks' whole contexts to FP8 records, kv_b over
-// them (its epilogue writes tiles), queries to tiles, then this kernel.
+// them (its epilogue writes tiles), then this kernel.
 //   kv tiles    [head][key block of 64][4 boxes: k 0-63, k 64-127, v 0-63, v 64-127], each 64 keys of 128 bytes, swizzled
-//   q tiles     [block of 64 queries][head][3 boxes: 0-63, 64-127, roped]
-// The roped part of the keys is read from the cache's pages. A piece of work is 128 queries of one sequence and one head: two warpgroups,
-// each with its own 64 queries, read the same keys from a ring. Probabilities stay in registers; while a block's softmax runs, the
-// next block's scores are computed.
+// The roped part of the keys is read from the cache's pages, queries from the rows that q_b leaves. A piece of work is 128 queries of one
+// sequence and one head: two warpgroups, each with its own 64 queries in registers, read the same keys from a ring. Probabilities stay in
+// registers; while a block's softmax runs, the next block's scores are computed.
 //
-// CTAs stay, one an SM, and ask for pieces one after the other: keys of the next are on their way, and its queries as soon as the last
-// scores are there, while a piece comes to its end. Within some heads, whose keys the L2 holds, the longest pieces come first.
+// CTAs stay, one an SM, and ask for pieces one after the other: keys and queries of the next are on their way while a piece comes to its
+// end, and the next one's first scores are computed beside the last one's values. Within some heads, whose keys the L2 holds, the longest pieces come first.
 #include <algorithm>
+#include <type_traits>
 
-#include "kernels.h"
+#include "rope.cuh"
 #include "engine/cuda/wgmma.cuh"
 
 namespace mob {
@@ -29,62 +29,27 @@ struct PrefillWork { // in shared memory
 };
 constexpr int kWorks = 2;
 
-// 64 keys of a page: the latent's 512 columns, quantised 1 x 128.
-__global__ void __launch_bounds__(256) latent_records_kernel(const uint8_t *cache, const int *pages, const Records out, bool ue8m0) {
+constexpr int kKeysEach = 16, kRowsEach = 64; // of a CTA
+
+// Keys of a page: the latent's 512 columns, quantised 1 x 128; the last CTAs: rows' angles.
+__global__ void __launch_bounds__(256) prefill_prepare_kernel(const PrefillPrepare p, int blocks, int rows) {
   depend_launch();
   depend_wait();
-  const int block = blockIdx.x, col = threadIdx.x % 64 * 8;
-  const uint8_t *page = cache + (size_t)pages[block] * page_bytes(576);
-#pragma unroll 4
-  for (int key = threadIdx.x / 64; key < 64; key += 4) {
+  const int records = blocks * (64 / kKeysEach);
+  if ((int)blockIdx.x >= records) {
+    const int row = ((int)blockIdx.x - records) * kRowsEach + threadIdx.x / 4, first = threadIdx.x % 4 * 8;
+    if (row >= rows) return;
+#pragma unroll 1
+    for (int k = first; k < first + 8; k++) p.angles[row * 32 + k] = angle_of(p.rope, p.step.position[row], k);
+    return;
+  }
+  const int block = blockIdx.x / (64 / kKeysEach), col = threadIdx.x % 64 * 8, first = blockIdx.x % (64 / kKeysEach) * kKeysEach;
+  const uint8_t *page = p.cache + (size_t)p.pages[block] * page_bytes(576);
+#pragma unroll
+  for (int key = first + threadIdx.x / 64; key < first + kKeysEach; key += 4) {
     float v[8];
     unpack_bf16(*(const uint4 *)(page + page_offset(key, col)), v);
-    put_record(out, block * 64 + key, col, v, ue8m0);
-  }
-}
-
-// One row's queries of all heads, the last 64 columns roped.
-__global__ void __launch_bounds__(256) query_tiles_kernel(const PrefillQueries p) {
-  __shared__ float2 angle[32];
-  depend_launch();
-  depend_wait();
-  const int row = blockIdx.x, at = p.tile_row[row];
-  if (at < 0) return;
-  if (threadIdx.x < 32) {
-    float s, c;
-    sincosf((float)p.step.position[row] * p.rope.inv_freq[threadIdx.x], &s, &c);
-    angle[threadIdx.x] = make_float2(c * p.rope.factor, s * p.rope.factor);
-  }
-  __syncthreads();
-  const bf16 *q = p.q + (size_t)row * p.heads * 192;
-  const int block = at / 64, r = at % 64;
-  for (int i = threadIdx.x; i < p.heads * 24; i += 256) {
-    const int head = i / 24, chunk = i % 24;
-    const bf16 *from = q + head * 192;
-    float v[8];
-    unpack_bf16(*(const uint4 *)(from + chunk * 8), v);
-    if (chunk >= 16) {
-      const int c = (chunk - 16) * 8;
-      if (p.rope.interleaved) {
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-          const float2 cs = angle[c / 2 + k];
-          const float a = v[2 * k], b = v[2 * k + 1];
-          v[2 * k] = a * cs.x - b * cs.y;
-          v[2 * k + 1] = b * cs.x + a * cs.y;
-        }
-      } else {
-        float u[8];
-        unpack_bf16(*(const uint4 *)(from + 128 + (c ^ 32)), u);
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-          const float2 cs = angle[c % 32 + k];
-          v[k] = c < 32 ? v[k] * cs.x - u[k] * cs.y : v[k] * cs.x + u[k] * cs.y;
-        }
-      }
-    }
-    *(uint4 *)(p.tiles + (((size_t)block * p.heads + head) * 3 + chunk / 8) * kBox + r * 128 + ((chunk % 8 ^ (r & 7)) << 4)) =
-        pack_bf16x8(v);
+    put_record(p.latents, block * 64 + key, col, v, p.ue8m0);
   }
 }
 
@@ -97,6 +62,7 @@ __device__ __forceinline__ void prefill_keys(const AttendPrefill &p, uint8_t *ri
   const uint64_t keep = policy_evict_last();
   const int all = p.pair_count * p.heads, most = heads_beside(p);
   int next = blockIdx.x, s = 0, phase = 1;
+#pragma unroll 1
   for (int turn = 0;; turn++) {
     PrefillWork work = {};
     if (next < all) {
@@ -111,6 +77,7 @@ __device__ __forceinline__ void prefill_keys(const AttendPrefill &p, uint8_t *ri
     mbar_arrive(&bars->work_full[turn % kWorks]);
     if (work.blocks == 0) break;
     const uint8_t *kv = p.kv + ((size_t)work.head * p.key_blocks + work.pair.keys) * 4 * kBox;
+#pragma unroll 1
     for (int i = 0; i < work.blocks; i++) {
       if (i + 1 == work.blocks) next = gridDim.x + atomicAdd(p.dealt, 1);
       uint8_t *stage = ring + s * kStage;
@@ -124,51 +91,110 @@ __device__ __forceinline__ void prefill_keys(const AttendPrefill &p, uint8_t *ri
   if (atomicAdd(p.dealt + 1, 1) == (int)gridDim.x - 1) p.dealt[0] = p.dealt[1] = 0;
 }
 
-// One thread: the queries of the pieces, each warpgroup's as soon as it needs the last ones no more.
-__device__ __forceinline__ void prefill_queries(const AttendPrefill &p, uint8_t *q, const PrefillWork *works, PrefillBars *bars) {
-  const uint64_t once = policy_evict_first();
+// One warp: a warpgroup's queries of the pieces, as soon as it needs the last ones no more. Behind the last query they are that one again.
+__device__ __forceinline__ void prefill_queries(const AttendPrefill &p, uint8_t *q, int group, int lane, const PrefillWork *works, PrefillBars *bars) {
+  const size_t row_bytes = (size_t)p.heads * 384;
+  q += group * 3 * kBox;
   for (int turn = 0;; turn++) {
     mbar_wait(&bars->work_full[turn % kWorks], turn / kWorks & 1);
     const PrefillWork &work = works[turn % kWorks];
     if (work.blocks == 0) return;
-    for (int i = 0; i < 2; i++) {
-      mbar_wait(&bars->q_empty[i], turn & 1 ^ 1);
-      mbar_arrive_expect(&bars->q_full[i], 3 * kBox);
-      bulk_load(q + i * 3 * kBox, p.q + ((size_t)(work.pair.block + i) * p.heads + work.head) * 3 * kBox, 3 * kBox, &bars->q_full[i], once);
+    const int last = work.pair.row + work.pair.count - 1, row = min(work.pair.row + group * 64, last), chunk = lane % 8;
+    const uint8_t *from = (const uint8_t *)p.q + work.head * 384 + chunk * 16;
+    mbar_wait(&bars->q_empty[group], turn & 1 ^ 1);
+#pragma unroll 4
+    for (int r = lane / 8; r < 64; r += 4) {
+      const uint8_t *at = from + (size_t)min(row + r, last) * row_bytes;
+      uint8_t *to = q + r * 128 + ((chunk ^ (r & 7)) << 4);
+#pragma unroll
+      for (int box = 0; box < 3; box++) async_copy_16(to + box * kBox, at + box * 128);
     }
-    mbar_arrive(&bars->work_empty[turn % kWorks]);
+    async_copies_arrive(&bars->q_full[group]);
+    __syncwarp();
+    if (lane == 0) mbar_arrive(&bars->work_empty[turn % kWorks]);
   }
 }
 
-// The results of a lane's queries r and r + 8: a head's 128 columns are one block of o_proj's input.
-__device__ __forceinline__ void store_prefill(const AttendPrefill &p, const PrefillWork &work, int r, float (&o)[64], float (&sum)[2]) {
-  const int t4 = threadIdx.x % 4, head = work.head;
+// A pair of columns turned, or the same two columns of the first and the second half of the roped part.
+__device__ __forceinline__ uint32_t turn_pair(uint32_t v, float2 cs) {
+  const float a = __uint_as_float(v << 16), b = __uint_as_float(v & 0xffff0000u);
+  return pack_bf16(a * cs.x - b * cs.y, b * cs.x + a * cs.y);
+}
+__device__ __forceinline__ void turn_halves(uint32_t &u, uint32_t &v, float4 cs) {
+  const float a0 = __uint_as_float(u << 16), a1 = __uint_as_float(u & 0xffff0000u);
+  const float b0 = __uint_as_float(v << 16), b1 = __uint_as_float(v & 0xffff0000u);
+  u = pack_bf16(a0 * cs.x - b0 * cs.y, a1 * cs.z - b1 * cs.w);
+  v = pack_bf16(b0 * cs.x + a0 * cs.y, b1 * cs.z + a1 * cs.w);
+}
+
+// Angles of a lane's two queries as the operands of the roped columns need them, of one query and the other in turns.
+__device__ __forceinline__ void take_angles(const AttendPrefill &p, const PrefillWork &work, float4 (&angles)[8]) {
+  const int tid = compute_here(threadIdx.x), t4 = tid % 4, r = tid / 32 * 16 + tid % 32 / 4, last = work.pair.count - 1;
+  const float2 *row[2] = {p.angles + (work.pair.row + min(r, last)) * 32, p.angles + (work.pair.row + min(r + 8, last)) * 32};
+#pragma unroll
+  for (int k = 0; k < 8; k++) {
+    if (p.interleaved) {
+      const float2 a = row[k % 2][k / 2 * 8 + t4], b = row[k % 2][k / 2 * 8 + 4 + t4];
+      angles[k] = make_float4(a.x, a.y, b.x, b.y);
+    } else {
+      angles[k] = *(const float4 *)(row[k % 2] + k / 2 * 8 + 2 * t4);
+    }
+  }
+}
+
+// Queries of a warp as operands, 16 columns each.
+__device__ __forceinline__ void take_queries(const uint8_t *q, uint32_t (&query)[12][4]) {
+  const int tid = compute_here(threadIdx.x), lane = tid % 32, row = tid / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+  for (int k = 0; k < 12; k++)
+    load_matrices(query[k], q + k / 4 * kBox + row * 128 + (((k % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
+}
+__device__ __forceinline__ void turn_queries(const float4 (&angles)[8], bool interleaved, uint32_t (&query)[12][4]) {
+#pragma unroll
+  for (int k = 0; k < 8; k++) {
+    const float4 cs = angles[k];
+    if (interleaved) {
+      uint32_t(&v)[4] = query[8 + k / 2];
+      v[k % 2] = turn_pair(v[k % 2], make_float2(cs.x, cs.y));
+      v[k % 2 + 2] = turn_pair(v[k % 2 + 2], make_float2(cs.z, cs.w));
+    } else {
+      turn_halves(query[8 + k / 4][k % 4], query[10 + k / 4][k % 4], cs);
+    }
+  }
+}
+
+// The results of a lane's two queries: a head's 128 columns are one block of o_proj's input. Four lanes have a row's columns in
+// turns of two: they exchange them for 16 beside each other.
+__device__ __forceinline__ void store_prefill(const AttendPrefill &p, const PrefillWork &work, float (&o)[64], float (&sum)[2]) {
+  const int tid = compute_here(threadIdx.x), t4 = tid % 4, r = tid / 32 * 16 + tid % 32 / 4, head = work.head;
+  uint8_t *record = p.out.data + (size_t)(head / 2) * p.out.mp * 264;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
     sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-    const float inverse = 1.0f / sum[h];
     float amax = 0;
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
-      o[4 * j + 2 * h] *= inverse;
-      o[4 * j + 2 * h + 1] *= inverse;
-      amax = fmaxf(amax, fmaxf(fabsf(o[4 * j + 2 * h]), fabsf(o[4 * j + 2 * h + 1])));
-    }
+    for (int j = 0; j < 16; j++) amax = fmaxf(amax, fmaxf(fabsf(o[4 * j + 2 * h]), fabsf(o[4 * j + 2 * h + 1])));
     amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, 1));
     amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, 2));
-    if (r + 8 * h >= work.pair.count) continue;
-    const float unit = quant_scale(amax, p.ue8m0), by = 1.0f / unit;
+    const float inverse = 1.0f / sum[h], unit = quant_scale(amax * inverse, p.ue8m0), by = inverse / unit;
+    const bool there = r + 8 * h < work.pair.count;
     const int row = work.pair.row + r + 8 * h;
-    uint8_t *record = p.out.data + (size_t)(head / 2) * p.out.mp * 264;
     uint8_t *to = record + ((size_t)(head % 2) * p.out.mp + row) * 128;
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
-      const int c = 8 * j + 2 * t4;
-      *(uint16_t *)(to + (((c >> 4) ^ (row & 7)) << 4) + (c & 15)) = __nv_cvt_float2_to_fp8x2(
-          make_float2(o[4 * j + 2 * h] * by, o[4 * j + 2 * h + 1] * by), __NV_SATFINITE, __NV_E4M3);
+    for (int half = 0; half < 2; half++) {
+      uint32_t word[4]; // of four chunks of 16 columns, this lane's four of each
+#pragma unroll
+      for (int c = 0; c < 4; c++) {
+        const float *v = o + (half * 4 + c) * 8 + 2 * h;
+        word[c] = pack_e4m3(v[0] * by, v[1] * by) | pack_e4m3(v[4] * by, v[5] * by) << 16;
+      }
+      turn_words(word); // of one chunk, all four lanes'
+      const uint4 chunk = make_uint4(__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410),
+                                     __byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632));
+      if (there) *(uint4 *)(to + (((half * 4 + t4) ^ (row & 7)) << 4)) = chunk;
     }
-    if (t4 == 0) *(float *)(record + (size_t)p.out.mp * 256 + ((size_t)(head % 2) * p.out.mp + row) * 4) = unit;
+    if (t4 == 0 && there) *(float *)(record + (size_t)p.out.mp * 256 + ((size_t)(head % 2) * p.out.mp + row) * 4) = unit;
   }
 }
 
@@ -186,10 +212,10 @@ __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPref
     }
     for (int i = 0; i < kWorks; i++) {
       mbar_init(&bars.work_full[i], 1);
-      mbar_init(&bars.work_empty[i], 9);
+      mbar_init(&bars.work_empty[i], 8 + 2); // the consumers' warps, those that fetch queries
     }
     for (int i = 0; i < 2; i++) {
-      mbar_init(&bars.q_full[i], 1);
+      mbar_init(&bars.q_full[i], 32); // lanes
       mbar_init(&bars.q_empty[i], 4);
     }
     mbar_init_fence();
@@ -199,116 +225,163 @@ __global__ void __launch_bounds__(384, 1) attend_prefill_kernel(const AttendPref
   if (warp >= 8) {
     registers_shrink<56>();
     if (tid == 256) prefill_keys(p, ring, works, &bars);
-    if (tid == 288) prefill_queries(p, q, works, &bars);
+    if (warp == 9 || warp == 10) prefill_queries(p, q, warp - 9, lane, works, &bars);
     return;
   }
 
   registers_grow<224>();
-  const int group = warp / 4, t4 = lane % 4, r = group * 64 + (warp % 4) * 16 + lane / 4; // this lane's queries: r and r + 8
+  // What is the same in all lanes, said so: operands' addresses are then computed once.
+  const int group = __shfl_sync(~0u, warp / 4, 0), t4 = lane % 4, r = warp % 4 * 16 + lane / 4; // this lane's queries of the group's 64: r and r + 8
+  const uint32_t ring_word = operand_word(ring);
   const float scale = p.scale * 1.4426950408889634f;
-  int taken = 0; // key blocks, of all pieces before
-  for (int turn = 0;; turn++) {
+  int s = 0, phase = 0; // of the stage with the block whose scores are next
+  float o[64], even[32], odd[32], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  uint32_t query[12][4];
+  auto give_back = [&](uint64_t *bar) {
+    __syncwarp();
+    if (lane == 0) mbar_arrive(bar);
+  };
+  auto next_stage = [&] {
+    if (++s == kStages) s = 0, phase ^= 1;
+  };
+  auto score_products = [&](float(&to)[32], int first, int end) {
+    const uint32_t word = ring_word + s * (kStage >> 4);
+#pragma unroll
+    for (int k = 0; k < 12; k++)
+      if (k >= first && k < end) WgmmaB16A<64>::run(to, query[k], operand_of(word + (k < 8 ? k / 4 : 4) * (kBox >> 4) + k % 4 * 2), k > 0);
+  };
+  auto issue_scores = [&](float(&to)[32]) {
+    mbar_wait(&bars.full[s], phase);
+    keep_registers(to);
+    wgmma_fence();
+    score_products(to, 0, 12);
+    wgmma_commit();
+  };
+  // A piece's queries and its first scores, under way. Its key blocks; 0: there is no such piece.
+  auto begin = [&](int turn) {
     mbar_wait(&bars.work_full[turn % kWorks], turn / kWorks & 1);
     const PrefillWork &work = works[turn % kWorks];
-    const int blocks = work.blocks, position = work.pair.position;
-    if (blocks == 0) return;
-    const int first_position = position + group * 64;
-    const int mine = min(blocks, (first_position + 63) / 64 + 1); // key blocks of this warpgroup's queries
-    float o[64], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 64; i++) o[i] = 0;
-    float score[32], next[32];
-    auto issue_scores = [&](int block, float(&to)[32]) {
-      const int at = taken + block, s = at % kStages;
-      const uint8_t *stage = ring + s * kStage;
-      mbar_wait(&bars.full[s], at / kStages & 1);
-      keep_registers(to);
-      wgmma_fence();
-#pragma unroll
-      for (int box = 0; box < 3; box++) {
-        const uint64_t a = swizzled_operand(q + (group * 3 + box) * kBox), b = swizzled_operand(stage + (box < 2 ? box : 4) * kBox);
-#pragma unroll
-        for (int k = 0; k < 4; k++) WgmmaB16<64>::run(to, a + 2 * k, b + 2 * k, box + k > 0);
-      }
-      wgmma_commit();
-    };
-    auto give_back = [&](uint64_t *bar) {
-      __syncwarp();
-      if (lane == 0) mbar_arrive(bar);
-    };
+    const int blocks = __shfl_sync(~0u, work.blocks, 0);
+    if (blocks == 0) return 0;
+    float4 angles[8];
+    take_angles(p, work, angles);
     mbar_wait(&bars.q_full[group], turn & 1);
-    issue_scores(0, score);
+    take_queries(q + group * 3 * kBox, query);
+    give_back(&bars.q_empty[group]);
+    mbar_wait(&bars.full[s], phase);
+    keep_registers(even);
+    wgmma_fence();
+    score_products(even, 0, 8);
+    turn_queries(angles, p.interleaved, query); // while the tensor cores have the others
+    wgmma_fence();
+    score_products(even, 8, 12);
+    wgmma_commit();
+    return blocks;
+  };
+  // Softmax of a block's scores, and its values under way. last: the last key that this lane's first query sees, from its first on.
+  auto values = [&](const float(&scores)[32], int stage, int last, bool more, auto masked) {
+    float score[32];
+#pragma unroll
+    for (int k = 0; k < 32; k++) score[k] = decltype(masked)::value && k / 4 * 8 + k % 2 - k % 4 / 2 * 8 > last ? -INFINITY : scores[k];
+    // What the sums are relative to moves only when a score is far above it: see attention_mla.cu.
+    float shrink[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float m = score[2 * h];
+#pragma unroll
+      for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(score[4 * j + 2 * h], score[4 * j + 2 * h + 1]));
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+      if ((m - top[h]) * scale <= kSlack) m = top[h];
+      shrink[h] = exp2_approx((top[h] - m) * scale);
+      top[h] = m;
+    }
+    if (__any_sync(~0u, shrink[0] != 1 || shrink[1] != 1)) {
+      sum[0] *= shrink[0];
+      sum[1] *= shrink[1];
+#pragma unroll
+      for (int k = 0; k < 64; k++) o[k] *= shrink[k % 4 / 2];
+    }
+    uint32_t prob[4][4];
+#pragma unroll
+    for (int k = 0; k < 32; k += 2) {
+      const int h = k % 4 / 2;
+      const float base = top[h] * scale, a = exp2_approx(score[k] * scale - base), b = exp2_approx(score[k + 1] * scale - base);
+      sum[h] += a + b;
+      prob[k / 8][k % 8 / 4 * 2 + h] = pack_bf16(a, b);
+    }
+    const uint32_t word = ring_word + stage * (kStage >> 4) + 2 * (kBox >> 4) + ((kBox >> 4) - 1 << 16);
+    keep_registers(o);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) WgmmaB16R<128>::run(o, prob[k], operand_of(word + 128 * k), more || k > 0);
+    wgmma_commit();
+  };
+  // Scores are there: their values, with the next block's scores under way.
+  auto step = [&](int i, const float(&scores)[32], float(&next)[32], int last, auto masked) {
+    const int here = s;
+    next_stage();
+    issue_scores(next);
+    values(scores, here, last - i * 64, i > 0, masked);
     wgmma_wait<0>();
-    keep_registers(score);
-    if (mine == 1) give_back(&bars.q_empty[group]);
-    for (int i = 0; i < mine; i++) {
-      const int s = (taken + i) % kStages;
-      if (i + 1 < mine) issue_scores(i + 1, next);
-      if (i * 64 + 63 > first_position) { // on or behind the diagonal
-#pragma unroll
-        for (int k = 0; k < 32; k++)
-          if (i * 64 + k / 4 * 8 + 2 * t4 + k % 2 > position + r + k % 4 / 2 * 8) score[k] = -INFINITY;
-      }
-      // What the sums are relative to moves only when a score is far above it: see attention_mla.cu.
-      float shrink[2];
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float m = score[2 * h];
-#pragma unroll
-        for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(score[4 * j + 2 * h], score[4 * j + 2 * h + 1]));
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-        if ((m - top[h]) * scale <= kSlack) m = top[h];
-        shrink[h] = exp2_approx((top[h] - m) * scale);
-        top[h] = m;
-      }
-      if (__any_sync(~0u, shrink[0] != 1 || shrink[1] != 1)) {
-        sum[0] *= shrink[0];
-        sum[1] *= shrink[1];
-#pragma unroll
-        for (int k = 0; k < 64; k++) o[k] *= shrink[k % 4 / 2];
-      }
-      uint32_t prob[4][4];
-#pragma unroll
-      for (int k = 0; k < 32; k += 2) {
-        const int h = k % 4 / 2;
-        const float base = top[h] * scale;
-        const uint32_t two = pack_bf16(exp2_approx(score[k] * scale - base), exp2_approx(score[k + 1] * scale - base));
-        sum[h] += __uint_as_float(two << 16) + __uint_as_float(two & 0xffff0000u);
-        prob[k / 8][k % 8 / 4 * 2 + h] = two;
-      }
-      keep_registers(o);
-      wgmma_fence();
-      const uint64_t v = swizzled_operand_mn(ring + s * kStage + 2 * kBox, kBox);
-#pragma unroll
-      for (int k = 0; k < 4; k++) WgmmaB16R<128>::run(o, prob[k], v + 128 * k, 1);
-      wgmma_commit();
-      wgmma_wait<0>();
-      keep_registers(o);
-      keep_registers(next);
-#pragma unroll
-      for (int k = 0; k < 32; k++) score[k] = next[k];
-      give_back(&bars.empty[s]);
-      if (i + 2 == mine) give_back(&bars.q_empty[group]); // the last scores are there
+    keep_registers(o);
+    keep_registers(next);
+    give_back(&bars.empty[here]);
+  };
+
+  int blocks = begin(0);
+  wgmma_wait<0>();
+  keep_registers(even);
+#pragma unroll 1
+  for (int turn = 0; blocks; turn++) {
+    const PrefillWork &work = works[turn % kWorks];
+    const int position = __shfl_sync(~0u, work.pair.position, 0) + group * 64, last = position + r - 2 * t4;
+    const int mine = min(blocks, (position + 63) / 64 + 1); // key blocks of this warpgroup's queries
+    const int before = min(mine - 1, (position + 1) / 64);  // those before the diagonal
+    int i = 0;
+#pragma unroll 1
+    for (; i + 2 <= before; i += 2) {
+      step(i, even, odd, last, std::false_type());
+      step(i + 1, odd, even, last, std::false_type());
     }
-    for (int i = mine; i < blocks; i++) { // keys that only the other warpgroup sees: given back when they have come, not before the last ones
-      const int at = taken + i, s = at % kStages;
-      mbar_wait(&bars.full[s], at / kStages & 1);
-      give_back(&bars.empty[s]);
+    bool turned = false; // the scores are in `odd`
+#pragma unroll 1
+    while (i + 1 < mine) {
+      step(i++, even, odd, last, std::true_type());
+      if ((turned = i + 1 == mine)) break;
+      step(i++, odd, even, last, std::true_type());
     }
-    taken += blocks;
-    store_prefill(p, work, r, o, sum);
+    if (!turned) {
+#pragma unroll
+      for (int k = 0; k < 32; k++) odd[k] = even[k];
+    }
+    // The last block, with the next piece's first scores under way.
+    const int here = s;
+    next_stage();
+#pragma unroll 1
+    for (int k = mine; k < blocks; k++) { // keys that only the other warpgroup sees: given back when they have come, not before the last ones
+      mbar_wait(&bars.full[s], phase);
+      give_back(&bars.empty[s]);
+      next_stage();
+    }
+    blocks = begin(turn + 1);
+    values(odd, here, last - i * 64, i > 0, std::true_type());
+    wgmma_wait<0>();
+    keep_registers(o);
+    keep_registers(even);
+    give_back(&bars.empty[here]);
+    store_prefill(p, work, o, sum);
     give_back(&bars.work_empty[turn % kWorks]);
+    top[0] = top[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
   }
 }
 
 } // namespace
 
-void latent_records(const uint8_t *cache, const int *pages, const Records &out, int blocks, bool ue8m0, cudaStream_t stream) {
-  launch(latent_records_kernel, blocks, 256, 0, stream, cache, pages, out, ue8m0);
+void prefill_prepare(const PrefillPrepare &p, int blocks, int rows, cudaStream_t stream) {
+  launch(prefill_prepare_kernel, blocks * (64 / kKeysEach) + (rows + kRowsEach - 1) / kRowsEach, 256, 0, stream, p, blocks, rows);
 }
-
-void query_tiles(const PrefillQueries &p, int rows, cudaStream_t stream) { launch(query_tiles_kernel, rows, 256, 0, stream, p); }
 
 void attend_prefill(const AttendPrefill &p, int pairs, cudaStream_t stream) {
   AttendPrefill all = p;

@@ -90,6 +90,7 @@ struct Rank {
   uint8_t *tiles;
   MlaParts parts;
   uint8_t *latent_records, *kv_tiles, *query_tiles;
+  float2 *angles; // of prefill_prepare
   float *gqa_partial; // of attend_gqa
   uint8_t *hidden_records, *split_records, *q_records, *attn_records, *gathered, *act_records, *head_records;
   int *expert_ids, *expert_row, *row_place, *active;

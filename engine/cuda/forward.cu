@@ -180,10 +180,9 @@ void attend_fast(const Pass &p, const Layer &layer, const uint8_t *cache, const 
   const MetaLayout &at = p.exec->layout;
   const Records latents = {r->latent_records, plan.key_blocks * 64, 1};
   launch_label = "prefill";
-  latent_records(cache, meta + at.key_pages, latents, plan.key_blocks, d->quant_ue8m0, p.stream);
+  prefill_prepare({cache, meta + at.key_pages, latents, d->quant_ue8m0, p.step, p.rope, r->angles}, plan.key_blocks, p.rows, p.stream);
   linear_kv_tiles(layer.g[G_KV_B].m, latents, r->kv_tiles, plan.key_blocks, plan.key_blocks * 64, r->scratch, p.stream);
-  query_tiles({r->q, r->query_tiles, r->heads, meta + at.tile_row, p.step, p.rope}, p.rows, p.stream);
-  attend_prefill({r->query_tiles, r->kv_tiles, r->heads, plan.key_blocks, d->softmax_scale, cache, meta + at.key_pages,
+  attend_prefill({r->q, r->angles, p.rope.interleaved != 0, r->kv_tiles, r->heads, plan.key_blocks, d->softmax_scale, cache, meta + at.key_pages,
                   (const PrefillPair *)(meta + at.pairs), out, d->quant_ue8m0, r->scratch.dealt, r->sms, 0},
                  plan.pairs, p.stream);
 }

@@ -358,16 +358,20 @@ struct PrefillPair { // 128 queries of one sequence
   int position; // of the first
   int keys;     // first key block of its sequence
 };
-struct PrefillQueries {
-  const bf16 *q;       // [T][heads * 192]
-  uint8_t *tiles;
-  int heads;
-  const int *tile_row; // [T] block * 64 + row within; -1: the row is computed in absorbed form
+struct PrefillPrepare {
+  const uint8_t *cache;
+  const int *pages;      // [blocks] page of each key block
+  Records latents;       // of blocks * 64 rows
+  bool ue8m0;
   StepRows step;
-  Rope rope;
+  Rope rope;             // of 64 columns
+  float2 *angles;        // [T][32] cosine and sine of each pair of columns
 };
 struct AttendPrefill {
-  const uint8_t *q, *kv; // tiles
+  const bf16 *q;         // [T][heads * 192], not roped yet
+  const float2 *angles;  // of prefill_prepare
+  bool interleaved;
+  const uint8_t *kv;     // tiles
   int heads, key_blocks;
   float scale;
   const uint8_t *cache;
@@ -379,8 +383,7 @@ struct AttendPrefill {
   int sms;
   int pair_count;        // made by the call
 };
-void latent_records(const uint8_t *cache, const int *pages, const Records &out, int blocks, bool ue8m0, cudaStream_t stream);
-void query_tiles(const PrefillQueries &p, int rows, cudaStream_t stream);
+void prefill_prepare(const PrefillPrepare &p, int blocks, int rows, cudaStream_t stream); // what kv_b and attend_prefill read
 void attend_prefill(const AttendPrefill &p, int pairs, cudaStream_t stream);
 void attention_prefill_prepare();
 // kv_b over `keys` latents, written as kv tiles of `key_blocks` blocks

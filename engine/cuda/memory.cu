@@ -64,7 +64,7 @@ void lay_out(const Exec *exec, const Rank *shapes, Rank *r, Arena *a) {
       const size_t keys = (size_t)exec->max_key_blocks;
       a->take(&r->latent_records, records_bytes(true, (int64_t)keys * 64, 512));
       a->take(&r->kv_tiles, keys * heads * 4 * 8192);
-      a->take(&r->query_tiles, (size_t)exec->max_pairs * 2 * heads * 3 * 8192);
+      a->take(&r->angles, rows * 32 * sizeof(float2));
     } else {
       a->take(&r->absorbed, chunk * heads * width * 2);
       a->take(&r->latent, chunk * heads * (size_t)d->kv_lora * 4);

@@ -57,9 +57,9 @@ static size_t cache_at(int token, int c) {
 }
 
 // One query and head in double: `q` [192], roped here; keys and values through UK, UV of the head. `expanded`: as prompts are computed,
-// from latents quantised 1 x 128.
+// from latents quantised 1 x 128. `halves`: columns turn with those of the other half, not with their neighbours.
 static void reference_mla(const HostKvB &kv_b, const bf16 *q, const std::vector<bf16> &cache, const int *pages, int head, int position,
-                          const std::vector<float> &inv_freq, double scale, bool expanded, float *out) {
+                          const std::vector<float> &inv_freq, double scale, bool expanded, bool halves, float *out) {
   std::vector<double> q_lat(512), o_lat(512), pe(64), score;
   std::vector<float> keys; // [n][576]
   for (int j = 0; j <= position; j++) {
@@ -78,9 +78,10 @@ static void reference_mla(const HostKvB &kv_b, const bf16 *q, const std::vector<
     for (int c = 0; c < 512; c++) q_lat[(size_t)c] += x * kv_b.at((int64_t)head * 256 + k, c);
   }
   for (int i = 0; i < 32; i++) {
-    const double angle = (double)((float)position * inv_freq[(size_t)i]), u = bf16_float(q + 128 + 2 * i), v = bf16_float(q + 129 + 2 * i);
-    pe[2 * (size_t)i] = u * std::cos(angle) - v * std::sin(angle);
-    pe[2 * (size_t)i + 1] = v * std::cos(angle) + u * std::sin(angle);
+    const size_t a = halves ? i : 2 * i, b = halves ? i + 32 : 2 * i + 1;
+    const double angle = (double)((float)position * inv_freq[(size_t)i]), u = bf16_float(q + 128 + a), v = bf16_float(q + 128 + b);
+    pe[a] = u * std::cos(angle) - v * std::sin(angle);
+    pe[b] = v * std::cos(angle) + u * std::sin(angle);
   }
   double top = -INFINITY, total = 0;
   for (int j = 0; j <= position; j++) {
@@ -127,7 +128,7 @@ static void unpack_bf16_record(const std::vector<uint8_t> &data, int mp, int row
 }
 
 // decode: `rows` sequences of their own, `context` tokens or up to a quarter fewer (`even`: none fewer); prefill: `rows` queries at the end of one sequence of `context` tokens.
-static void check_mla(int heads, int rows, int context, bool prefill, bool even = false) {
+static void check_mla(int heads, int rows, int context, bool prefill, bool even = false, bool halves = false) {
   Source kv_b = make_source((int64_t)heads * 256, 512, true);
   const Matrix w = pack(kv_b, true, 1);
   pack_into(kv_b, w, 0, true);
@@ -151,7 +152,7 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
   float *inv_freq = upload(freq);
   int *dp = upload(position), *dt = upload(table), *dg = upload(pages);
   const StepRows step = {nullptr, nullptr, dp, dt, dg, nullptr};
-  const Rope rope = {inv_freq, 64, 1, 1.0f};
+  const Rope rope = {inv_freq, 64, !halves, 1.0f};
   const float scale = 0.1352338f;
   const int blocks = (heads + 63) / 64, most_parts = mla_parts(rows, scratch.sms);
   const int mp = padded_rows(rows), padded_heads = heads + heads % 2;
@@ -163,20 +164,19 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
   // prefill
   const int key_blocks = (context + 63) / 64, pairs = (rows + 127) / 128;
   std::vector<PrefillPair> list;
-  std::vector<int> tile_row;
   for (int i = 0; i < pairs; i++) list.push_back({2 * i, i * 128, std::min(128, rows - i * 128), context - rows + i * 128, 0});
-  for (int r = 0; r < rows; r++) tile_row.push_back(r);
   PrefillPair *dl = upload(list);
-  int *dr = upload(tile_row);
   const Records latents = {device<uint8_t>(records_bytes(true, key_blocks * 64, 512)), key_blocks * 64, 1};
-  uint8_t *kv = device<uint8_t>((size_t)heads * key_blocks * 4 * 8192), *query = device<uint8_t>((size_t)pairs * 2 * heads * 3 * 8192);
+  uint8_t *kv = device<uint8_t>((size_t)heads * key_blocks * 4 * 8192);
+  float2 *angles = device<float2>((size_t)rows * 32);
   const AttendMla attend = {tiles, heads, scale, (uint8_t *)cache, step, true, parts, scratch.sms};
   auto run = [&](int) {
     if (prefill) {
-      latent_records((uint8_t *)cache, dg, latents, key_blocks, false, stream);
+      prefill_prepare({(uint8_t *)cache, dg, latents, false, step, rope, angles}, key_blocks, rows, stream);
       linear_kv_tiles(w, latents, kv, key_blocks, key_blocks * 64, scratch, stream);
-      query_tiles({q, query, heads, dr, step, rope}, rows, stream);
-      attend_prefill({query, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false, scratch.dealt, scratch.sms, 0}, pairs, stream);
+      attend_prefill({q, angles, rope.interleaved != 0, kv, heads, key_blocks, scale, (uint8_t *)cache, dg, dl, out, false, scratch.dealt,
+                      scratch.sms, 0},
+                     pairs, stream);
     } else {
       const AbsorbMla absorb = {uk, w.data, heads, scratch.sms, step, rope};
       absorb_q_mla(absorb, q, tiles, rows, stream);
@@ -200,7 +200,7 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
   const std::vector<bf16> host_cache = fetch(cache, cache_bytes / 2), host_q = fetch(q, (size_t)rows * heads * 192);
   for (size_t i = 0; i < kSamples; i++)
     reference_mla(host, &host_q[((size_t)row[i] * heads + head[i]) * 192], host_cache, pages.data() + table[(size_t)row[i]], head[i],
-                  position[(size_t)row[i]], freq, scale, prefill, &expected[i * 128]);
+                  position[(size_t)row[i]], freq, scale, prefill, halves, &expected[i * 128]);
   const double us = time_us(run, 5);
   double keys = 0;
   for (int p : position) keys += p + 1;
@@ -215,7 +215,7 @@ static void check_mla(int heads, int rows, int context, bool prefill, bool even 
   }
   free_source(kv_b);
   for (void *p : {(void *)w.data, (void *)uk, (void *)cache, (void *)q, (void *)inv_freq, (void *)dp, (void *)dt, (void *)dg,
-                  (void *)out.data, (void *)tiles, (void *)parts.partial, (void *)parts.lse, (void *)parts.of_row, (void *)dl, (void *)dr, (void *)latents.data,
-                  (void *)kv, (void *)query})
+                  (void *)out.data, (void *)tiles, (void *)parts.partial, (void *)parts.lse, (void *)parts.of_row, (void *)dl, (void *)latents.data,
+                  (void *)kv, (void *)angles})
     cudaFree(p);
 }
