@@ -27,13 +27,13 @@ constexpr float kSlack = 8;
 // ---------------------------------------------------------------------------------------------- runs
 
 struct Lengths { // of a step's rows, in shared memory
-  int keys[kMost];
+  int keys[kMost], table[kMost]; // StepRows' table
   int sums[kThreads / 32], found[3];
 };
 
 // A run: pieces of rows, in order.
 struct Run {
-  const int *keys;
+  const int *keys, *table;
   int row, page, left; // where the next piece begins; pages of the run that are left
 
   struct Piece {
@@ -68,7 +68,11 @@ __device__ bool find_run(const AttendMla &p, int rows, int index, int most, bool
   for (int i = 0; i < kEach; i++) {
     const int row = tid * kEach + i;
     int keys = 0;
-    if (row < rows && p.step.table[row] >= 0) keys = p.step.position[row] + 1;
+    if (row < rows) {
+      const int table = p.step.table[row], position = p.step.position[row]; // both on their way at once
+      if (table >= 0) keys = position + 1;
+      lengths->table[row] = table;
+    }
     if (row < kMost) lengths->keys[row] = keys;
     pages[i] = (keys + 63) / 64;
     mine += pages[i] + (pages[i] ? 1 << 21 : 0); // pages below, rows above
@@ -89,8 +93,9 @@ __device__ bool find_run(const AttendMla &p, int rows, int index, int most, bool
     all += lengths->sums[i];
   }
   const int total = all & ((1 << 21) - 1), runs = total ? runs_of(total, all >> 21, most) : 0;
-  auto run_at = [&](int page) { return (int)((((int64_t)page + 1) * runs - 1) / total); };
-  const int from = total ? (int)((int64_t)total * index / runs) : 0, to = total ? (int)((int64_t)total * (index + 1) / runs) : 0;
+  // Pages are fewer than 2^21, runs than 2^11.
+  auto run_at = [&](int page) { return (int)((((uint32_t)page + 1) * runs - 1) / total); };
+  const int from = total ? (int)((uint32_t)total * index / runs) : 0, to = total ? (int)((uint32_t)total * (index + 1) / runs) : 0;
   int at = before & ((1 << 21) - 1);
 #pragma unroll
   for (int i = 0; i < kEach; i++) {
@@ -104,41 +109,51 @@ __device__ bool find_run(const AttendMla &p, int rows, int index, int most, bool
     at += pages[i];
   }
   __syncthreads();
-  *run = {lengths->keys, lengths->found[0], lengths->found[1], to - from};
+  *run = {lengths->keys, lengths->table, lengths->found[0], lengths->found[1], to - from};
   return index < runs;
 }
 
 // ------------------------------------------------------------------------------------------- producer
 
 struct Barriers {
-  uint64_t q_full, q_empty;
-  uint64_t full[2][5];     // of a page: each two boxes, and the last
+  uint64_t q_full[5], q_empty;
+  uint64_t full[2][5];     // of a page: each two boxes, and the last; q_full likewise
   uint64_t empty[2][2];    // the halves of a page's latents; the last box is free with the later one
   uint64_t probs[2];       // of a page, with what they are relative to
 };
 
 // One thread: queries and pages of the run into shared memory.
 __device__ __forceinline__ void produce(const AttendMla &p, Run run, int block, int blocks, uint8_t *q, uint8_t *stages, Barriers *bar) {
+  const int heads = min(64, p.heads - block * 64);
   const uint64_t once = policy_evict_first();
   bool waited = !p.single;
   int c = 0; // pages so far
   uint32_t q_phase = 1;
   Run::Piece piece;
   while (run.next(&piece)) {
-    const int *list = p.step.pages + p.step.table[piece.row];
+    const int *list = p.step.pages + run.table[piece.row];
     bool has_q = false;
     int id = list[piece.first];
+    const int group = c & 1; // whose scores are the piece's first
     auto load_q = [&] {
       if (!waited) depend_wait();
       waited = has_q = true;
       mbar_wait(&bar->q_empty, q_phase);
-      mbar_arrive_expect(&bar->q_full, kQ);
-      bulk_load(q, p.q + ((size_t)piece.row * blocks + block) * kQ, kQ, &bar->q_full, once);
+      const uint8_t *from = p.q + ((size_t)piece.row * blocks + block) * kQ;
+      for (int i = 0; i < 5; i++) {
+        const int pair = i == 4 ? 4 : i ^ group << 1, boxes = i == 4 ? 1 : 2;
+        mbar_arrive_expect(&bar->q_full[pair], boxes * heads * 128);
+        if (heads == 64) bulk_load(q + 2 * pair * kBox, from + 2 * pair * kBox, boxes * kBox, &bar->q_full[pair], once);
+        else
+          for (int box = 2 * pair; box < 2 * pair + boxes; box++)
+            bulk_load(q + box * kBox, from + box * kBox, heads * 128, &bar->q_full[pair], once);
+      }
       q_phase ^= 1;
     };
     for (int i = piece.first; i < piece.last; i++, c++) {
       // The first pages may come before the kernel in front is done, but for a row's last one: it holds this step's token.
-      if (!has_q && (waited || c == 2 || (i + 1) * 64 >= piece.keys)) load_q();
+      // Later pieces' first pages come before their queries, whose place is the last that the piece before leaves.
+      if (!has_q && (waited ? i > piece.first : c == 2 || (i + 1) * 64 >= piece.keys)) load_q();
       const int s = c & 1, phase = (c >> 1 & 1) ^ 1;
       const uint8_t *page = p.cache + (size_t)id * kPage;
       uint8_t *to = stages + s * kPage;
@@ -203,13 +218,14 @@ struct Group { // one warpgroup's view
   int group, r, t4;
   float scale; // of scores, for exp2
 
-  // Scores of page c: its boxes in the order in which they come.
-  __device__ __forceinline__ void issue_scores(uint32_t c, float (&score)[32]) const {
+  // Scores of page c: its boxes in the order in which they come. `first`: of this warpgroup with the queries of piece `turn`.
+  __device__ __forceinline__ void issue_scores(uint32_t c, bool first, int turn, float (&score)[32]) const {
     const int s = c & 1, phase = c >> 1 & 1;
     keep_registers(score);
 #pragma unroll
     for (int i = 0; i < 5; i++) {
       const int k = i == 4 ? 4 : i ^ group << 1; // pair of boxes
+      if (first) mbar_wait(&shared->bar.q_full[k], turn);
       mbar_wait(&shared->bar.full[s][k], phase);
       wgmma_fence();
 #pragma unroll
@@ -266,7 +282,7 @@ struct Group { // one warpgroup's view
     arrive(&shared->bar.probs[group]);
   }
   // The pages [begin, end) of the run, those of one piece.
-  __device__ __forceinline__ void attend(const Run::Piece &piece, uint32_t begin, uint32_t end, Sums *sums) const {
+  __device__ __forceinline__ void attend(const Run::Piece &piece, uint32_t begin, uint32_t end, int turn, Sums *sums) const {
     Barriers *bar = &shared->bar;
     const uint32_t other = group ^ 1;
     float score[32], added[2];
@@ -280,7 +296,7 @@ struct Group { // one warpgroup's view
         refer(sums, before, scale);
         issue_values(c - 1, sums);
       }
-      issue_scores(c, score);
+      issue_scores(c, c < begin + 2, turn, score);
       wgmma_wait<1>();
       if (c > begin) arrive(&bar->empty[(c - 1) & 1][group]);
       wgmma_wait<0>();
@@ -341,18 +357,31 @@ struct Group { // one warpgroup's view
       const int head = r + 8 * h;
       const float all = shared->sums[turn][0][head] + shared->sums[turn][1][head], inverse = __fdividef(1.0f, all);
       const size_t to = (size_t)part * p.heads + block * 64 + head;
-      __half *out = p.parts.partial + to * 512 + group * 256;
+      const bool odd = head & 1;
+      // Of this lane's head and of the one four lanes away, of which it stores some.
+      __half *out[2] = {p.parts.partial + (to - odd) * 512 + group * 256, p.parts.partial + (to + !odd) * 512 + group * 256};
 #pragma unroll
-      for (int j = 0; j < 32; j += 4) {
-        // Four lanes have two columns each of four chunks of eight; afterwards each has a chunk.
-        uint32_t v[4];
+      for (int j = 0; j < 32; j += 8) {
+        // Four lanes have two columns each of eight chunks of eight columns. Afterwards each has two of the chunks; and eight lanes that have
+        // two heads store a line of one, then of the other: lines in halves take three times as long.
+        uint32_t v[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const __half2 two = __floats2half2_rn(sums->o[4 * (j + i) + 2 * h] * inverse, sums->o[4 * (j + i) + 2 * h + 1] * inverse);
+          v[i / 4][i % 4] = *(const uint32_t *)&two;
+        }
+        turn_words(v[0]);
+        turn_words(v[1]);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const __half2 two = __floats2half2_rn(sums->o[4 * (j + i) + 2 * h] * inverse, sums->o[4 * (j + i) + 2 * h + 1] * inverse);
-          v[i] = *(const uint32_t *)&two;
+          const uint32_t got = __shfl_xor_sync(~0u, odd ? v[0][i] : v[1][i], 4);
+          if (odd) v[0][i] = got;
+          else v[1][i] = got;
         }
-        turn_words(v);
-        if (head < heads) *(uint4 *)(out + (j + t4) * 8) = make_uint4(v[0], v[1], v[2], v[3]);
+        const int column = (j + t4 + 4 * odd) * 8;
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+          if ((head & ~1) + i < heads) *(uint4 *)(out[i] + column) = make_uint4(v[i][0], v[i][1], v[i][2], v[i][3]);
       }
       if (group == 0 && t4 == 0 && head < heads) p.parts.lse[to] = sums->reference[h] * p.scale + logf(all);
     }
@@ -368,8 +397,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_mla_kernel(const AttendMla
   depend_launch();
   if (tid == 0) {
     Barriers *bar = &shared.bar;
-    mbar_init(&bar->q_full, 1);
     mbar_init(&bar->q_empty, 8);
+    for (int k = 0; k < 5; k++) mbar_init(&bar->q_full[k], 1);
     for (int i = 0; i < 2; i++) {
       for (int k = 0; k < 5; k++) mbar_init(&bar->full[i][k], 1);
       mbar_init(&bar->empty[i][0], 4);
@@ -378,6 +407,13 @@ __global__ void __launch_bounds__(kThreads, 1) attend_mla_kernel(const AttendMla
     }
     mbar_init_fence();
   }
+  // Heads that there are not: zeros, whose scores move no reference.
+  const int heads = min(64, p.heads - block * 64);
+  for (int i = tid; i < 9 * (64 - heads) * 8; i += kThreads) {
+    const int line = i / 8;
+    *(uint4 *)(q + line / (64 - heads) * kBox + (heads + line % (64 - heads)) * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
+  }
+  async_fence();
   if (!p.single) depend_wait(); // of_row is the same in all of a step's launches, or else must be read first
   Run run;
   // Its barriers show the others' work above.
@@ -402,10 +438,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend_mla_kernel(const AttendMla
     for (int i = 0; i < 128; i++) sums.o[i] = 0;
 #pragma unroll
     for (int h = 0; h < 2; h++) sums.sum[h] = 0, sums.reference[h] = -INFINITY;
-    mbar_wait(&shared.bar.q_full, turn);
     piece = {uniform(piece.row), uniform(piece.first), uniform(piece.last), uniform(piece.keys)};
     const uint32_t end = at + (uint32_t)(piece.last - piece.first);
-    group.attend(piece, at, end, &sums);
+    group.attend(piece, at, end, turn, &sums);
     group.put_part(&sums, piece.row + index, block, turn);
     at = end;
   }

@@ -239,7 +239,7 @@ struct AbsorbPlain { // any dimensions
 void absorb_q_plain(const AbsorbPlain &p, const bf16 *q, bf16 *out, int rows, cudaStream_t stream);
 // latent [T][heads][kv_lora] -> out [T][heads * v]
 void absorb_v_plain(const AbsorbPlain &p, const float *latent, bf16 *out, int rows, cudaStream_t stream);
-// 128 + 64 + 128 + 512 of DeepSeek-V3. Query tiles: 64 heads x 64 columns, swizzled; [T][ceil(heads / 64)][9].
+// absorb_mla.cu: 128 + 64 + 128 + 512 of DeepSeek-V3. Query tiles: 64 heads x 64 columns, swizzled; [T][ceil(heads / 64)][9].
 struct AbsorbMla {
   const uint8_t *uk; // tiles of UK_h^T [512][128], head after head: 8 tiles each
   const uint8_t *kv_b; // packed [heads * 256][512]

@@ -5,6 +5,7 @@
 // nothing and are in shared memory, or on their way, before the wait; few CTAs behind those of the heads write keys to the cache.
 #include "absorb.cuh"
 #include "norm.cuh"
+#include "words.cuh"
 
 namespace mob {
 namespace {
@@ -161,39 +162,6 @@ __device__ __forceinline__ void norm_rows_to(const Few &f, const Columns &column
   group_sync<kWorkers>(1);
 }
 
-// This thread's words from all CTAs of the head, in their order.
-__device__ __forceinline__ void take_parts(float *from, int parts, float (&sum)[kWords], Waits *waits) {
-  uint4 v[kMostSplit];
-  uint32_t start = 0;
-  for (int tries = 0;; tries++) {
-    bool there = true;
-#pragma unroll
-    for (int g = 0; g < kMostSplit; g++)
-      if (g < parts) v[g] = load_relaxed_gpu(from + g * kWorkers * 4);
-#pragma unroll
-    for (int g = 0; g < kMostSplit; g++)
-      if (g < parts) there = there && v[g].x != ~0u && v[g].y != ~0u && v[g].z != ~0u && v[g].w != ~0u;
-    if (there) break;
-    spin_pause();
-    if (tries % 1024 == 1023) {
-      const uint32_t now = clock_ticks();
-      if (!start) start = now;
-      if (give_up_here(waits, now - start)) break;
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kWords; j++) sum[j] = 0;
-#pragma unroll
-  for (int g = 0; g < kMostSplit; g++) {
-    if (g >= parts) break;
-    store_relaxed_gpu(from + g * kWorkers * 4, make_uint4(~0u, ~0u, ~0u, ~0u));
-    sum[0] += __uint_as_float(v[g].x);
-    sum[1] += __uint_as_float(v[g].y);
-    sum[2] += __uint_as_float(v[g].z);
-    sum[3] += __uint_as_float(v[g].w);
-  }
-}
-
 // 32 latent columns of all tokens: rows 32 * half of a tile of UK. q: [token][128], halves.
 __device__ __forceinline__ void absorb_columns(const uint8_t *tile, float scale, int half_box, const __half *q, uint8_t *tiles, size_t token_bytes,
                                                int rows, int head) {
@@ -286,7 +254,11 @@ __global__ void __launch_bounds__(kThreads, 1) mla_queries_few_kernel(const Few 
     const int takers = block < 2 ? f.split : 1; // the roped part is the first one's
     for (int to = 0; to < takers; to++)
       give_partial<kWords, kWorkers * 4>(inbox + (size_t)to * kPartialFloats + part * kWords * kWorkers, sum);
-    if (part < takers) take_parts(inbox + (size_t)part * kPartialFloats, f.split, sum, f.p.waits);
+    if (part < takers) {
+#pragma unroll
+      for (int j = 0; j < kWords; j++) sum[j] = 0;
+      take_partials<kWords, kMostSplit>(inbox + (size_t)part * kPartialFloats, f.split, (size_t)kWorkers * 4, sum, f.p.waits);
+    }
   }
   // As bf16, which is what another linear would leave.
   const int n = warp % 8 * 16 + g;

@@ -526,7 +526,7 @@ int main() {
       for (int m : {8, 64, 256}) check_experts("experts gate + up", kind, m, 256, 8, 4096 / tp, 7168, routing(kind, m, 256, 8));
     for (int m : {4, 8}) check_experts_few("even", m, 2048 / tp);
     for (const char *kind : {"8 experts", "one has all"}) check_experts_few(kind, 8, 2048 / tp);
-    for (int rows : {1, 8, 64}) check_mla(128 / tp, rows, 1024, false);
+    for (int rows : {1, 8, 64, 256}) check_mla(128 / tp, rows, 1024, false);
     check_mla(128 / tp, 1, 4000, false);
     check_mla(128 / tp, 64, 4096, false, true);
     check_mla(128 / tp, 1024, 1024, true);

@@ -65,11 +65,16 @@ static void test_decode(void **) {
   check_mla(64, 2, 150, false);
   check_mla(66, 2, 70, false); // more heads than a block has
   check_mla(2, 26, 70, false);
+  check_mla(1, 40, 70, false);  // several CTAs a head
+  check_mla(2, 50, 70, false);
+  check_mla(2, 150, 70, false); // several tiles of tokens a CTA
 }
 
 static void test_prefill(void **) {
   check_mla(2, 150, 150, true);
   check_mla(1, 70, 270, true); // behind others
+  check_mla(1, 129, 330, true, false, true);
+  check_mla(2, 65, 66, true); // one query alone in a warpgroup, behind one
 }
 
 static int set_up(void **) {
