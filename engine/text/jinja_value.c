@@ -45,9 +45,9 @@ mob__jvalue_t mob__j_undefined(mob__jinja_t *r, const char *fmt, ...) {
   char text[256];
   va_list args;
   va_start(args, fmt);
-  vsnprintf(text, sizeof text, fmt, args);
+  mob_utf8_vformat(text, sizeof text, fmt, args);
   va_end(args);
-  size_t len = mob_utf8_valid_prefix(text, strlen(text));
+  size_t len = strlen(text);
   char *copy = mob__j_alloc(r, len + 1);
   memcpy(copy, text, len);
   return (mob__jvalue_t){.type = MOB__J_UNDEFINED, .u.s = {copy, len}};

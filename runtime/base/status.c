@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/base/utf8.h"
+
 static _Thread_local char message[1024];
 
 mob_status mob_fail(mob_status code, const char *fmt, ...) {
@@ -12,23 +14,20 @@ mob_status mob_fail(mob_status code, const char *fmt, ...) {
   char text[sizeof message];
   va_list args;
   va_start(args, fmt);
-  vsnprintf(text, sizeof text, fmt, args);
+  mob_utf8_vformat(text, sizeof text, fmt, args);
   va_end(args);
   memcpy(message, text, sizeof text);
   return code;
 }
 
 mob_status mob_wrap(mob_status code, const char *fmt, ...) {
-  char text[sizeof message];
+  char former[sizeof message], around[sizeof message];
+  memcpy(former, message, sizeof message);
   va_list args;
   va_start(args, fmt);
-  int n = vsnprintf(text, sizeof text, fmt, args);
+  mob_utf8_vformat(around, sizeof around, fmt, args);
   va_end(args);
-  if (n >= 0 && (size_t)n < sizeof text) {
-    snprintf(text + n, sizeof text - (size_t)n, ": %s", message);
-  }
-  memcpy(message, text, sizeof text);
-  return code;
+  return mob_fail(code, "%s: %s", around, former);
 }
 
 const char *mob_errmsg(void) {

@@ -1,5 +1,7 @@
 #include "runtime/base/utf8.h"
 
+#include <stdio.h>
+
 #include <string.h>
 
 #define REPLACEMENT "\xEF\xBF\xBD"
@@ -88,6 +90,13 @@ size_t mob_utf8_back(const char *text, size_t pos) {
   size_t n = 1;
   while (n < pos && ((uint8_t)text[pos - n] & 0xC0) == 0x80) n++;
   return n;
+}
+
+void mob_utf8_vformat(char *to, size_t cap, const char *fmt, va_list args) {
+  int wanted = vsnprintf(to, cap, fmt, args);
+  if (wanted < 0 || (size_t)wanted < cap || cap < 2) return;
+  size_t last = cap - 1 - mob_utf8_back(to, cap - 1), width = cap - 1 - last;
+  if (mob_utf8_valid_prefix(to + last, width) < width) to[last] = 0;
 }
 
 void mob_utf8_lossy_feed(mob_utf8_lossy_t *s, const void *bytes, size_t len, mob_buf_t *out) {

@@ -2,6 +2,7 @@
 #ifndef MOB_BASE_UTF8_H
 #define MOB_BASE_UTF8_H
 
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,6 +19,10 @@ size_t mob_utf8_encode(uint32_t cp, char out[4]);
 size_t mob_utf8_count(const char *text, size_t len); // characters of well-formed text
 // Bytes from `pos` back to the start of the character that ends there (`pos` > 0).
 size_t mob_utf8_back(const char *text, size_t pos);
+// vsnprintf() that, where it must cut, cuts between characters: the rest is still UTF-8, which JSON
+// and protobuf insist on.
+void mob_utf8_vformat(char *to, size_t cap, const char *fmt, va_list args)
+    __attribute__((format(printf, 3, 0)));
 
 // Decoding in pieces. Ill-formed bytes become U+FFFD, one for each maximal subpart (Unicode 15,
 // §3.9), as Python's bytes.decode('utf-8', 'replace') and Rust's String::from_utf8_lossy do it.

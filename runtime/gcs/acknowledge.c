@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "runtime/base/log.h"
+#include "runtime/base/utf8.h"
 #include "runtime/gcs/acknowledge.h"
 
 Ray__Rpc__GcsStatus *mob__gcs_status(mob_gcs_t *gcs, int code, const char *fmt, ...) {
@@ -12,7 +13,7 @@ Ray__Rpc__GcsStatus *mob__gcs_status(mob_gcs_t *gcs, int code, const char *fmt, 
   gcs->status.code = code;
   va_list args;
   va_start(args, fmt);
-  vsnprintf(gcs->status_text, sizeof gcs->status_text, fmt, args);
+  mob_utf8_vformat(gcs->status_text, sizeof gcs->status_text, fmt, args);
   va_end(args);
   if (gcs->status_text[0]) gcs->status.message = gcs->status_text;
   return &gcs->status;

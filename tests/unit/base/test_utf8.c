@@ -5,6 +5,7 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "runtime/base/status.h"
 #include "runtime/base/utf8.h"
 
 #define R "\xEF\xBF\xBD"
@@ -95,11 +96,49 @@ static void test_lossy(void **state) {
   }
 }
 
+static void format(char *to, size_t cap, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  mob_utf8_vformat(to, cap, fmt, args);
+  va_end(args);
+}
+
+static void test_format_cuts_between_characters(void **state) {
+  (void)state;
+  static const struct {
+    const char *text, *want; // in 6 bytes
+  } cases[] = {{"abcde", "abcde"},
+               {"abcdef", "abcde"},
+               {"abcd\xC3\xA9", "abcd"},
+               {"abc\xC3\xA9", "abc\xC3\xA9"},
+               {"abc\xC3\xA9\xC3\xA9", "abc\xC3\xA9"},
+               {"abc\xE4\xBD\xA0", "abc"},
+               {"a\xF0\x9F\x98\x80", "a\xF0\x9F\x98\x80"},
+               {"ab\xF0\x9F\x98\x80", "ab"},
+               {"\xFF\xFE", "\xFF\xFE"}}; // what is no text is not judged
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char got[6];
+    format(got, sizeof got, "%s", cases[i].text);
+    assert_string_equal(got, cases[i].want);
+  }
+  char long_text[2000];
+  for (size_t i = 0; i < sizeof long_text - 1; i++) long_text[i] = "\xC3\xA9"[i % 2];
+  long_text[sizeof long_text - 1] = 0;
+  for (int front = 0; front < 2; front++) {
+    mob_fail(MOB_E_IO, "%.*s%s", front, "x", long_text);
+    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())), strlen(mob_errmsg()));
+    mob_wrap(MOB_E_IO, "%s", "y");
+    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())), strlen(mob_errmsg()));
+    assert_true(strlen(mob_errmsg()) > 1000);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_valid_prefix),
       cmocka_unit_test(test_every_character),
       cmocka_unit_test(test_lossy),
+      cmocka_unit_test(test_format_cuts_between_characters),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -161,6 +161,26 @@ static void test_golden_bytes(void **state) {
 
 // ------------------------------------------------------------------------------------------- nodes
 
+// A status that is too long for the reply is cut between characters: clients refuse broken UTF-8.
+static void test_long_names(void **state) {
+  (void)state;
+  cluster_t c;
+  cluster_open(&c);
+  char name[2 * 1024 + 2] = "";
+  for (int front = 0; front < 2; front++) {
+    strcpy(name, front ? "x" : "");
+    for (int i = 0; i < 1024; i++) strcat(name, "\u00e9");
+    Ray__Rpc__GetNamedActorInfoRequest request = RAY__RPC__GET_NAMED_ACTOR_INFO_REQUEST__INIT;
+    request.name = name;
+    Ray__Rpc__GetNamedActorInfoReply *reply =
+        ask(&c, "/ray.rpc.ActorInfoGcsService/GetNamedActorInfo", &request,
+            &ray__rpc__get_named_actor_info_reply__descriptor);
+    assert_true(strlen(reply->status->message) > 1000);
+    mob_pb_free(reply);
+  }
+  cluster_close(&c);
+}
+
 static void test_nodes(void **state) {
   (void)state;
   cluster_t c;
@@ -621,6 +641,7 @@ int main(void) {
       cmocka_unit_test(test_kv),
       cmocka_unit_test(test_multi_get),
       cmocka_unit_test(test_golden_bytes),
+      cmocka_unit_test(test_long_names),
       cmocka_unit_test(test_nodes),
       cmocka_unit_test(test_silent_node),
       cmocka_unit_test(test_raylet_health),
