@@ -430,6 +430,12 @@ void mob__actor_retire(mob__actor_t *actor) {
 
 // --------------------------------------------------------------------------------- after a restart
 
+// Of a row: restarts, and those of them that the budget does not pay.
+static bool counts_fit(const Ray__Rpc__ActorTableData *data) {
+  return data->num_restarts >= 0 && data->num_restarts < INT64_MAX / 2 &&
+         data->num_restarts_due_to_node_preemption <= (uint64_t)data->num_restarts;
+}
+
 void mob__actors_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const void *value,
                          size_t value_len) {
   mob__actors_t *actors = gcs->actors;
@@ -437,6 +443,12 @@ void mob__actors_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const 
   Ray__Rpc__ActorTableData *data = mob__restore_row(
       "actor", &ray__rpc__actor_table_data__descriptor, key, key_len, value, value_len);
   if (!data) return;
+  if (!counts_fit(data)) {
+    MOB_ERROR("the actor %s in the store is left out: its restarts are out of range",
+              mob_id_text_of(key, key_len).text);
+    mob_pb_free(data);
+    return;
+  }
   mob__actor_t *actor = MOB_NEW(mob__actor_t);
   actor->gcs = gcs;
   actor->restored = true;

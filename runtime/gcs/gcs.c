@@ -49,8 +49,7 @@ void mob__gcs_schedule_soon(mob_gcs_t *gcs) {
     uv_timer_start(&gcs->pass, on_pass, 0, 0);
 }
 
-static void on_tick(uv_timer_t *timer) {
-  mob_gcs_t *gcs = timer->data;
+void mob__gcs_tick(mob_gcs_t *gcs) {
   mob__nodes_tick(gcs);
   mob__syncer_tick(gcs);
   mob__health_tick(gcs);
@@ -59,6 +58,10 @@ static void on_tick(uv_timer_t *timer) {
   mob__pubsub_tick(gcs);
   mob__pgs_tick(gcs);
   mob__actors_tick(gcs);
+}
+
+static void on_tick(uv_timer_t *timer) {
+  mob__gcs_tick(timer->data);
 }
 
 // A call of another cluster's client is refused: its id says which cluster it believes to talk to.

@@ -103,6 +103,8 @@ void mob__gcs_job_finished(mob_gcs_t *gcs, const uint8_t job_id[MOB_JOB_ID_SIZE]
 void mob__gcs_worker_dead(mob_gcs_t *gcs, const Ray__Rpc__WorkerTableData *worker);
 // Something may have become placeable: a scheduling pass runs on the next turn of the loop.
 void mob__gcs_schedule_soon(mob_gcs_t *gcs);
+// What time brings: silence, back-offs, time-outs. Every 250 ms.
+void mob__gcs_tick(mob_gcs_t *gcs);
 
 // ------------------------------------------------------------------------------------------- nodes
 

@@ -220,6 +220,40 @@ void mob__pgs_each_waiting(mob_gcs_t *gcs, mob__pg_fn fn, void *arg) {
   }
 }
 
+// ----------------------------------------------------------------------------------------- bundles
+
+// NULL when they can be placed, else why not.
+static const char *check_bundles(int strategy, Ray__Rpc__Bundle *const *bundles, size_t n) {
+  if (n == 0) return "A placement group needs at least one bundle.";
+  if ((unsigned)strategy > RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD) return "Unknown strategy.";
+  for (size_t i = 0; i < n; i++) {
+    bool any = false;
+    for (size_t k = 0; k < bundles[i]->n_unit_resources; k++) {
+      double value = bundles[i]->unit_resources[k]->value;
+      if (!(value >= 0) || value > 1e14)
+        return "A resource of a bundle is negative or out of range.";
+      any = any || value > 0;
+    }
+    if (!any) return "A bundle asks for nothing: every bundle needs at least one resource above 0.";
+  }
+  return NULL;
+}
+
+// What each bundle of the table's row needs, and its id.
+static void take_bundles(mob__pg_t *pg) {
+  pg->bundles = MOB_NEW_ARRAY(mob__bundle_t, pg->data->n_bundles);
+  for (size_t i = 0; i < pg->data->n_bundles; i++) {
+    Ray__Rpc__Bundle *bundle = pg->data->bundles[i];
+    mob_resources_read(&pg->bundles[i].need, bundle->unit_resources, bundle->n_unit_resources);
+    if (!bundle->bundle_id) {
+      bundle->bundle_id = MOB_NEW(Ray__Rpc__Bundle__BundleIdentifier);
+      ray__rpc__bundle__bundle_identifier__init(bundle->bundle_id);
+    }
+    mob_pb_set_bytes(&bundle->bundle_id->placement_group_id, pg->id, sizeof pg->id);
+    bundle->bundle_id->bundle_index = (int32_t)i;
+  }
+}
+
 // --------------------------------------------------------------------------------- after a restart
 
 // A reservation that was under way is begun anew: nodes give up the bundles that are not named to
@@ -232,6 +266,13 @@ void mob__pgs_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const voi
       mob__restore_row("placement group", &ray__rpc__placement_group_table_data__descriptor, key,
                        key_len, value, value_len);
   if (!data) return;
+  const char *bad = check_bundles((int)data->strategy, data->bundles, data->n_bundles);
+  if (bad) {
+    MOB_ERROR("the placement group %s in the store is left out: %s",
+              mob_id_text_of(key, key_len).text, bad);
+    mob_pb_free(data);
+    return;
+  }
   mob__pg_t *pg = MOB_NEW(mob__pg_t);
   pg->gcs = gcs;
   pg->restored = true;
@@ -246,10 +287,9 @@ void mob__pgs_restore(mob_gcs_t *gcs, const void *key, size_t key_len, const voi
   }
   bool held = data->state == STATE(CREATED) || data->state == STATE(RESCHEDULING);
   if (data->state == STATE(PREPARED)) data->state = STATE(PENDING);
-  pg->bundles = MOB_NEW_ARRAY(mob__bundle_t, data->n_bundles);
+  take_bundles(pg);
   for (size_t i = 0; i < data->n_bundles; i++) {
     Ray__Rpc__Bundle *bundle = data->bundles[i];
-    mob_resources_read(&pg->bundles[i].need, bundle->unit_resources, bundle->n_unit_resources);
     if (held && bundle->node_id.len == MOB_NODE_ID_SIZE) {
       pg->bundles[i].state = MOB__BUNDLE_COMMITTED;
     } else {
@@ -306,20 +346,7 @@ static const char *check_spec(const Ray__Rpc__PlacementGroupSpec *spec) {
   if (!spec) return "The request carries no specification.";
   if (spec->placement_group_id.len != MOB_PG_ID_SIZE)
     return "The placement group id is not 18 bytes long.";
-  if (spec->n_bundles == 0) return "A placement group needs at least one bundle.";
-  if ((unsigned)spec->strategy > RAY__RPC__PLACEMENT_STRATEGY__STRICT_SPREAD)
-    return "Unknown strategy.";
-  for (size_t i = 0; i < spec->n_bundles; i++) {
-    bool any = false;
-    for (size_t k = 0; k < spec->bundles[i]->n_unit_resources; k++) {
-      double value = spec->bundles[i]->unit_resources[k]->value;
-      if (!(value >= 0) || value > 1e14)
-        return "A resource of a bundle is negative or out of range.";
-      any = any || value > 0;
-    }
-    if (!any) return "A bundle asks for nothing: every bundle needs at least one resource above 0.";
-  }
-  return NULL;
+  return check_bundles(spec->strategy, spec->bundles, spec->n_bundles);
 }
 
 static mob__pg_t *new_pg(mob_gcs_t *gcs, const Ray__Rpc__PlacementGroupSpec *spec) {
@@ -347,18 +374,9 @@ static mob__pg_t *new_pg(mob_gcs_t *gcs, const Ray__Rpc__PlacementGroupSpec *spe
   data.placement_group_creation_timestamp_ms = mob_wall_ms();
   data.stats = &stats;
   pg->data = mob_pb_clone(&data);
-  pg->bundles = MOB_NEW_ARRAY(mob__bundle_t, spec->n_bundles);
-  for (size_t i = 0; i < spec->n_bundles; i++) {
-    Ray__Rpc__Bundle *bundle = pg->data->bundles[i];
-    mob_resources_read(&pg->bundles[i].need, bundle->unit_resources, bundle->n_unit_resources);
-    mob_pb_set_bytes(&bundle->node_id, NULL, 0);
-    if (!bundle->bundle_id) {
-      bundle->bundle_id = MOB_NEW(Ray__Rpc__Bundle__BundleIdentifier);
-      ray__rpc__bundle__bundle_identifier__init(bundle->bundle_id);
-    }
-    mob_pb_set_bytes(&bundle->bundle_id->placement_group_id, pg->id, sizeof pg->id);
-    bundle->bundle_id->bundle_index = (int32_t)i;
-  }
+  take_bundles(pg);
+  for (size_t i = 0; i < spec->n_bundles; i++)
+    mob_pb_set_bytes(&pg->data->bundles[i]->node_id, NULL, 0);
   return pg;
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime/base/hex.h"
+#include "runtime/base/mem.h"
 
 #define ONE 10000
 
@@ -312,7 +313,7 @@ void mob_ledger_give(mob_ledger_t *ledger, mob_holding_t *holding) {
 static void view_whole_group(const mob_ledger_t *ledger, size_t first, mob_ledger_fn fn,
                              void *arg) {
   const mob_bundle_slot_t *slot = ledger->bundles.at[first];
-  char hex[2 * MOB_NODE_PG_LEN + 1], name[256];
+  char hex[2 * MOB_NODE_PG_LEN + 1];
   mob_hex(slot->pg, MOB_NODE_PG_LEN, hex);
   mob_pool_t sum = {0};
   for (size_t i = first; i < ledger->bundles.len; i++) {
@@ -331,8 +332,9 @@ static void view_whole_group(const mob_ledger_t *ledger, size_t first, mob_ledge
   }
   for (size_t e = 0; e < sum.entries.len; e++) {
     const mob_pool_entry_t *entry = &sum.entries.at[e];
-    snprintf(name, sizeof name, "%s_group_%s", entry->name, hex);
+    char *name = mob_sprintf("%s_group_%s", entry->name, hex);
     fn(arg, name, mob_unfixed(entry->total), mob_unfixed(entry->free));
+    free(name);
   }
   mob_pool_free(&sum);
 }
@@ -344,13 +346,14 @@ void mob_ledger_view(const mob_ledger_t *ledger, mob_ledger_fn fn, void *arg) {
   }
   for (size_t i = 0; i < ledger->bundles.len; i++) {
     const mob_bundle_slot_t *slot = ledger->bundles.at[i];
-    char hex[2 * MOB_NODE_PG_LEN + 1], name[256];
+    char hex[2 * MOB_NODE_PG_LEN + 1];
     if (!slot->committed) continue;
     mob_hex(slot->pg, MOB_NODE_PG_LEN, hex);
     for (size_t e = 0; e < slot->pool.entries.len; e++) {
       const mob_pool_entry_t *entry = &slot->pool.entries.at[e];
-      snprintf(name, sizeof name, "%s_group_%d_%s", entry->name, slot->index, hex);
+      char *name = mob_sprintf("%s_group_%d_%s", entry->name, slot->index, hex);
       fn(arg, name, mob_unfixed(entry->total), mob_unfixed(entry->free));
+      free(name);
     }
     bool first = true;
     for (size_t j = 0; j < i && first; j++) {

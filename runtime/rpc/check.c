@@ -86,5 +86,6 @@ static mob_status check(const ProtobufCMessageDescriptor *desc, const uint8_t *a
 }
 
 mob_status mob_pb_check(const ProtobufCMessageDescriptor *desc, const void *data, size_t len) {
+  if (len == 0) return MOB_OK; // `data` may be NULL
   return check(desc, data, (const uint8_t *)data + len, 0);
 }

@@ -4,91 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/base/map.h"
+#include "runtime/rpc/message.h"
+#include "tests/unit/gcs/kept_store.h"
 
 #define PG(name) RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__PLACEMENT_GROUP_STATE__##name
 #define ACTOR(name) RAY__RPC__ACTOR_TABLE_DATA__ACTOR_STATE__##name
-
-// A store that outlives the GCS, in memory.
-typedef struct row {
-  size_t len;
-  uint8_t data[];
-} row_t;
-
-typedef struct kept {
-  mob_store_t base;
-  mob_map_t tables[MOB_TABLE_COUNT];
-} kept_t;
-
-static void put(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
-                const void *value, size_t value_len, mob_store_done_fn done, void *arg) {
-  row_t *row = mob_malloc(sizeof *row + value_len);
-  row->len = value_len;
-  if (value_len) memcpy(row->data, value, value_len);
-  free(mob_map_put(&((kept_t *)store)->tables[table], key, key_len, row));
-  if (done) done(arg, MOB_OK);
-}
-
-static void del(mob_store_t *store, mob_table_t table, const void *key, size_t key_len,
-                mob_store_done_fn done, void *arg) {
-  free(mob_map_remove(&((kept_t *)store)->tables[table], key, key_len));
-  if (done) done(arg, MOB_OK);
-}
-
-static void sync_store(mob_store_t *store, mob_store_done_fn done, void *arg) {
-  (void)store;
-  done(arg, MOB_OK);
-}
-
-static mob_status load(mob_store_t *store, mob_table_t table, mob_store_each_fn each, void *arg) {
-  for (int twice = 0; twice < 2; twice++) { // as a store may
-    mob_map_t *map = &((kept_t *)store)->tables[table];
-    for (mob_map_entry_t *e = NULL; (e = mob_map_next(map, e));) {
-      const row_t *row = e->value;
-      each(arg, e->key, e->key_len, row->data, row->len);
-    }
-  }
-  return MOB_OK;
-}
-
-static void close_store(mob_store_t *store, void (*done)(void *arg), void *arg) {
-  (void)store;
-  if (done) done(arg);
-}
-
-static kept_t new_store(void) {
-  return (kept_t){.base = {"kept", true, put, del, sync_store, load, close_store}};
-}
-
-static void free_store(kept_t *kept) {
-  for (int t = 0; t < MOB_TABLE_COUNT; t++) {
-    for (mob_map_entry_t *e = NULL; (e = mob_map_next(&kept->tables[t], e));) free(e->value);
-    mob_map_free(&kept->tables[t]);
-  }
-}
-
-// What a process that dies leaves: the store as it is before the GCS takes leave of anybody.
-static kept_t copy_of(const kept_t *kept) {
-  kept_t copy = new_store();
-  for (int t = 0; t < MOB_TABLE_COUNT; t++) {
-    for (mob_map_entry_t *e = NULL; (e = mob_map_next(&kept->tables[t], e));) {
-      const row_t *row = e->value;
-      put(&copy.base, (mob_table_t)t, e->key, e->key_len, row->data, row->len, NULL, NULL);
-    }
-  }
-  return copy;
-}
 
 static const char *const one_stage[] = {"GPU=8"};
 
 static void test_groups_and_actors(void **state) {
   (void)state;
-  kept_t store = new_store();
+  kept_rows_t *store = kept_rows_new();
   cluster_t c;
   fake_node_t a = {0};
   answer_t running, under_way, waits;
   actor_id_t runs, half, queued;
-  cluster_open_with(&c, &store.base);
+  cluster_open_with(&c, kept_store(store, false));
   add_job(&c, 1, "ns");
   node_join(&c, &a, "127.0.0.1", "CPU=4 GPU=16", false);
   pg_id_t placed =
@@ -108,7 +39,7 @@ static void test_groups_and_actors(void **state) {
   pg_id_t begun =
       create_group(&c, "begun", RAY__RPC__PLACEMENT_STRATEGY__PACK, 1, one_stage, true, NULL);
   WAIT_FOR(&c, a.held_prepare != NULL);
-  kept_t left = copy_of(&store);
+  kept_rows_t *left = kept_rows_copy(store);
   // The former cluster goes; nothing of its leave-taking reaches what was left.
   Ray__Rpc__PushTaskReply pushed = RAY__RPC__PUSH_TASK_REPLY__INIT;
   Ray__Rpc__PrepareBundleResourcesReply prepared = RAY__RPC__PREPARE_BUNDLE_RESOURCES_REPLY__INIT;
@@ -122,7 +53,7 @@ static void test_groups_and_actors(void **state) {
   if (waits.reply) mob_pb_free(waits.reply);
 
   fake_node_t b = {0};
-  cluster_open_with(&c, &left.base);
+  cluster_open_with(&c, kept_store(left, false));
   memcpy(b.id, node_id, sizeof node_id);
   assert_false(node_alive(&c, &b)); // expected, not there
   assert_true(actor_is(&c, &runs, ACTOR(ALIVE)));
@@ -147,18 +78,18 @@ static void test_groups_and_actors(void **state) {
   node_leave(&b, false);
   WAIT_FOR(&c, actor_is(&c, &runs, ACTOR(DEAD)));
   cluster_close(&c);
-  free_store(&store);
-  free_store(&left);
+  kept_rows_free(store);
+  kept_rows_free(left);
 }
 
 static void test_a_node_that_stays_away(void **state) {
   (void)state;
-  kept_t store = new_store();
+  kept_rows_t *store = kept_rows_new();
   cluster_t c;
   fake_node_t a = {0}, raylet = {.raylet = true, .serving = 1};
   answer_t created;
   actor_id_t actor;
-  cluster_open_with(&c, &store.base);
+  cluster_open_with(&c, kept_store(store, false));
   add_job(&c, 1, "");
   node_join(&c, &a, "127.0.0.1", "CPU=4 GPU=16", false);
   pg_id_t group =
@@ -168,17 +99,17 @@ static void test_a_node_that_stays_away(void **state) {
   WAIT_FOR(&c, created.done);
   mob_pb_free(created.reply);
   node_join(&c, &raylet, "127.0.0.1", "CPU=1", false);
-  kept_t left = copy_of(&store);
+  kept_rows_t *left = kept_rows_copy(store);
   node_leave(&a, false);
   node_leave(&raylet, false);
   cluster_close(&c);
 
   // Rows that are no messages are left out.
-  put(&left.base, MOB_TABLE_ACTOR, "0123456789abcdef", 16, "\xff\xff", 2, NULL, NULL);
-  put(&left.base, MOB_TABLE_NODE, "0123456789abcdef0123456789ab", 28, "\xff", 1, NULL, NULL);
-  put(&left.base, MOB_TABLE_JOB, "too long a key", 14, "", 0, NULL, NULL);
+  kept_rows_put(left, MOB_TABLE_ACTOR, "0123456789abcdef", 16, "\xff\xff", 2);
+  kept_rows_put(left, MOB_TABLE_NODE, "0123456789abcdef0123456789ab", 28, "\xff", 1);
+  kept_rows_put(left, MOB_TABLE_JOB, "too long a key", 14, "", 0);
   uint64_t start = mob_now_ms();
-  cluster_open_with(&c, &left.base);
+  cluster_open_with(&c, kept_store(left, false));
   assert_true(node_alive(&c, &raylet)); // until health checks say otherwise
   assert_false(node_alive(&c, &a));
   assert_true(actor_is(&c, &actor, ACTOR(ALIVE)));
@@ -198,14 +129,56 @@ static void test_a_node_that_stays_away(void **state) {
   node_leave(&d, false);
   node_leave(&e, false);
   cluster_close(&c);
-  free_store(&store);
-  free_store(&left);
+  kept_rows_free(store);
+  kept_rows_free(left);
+}
+
+static void keep(kept_rows_t *rows, mob_table_t table, const char *key, const void *message) {
+  size_t len;
+  void *value = mob_pb_pack(message, &len);
+  kept_rows_put(rows, table, key, strlen(key), value, len);
+  free(value);
+}
+
+// Rows that are messages, but nothing that a GCS would have stored.
+static void test_rows_out_of_range(void **state) {
+  (void)state;
+  static const actor_id_t actor = {"0123456789abcdef"};
+  static const pg_id_t group = {"0123456789abcdefgh"};
+  kept_rows_t *rows = kept_rows_new();
+  Ray__Rpc__Bundle bundle = RAY__RPC__BUNDLE__INIT, *bundles[] = {&bundle};
+  Ray__Rpc__DoubleEntry entry = RAY__RPC__DOUBLE_ENTRY__INIT, *need[] = {&entry};
+  entry.key = "GPU";
+  entry.value = 8;
+  bundle.n_unit_resources = 1;
+  bundle.unit_resources = need;
+  Ray__Rpc__PlacementGroupTableData pg = RAY__RPC__PLACEMENT_GROUP_TABLE_DATA__INIT;
+  pg.n_bundles = 1;
+  pg.bundles = bundles;
+  keep(rows, MOB_TABLE_PLACEMENT_GROUP, "a good one........", &pg);
+  pg.strategy = 99;
+  keep(rows, MOB_TABLE_PLACEMENT_GROUP, "0123456789abcdefgh", &pg);
+  Ray__Rpc__ActorTableData data = RAY__RPC__ACTOR_TABLE_DATA__INIT;
+  data.num_restarts = INT64_MIN;
+  keep(rows, MOB_TABLE_ACTOR, "0123456789abcdef", &data);
+  cluster_t c;
+  cluster_open_with(&c, kept_store(rows, false));
+  WAIT_FOR(&c, group_is(&c, &(pg_id_t){"a good one........"}, PG(PENDING)));
+  Ray__Rpc__GetPlacementGroupReply *no_group = get_group(&c, &group);
+  assert_null(no_group->placement_group_table_data);
+  mob_pb_free(no_group);
+  Ray__Rpc__GetActorInfoReply *no_actor = get_actor(&c, &actor);
+  assert_null(no_actor->actor_table_data);
+  mob_pb_free(no_actor);
+  cluster_close(&c);
+  kept_rows_free(rows);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_groups_and_actors),
       cmocka_unit_test(test_a_node_that_stays_away),
+      cmocka_unit_test(test_rows_out_of_range),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
