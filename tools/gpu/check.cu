@@ -349,6 +349,7 @@ static std::vector<int> routing(const char *kind, int tokens, int experts, int t
   return ids;
 }
 
+#include "check_best.cuh"
 #include "check_mla.cuh"
 #include "check_gqa.cuh"
 #include "check_experts.cuh"
@@ -516,6 +517,7 @@ int main() {
       check_linear("dense down", m, 7168, 18432 / tp, true, false);
       if (m <= 256) check_linear("head, bf16 -> fp32", m, 129280 / tp, 7168, false, true);
     }
+    for (int m : {1, 16, 17, 64, kBestRows}) check_best(m, 129280 / tp, 7168);
     for (int m : {1, 8, 64, 256, 2048}) {
       const std::vector<int> ids = routing("even", m, 256, 8);
       check_experts("experts gate + up", "even", m, 256, 8, 4096 / tp, 7168, ids);
@@ -538,6 +540,7 @@ int main() {
     check_linear("o", m, 3584, 3584, false, false);
     check_linear("down", m, 3584, 18944, false, false);
   }
+  for (int m : {1, 8, 33, 64, kBestRows}) check_best(m, 152064, 3584);
   printf("grouped queries\n");
   check_gqa_all();
   for (int rows : {1, 8, 64, 256, 2048}) check_route(rows, 1);
