@@ -11,6 +11,7 @@
 #include "runtime/actor/task.h"
 #include "runtime/base/hex.h"
 #include "runtime/base/log.h"
+#include "runtime/base/utf8.h"
 #include "runtime/rpc/message.h"
 
 // A call that its caller sent before this one may still be on its way; when it has not come by
@@ -96,13 +97,10 @@ void mob_actor_exit(mob_actor_ctx_t *ctx, int code, const char *why) {
   if (ctx->exiting) return;
   ctx->exiting = true;
   ctx->exit_code = code;
-  int n = snprintf(line, sizeof line, "EXIT %d %s", code, why ? why : "");
-  if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
-  for (int i = 0; i < n; i++) {
-    if (line[i] == '\n') line[i] = ' ';
-  }
-  line[n++] = '\n';
-  uv_buf_t buf = uv_buf_init(line, (unsigned)n);
+  mob_utf8_format(line, sizeof line - 1, "EXIT %d %s", code, why ? why : "");
+  for (char *c = line; (c = strchr(c, '\n'));) *c = ' ';
+  strcat(line, "\n");
+  uv_buf_t buf = uv_buf_init(line, (unsigned)strlen(line));
   uv_try_write((uv_stream_t *)&ctx->control, &buf, 1);
   uv_timer_start(&ctx->flush, on_flush_timeout, FLUSH_MS, 0);
   mob_rpc_server_close(ctx->server, FLUSH_MS / 2, on_flushed, ctx);
@@ -111,6 +109,7 @@ void mob_actor_exit(mob_actor_ctx_t *ctx, int code, const char *why) {
 static void reply_error(mob_call_t *call, mob_status code, const char *message) {
   Ray__Rpc__PushTaskReply reply = RAY__RPC__PUSH_TASK_REPLY__INIT;
   char *text = mob__error_text(code, message);
+  mob_utf8_clean(text); // the class's own words
   reply.is_application_error = true;
   reply.task_execution_error = text;
   mob_rpc_reply(call->rpc, &reply);

@@ -92,11 +92,25 @@ size_t mob_utf8_back(const char *text, size_t pos) {
   return n;
 }
 
+void mob_utf8_clean(char *text) {
+  size_t len = strlen(text), good = 0;
+  while ((good += mob_utf8_valid_prefix(text + good, len - good)) < len) text[good++] = '?';
+}
+
 void mob_utf8_vformat(char *to, size_t cap, const char *fmt, va_list args) {
   int wanted = vsnprintf(to, cap, fmt, args);
-  if (wanted < 0 || (size_t)wanted < cap || cap < 2) return;
-  size_t last = cap - 1 - mob_utf8_back(to, cap - 1), width = cap - 1 - last;
-  if (mob_utf8_valid_prefix(to + last, width) < width) to[last] = 0;
+  if (wanted >= 0 && (size_t)wanted >= cap && cap > 1) {
+    size_t last = cap - 1 - mob_utf8_back(to, cap - 1), width = cap - 1 - last;
+    if ((uint8_t)to[last] >= 0xC0 && mob_utf8_valid_prefix(to + last, width) < width) to[last] = 0;
+  }
+  mob_utf8_clean(to);
+}
+
+void mob_utf8_format(char *to, size_t cap, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  mob_utf8_vformat(to, cap, fmt, args);
+  va_end(args);
 }
 
 void mob_utf8_lossy_feed(mob_utf8_lossy_t *s, const void *bytes, size_t len, mob_buf_t *out) {

@@ -19,8 +19,12 @@ size_t mob_utf8_encode(uint32_t cp, char out[4]);
 size_t mob_utf8_count(const char *text, size_t len); // characters of well-formed text
 // Bytes from `pos` back to the start of the character that ends there (`pos` > 0).
 size_t mob_utf8_back(const char *text, size_t pos);
-// vsnprintf() that, where it must cut, cuts between characters: the rest is still UTF-8, which JSON
-// and protobuf insist on.
+// What is not UTF-8 becomes '?', byte by byte: texts of other programs and names of files, before
+// they go into JSON or protobuf, whose readers refuse the rest.
+void mob_utf8_clean(char *text);
+// snprintf() whose result is UTF-8 whatever the arguments are: cut between characters, and cleaned.
+void mob_utf8_format(char *to, size_t cap, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 void mob_utf8_vformat(char *to, size_t cap, const char *fmt, va_list args)
     __attribute__((format(printf, 3, 0)));
 

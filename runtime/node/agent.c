@@ -53,21 +53,15 @@ static void on_prepare(void *owner, mob_rpc_call_t *call, const void *message) {
   mob_node_t *node = owner;
   const Ray__Rpc__PrepareBundleResourcesRequest *request = message;
   Ray__Rpc__PrepareBundleResourcesReply reply = RAY__RPC__PREPARE_BUNDLE_RESOURCES_REPLY__INIT;
-  size_t done = 0;
-  const uint8_t *pg;
-  int index;
+  size_t before = node->ledger.bundles.len;
   reply.success = node->phase == MOB_NODE_READY && !node->draining;
-  for (; reply.success && done < request->n_bundle_specs; done++) {
-    if (prepare(node, request->bundle_specs[done]) == MOB_OK) continue;
+  for (size_t i = 0; reply.success && i < request->n_bundle_specs; i++) {
+    if (prepare(node, request->bundle_specs[i]) == MOB_OK) continue;
     MOB_DEBUG("a bundle cannot be prepared: %s", mob_errmsg());
     reply.success = false;
-    break;
   }
-  // All of one request or none.
-  for (size_t i = 0; !reply.success && i < done; i++) {
-    if (read_bundle(request->bundle_specs[i], &pg, &index))
-      mob_ledger_cancel(&node->ledger, pg, index);
-  }
+  // All of one request or none; what an earlier one has prepared stays.
+  if (!reply.success) mob_ledger_shrink(&node->ledger, before);
   mob_rpc_reply(call, &reply);
   mob__node_changed(node);
 }
@@ -79,10 +73,10 @@ static void on_commit(void *owner, mob_rpc_call_t *call, const void *message) {
   for (size_t i = 0; i < request->n_bundle_specs; i++) {
     const uint8_t *pg;
     int index;
-    if (read_bundle(request->bundle_specs[i], &pg, &index) &&
-        mob_ledger_commit(&node->ledger, pg, index) == MOB_OK) {
-      continue;
-    }
+    mob_status status = read_bundle(request->bundle_specs[i], &pg, &index)
+                            ? mob_ledger_commit(&node->ledger, pg, index)
+                            : mob_fail(MOB_E_INVALID, "the bundle has no id");
+    if (status == MOB_OK) continue;
     mob_rpc_reply_status(call, GRPC_STATUS_FAILED_PRECONDITION, mob_errmsg());
     return;
   }

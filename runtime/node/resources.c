@@ -9,8 +9,10 @@
 #include "runtime/base/mem.h"
 
 #define ONE 10000
+#define MOST 1e14 // of any resource, as the GCS has it
 
 mob_fixed_t mob_fixed(double amount) {
+  if (!(fabs(amount) < MOST)) amount = amount > 0 ? MOST : 0; // no number: nothing
   return (mob_fixed_t)llround(amount * ONE);
 }
 
@@ -162,6 +164,7 @@ mob_status mob_ledger_prepare(mob_ledger_t *ledger, const uint8_t *pg, int index
   mob_bundle_slot_t *slot = MOB_NEW(mob_bundle_slot_t);
   memcpy(slot->pg, pg, MOB_NODE_PG_LEN);
   slot->index = index;
+  slot->serial = ++ledger->serial;
   slot->taken = taken;
   for (size_t i = 0; i < taken.len; i++) {
     const mob_grant_t *grant = &taken.at[i];
@@ -182,16 +185,24 @@ mob_status mob_ledger_commit(mob_ledger_t *ledger, const uint8_t *pg, int index)
   return MOB_OK;
 }
 
+static void cancel_at(mob_ledger_t *ledger, size_t i) {
+  mob_pool_give(&ledger->node, &ledger->bundles.at[i]->taken);
+  slot_free(ledger->bundles.at[i]);
+  mob_vec_remove(&ledger->bundles, i);
+}
+
 bool mob_ledger_cancel(mob_ledger_t *ledger, const uint8_t *pg, int index) {
   for (size_t i = 0; i < ledger->bundles.len; i++) {
     mob_bundle_slot_t *slot = ledger->bundles.at[i];
     if (slot->index != index || memcmp(slot->pg, pg, MOB_NODE_PG_LEN) != 0) continue;
-    mob_pool_give(&ledger->node, &slot->taken);
-    slot_free(slot);
-    mob_vec_remove(&ledger->bundles, i);
+    cancel_at(ledger, i);
     return true;
   }
   return false;
+}
+
+void mob_ledger_shrink(mob_ledger_t *ledger, size_t count) {
+  while (ledger->bundles.len > count) cancel_at(ledger, ledger->bundles.len - 1);
 }
 
 bool mob_parse_group_name(const char *name, char *base, size_t cap, int *index,
@@ -287,6 +298,7 @@ mob_status mob_ledger_take(mob_ledger_t *ledger, const mob_want_t *wants, size_t
     if (status != MOB_OK) continue;
     out->in_bundle = true;
     out->index = slot->index;
+    out->serial = slot->serial;
     memcpy(out->pg, slot->pg, MOB_NODE_PG_LEN);
     break;
   }
@@ -303,7 +315,7 @@ void mob_ledger_give(mob_ledger_t *ledger, mob_holding_t *holding) {
   mob_pool_give(&ledger->node, &holding->of_node);
   if (holding->in_bundle) {
     mob_bundle_slot_t *slot = mob_ledger_find(ledger, holding->pg, holding->index);
-    if (slot) mob_pool_give(&slot->pool, &holding->of_bundle);
+    if (slot && slot->serial == holding->serial) mob_pool_give(&slot->pool, &holding->of_bundle);
   }
   mob_holding_free(holding);
   *holding = (mob_holding_t){0};

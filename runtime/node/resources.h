@@ -58,6 +58,7 @@ void mob_pool_give(mob_pool_t *pool, const mob_grants_t *grants);
 typedef struct mob_bundle_slot {
   uint8_t pg[MOB_NODE_PG_LEN];
   int index;
+  uint64_t serial; // of the preparation
   bool committed;
   mob_grants_t taken; // of the node
   mob_pool_t pool;    // what actors take from; holds "bundle" too
@@ -65,7 +66,8 @@ typedef struct mob_bundle_slot {
 
 typedef struct mob_ledger {
   mob_pool_t node;
-  MOB_VEC(mob_bundle_slot_t *) bundles;
+  MOB_VEC(mob_bundle_slot_t *) bundles; // in the order in which they were prepared
+  uint64_t serial;
 } mob_ledger_t;
 
 // What one actor holds.
@@ -73,6 +75,7 @@ typedef struct mob_holding {
   bool in_bundle;
   uint8_t pg[MOB_NODE_PG_LEN];
   int index;
+  uint64_t serial; // of the bundle; one that was prepared anew under its name is another
   mob_grants_t of_node, of_bundle;
 } mob_holding_t;
 void mob_holding_free(mob_holding_t *holding);
@@ -86,6 +89,7 @@ mob_status mob_ledger_commit(mob_ledger_t *ledger, const uint8_t *pg, int index)
 // Gives a bundle back to the node; what actors still hold of it is forgotten, so they must be
 // ended. False when there is no such bundle.
 bool mob_ledger_cancel(mob_ledger_t *ledger, const uint8_t *pg, int index);
+void mob_ledger_shrink(mob_ledger_t *ledger, size_t count); // cancels all behind the first `count`
 
 // Takes what an actor asks for; formatted names of one placement group mean shares of its bundle
 // (any bundle of the group here, without an index). MOB_E_NOT_FOUND: no such bundle here.

@@ -15,6 +15,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/hex.h"
 #include "runtime/base/log.h"
+#include "runtime/base/utf8.h"
 #include "runtime/node/internal.h"
 #include "runtime/rpc/message.h"
 
@@ -141,6 +142,7 @@ static void close_worker(mob_worker_t *worker) {
 static void set_why(mob_worker_t *worker, const char *why) {
   free(worker->why);
   worker->why = mob_strdup(why);
+  mob_utf8_clean(worker->why); // perhaps the process's own words
 }
 
 static char *describe_end(const mob_worker_t *worker, int status) {
@@ -367,7 +369,9 @@ static void on_output_line(mob_worker_t *worker, const char *line) {
   mob_buf_t text = {0};
   ssize_t ignored;
   free(worker->last_line);
-  worker->last_line = mob_strndup(line, strlen(line) > 300 ? 300 : strlen(line));
+  char last[301];
+  mob_utf8_format(last, sizeof last, "%s", line);
+  worker->last_line = mob_strdup(last);
   mob_buf_printf(&text, "%s\n", line);
   if (worker->log_fd >= 0) ignored = write(worker->log_fd, text.data, text.len);
   text.len = 0;

@@ -96,13 +96,6 @@ static void test_lossy(void **state) {
   }
 }
 
-static void format(char *to, size_t cap, const char *fmt, ...) {
-  va_list args;
-  va_start(args, fmt);
-  mob_utf8_vformat(to, cap, fmt, args);
-  va_end(args);
-}
-
 static void test_format_cuts_between_characters(void **state) {
   (void)state;
   static const struct {
@@ -115,10 +108,13 @@ static void test_format_cuts_between_characters(void **state) {
                {"abc\xE4\xBD\xA0", "abc"},
                {"a\xF0\x9F\x98\x80", "a\xF0\x9F\x98\x80"},
                {"ab\xF0\x9F\x98\x80", "ab"},
-               {"\xFF\xFE", "\xFF\xFE"}}; // what is no text is not judged
+               {"\xFF\xFE", "??"},
+               {"a\xC3z", "a?z"},
+               {"abcd\x80z", "abcd?"},
+               {"a\xE4\xBD\xC3\xA9", "a??\xC3\xA9"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     char got[6];
-    format(got, sizeof got, "%s", cases[i].text);
+    mob_utf8_format(got, sizeof got, "%s", cases[i].text);
     assert_string_equal(got, cases[i].want);
   }
   char long_text[2000];
@@ -126,9 +122,11 @@ static void test_format_cuts_between_characters(void **state) {
   long_text[sizeof long_text - 1] = 0;
   for (int front = 0; front < 2; front++) {
     mob_fail(MOB_E_IO, "%.*s%s", front, "x", long_text);
-    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())), strlen(mob_errmsg()));
+    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())),
+                     strlen(mob_errmsg()));
     mob_wrap(MOB_E_IO, "%s", "y");
-    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())), strlen(mob_errmsg()));
+    assert_int_equal(mob_utf8_valid_prefix(mob_errmsg(), strlen(mob_errmsg())),
+                     strlen(mob_errmsg()));
     assert_true(strlen(mob_errmsg()) > 1000);
   }
 }

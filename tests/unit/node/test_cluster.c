@@ -291,6 +291,21 @@ static void an_actor_may_end_itself(void **state) {
   mob_actor_release(echo.actor);
 }
 
+// Protobuf refuses what is no UTF-8: the head must hear of an end and of an error all the same.
+static void words_that_are_no_utf8(void **state) {
+  (void)state;
+  actor_state_t echo;
+  mob_actor_options_t options = options_for("Echo");
+  create_alive(&echo, &options);
+  outcome_t failed = call(&echo, "fail_because", "no caf\xe9");
+  assert_int_equal(failed.status, MOB_E_INVALID);
+  assert_non_null(strstr(failed.text, "no caf?"));
+  assert_int_equal(call(&echo, "exit_because", "caf\xe9 is closed").status, MOB_OK);
+  assert_true(run_until(&echo.dead, 1, DEADLINE_MS));
+  assert_non_null(strstr(echo.why, "exited with code 1: caf? is closed"));
+  mob_actor_release(echo.actor);
+}
+
 static void an_orderly_kill_lets_the_class_stop(void **state) {
   (void)state;
   actor_state_t echo;
@@ -633,6 +648,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(death_is_told_at_once),
       cmocka_unit_test(silence_is_told_in_five_seconds),
       cmocka_unit_test(an_actor_may_end_itself),
+      cmocka_unit_test(words_that_are_no_utf8),
       cmocka_unit_test(an_orderly_kill_lets_the_class_stop),
       cmocka_unit_test(a_connect_may_be_given_up),
       cmocka_unit_test(restarts),

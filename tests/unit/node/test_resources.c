@@ -1,5 +1,6 @@
 // The ledger of a node: what fits, which GPUs, bundles and their names.
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -120,6 +121,54 @@ static void bundles(void **state) {
   mob_ledger_free(&ledger);
 }
 
+// A bundle that is prepared again before what held the former one has ended.
+static void a_bundle_prepared_anew(void **state) {
+  (void)state;
+  mob_ledger_t ledger;
+  mob_holding_t former, newer, none;
+  fill(&ledger);
+  mob_want_t two = {"GPU", 2}, ask = {"GPU_group_0_" PG, 2};
+  assert_int_equal(mob_ledger_prepare(&ledger, pg, 0, &two, 1), MOB_OK);
+  assert_int_equal(mob_ledger_commit(&ledger, pg, 0), MOB_OK);
+  assert_int_equal(mob_ledger_take(&ledger, &ask, 1, &former), MOB_OK);
+  assert_true(mob_ledger_cancel(&ledger, pg, 0));
+  assert_int_equal(mob_ledger_prepare(&ledger, pg, 0, &two, 1), MOB_OK);
+  assert_int_equal(mob_ledger_commit(&ledger, pg, 0), MOB_OK);
+  assert_int_equal(mob_ledger_take(&ledger, &ask, 1, &newer), MOB_OK);
+  mob_ledger_give(&ledger, &former);
+  assert_int_equal(mob_ledger_take(&ledger, &ask, 1, &none), MOB_E_NO_RESOURCES);
+  mob_ledger_give(&ledger, &newer);
+  assert_int_equal(mob_ledger_take(&ledger, &ask, 1, &newer), MOB_OK);
+  mob_holding_free(&newer);
+  mob_ledger_free(&ledger);
+}
+
+static void shrinking(void **state) {
+  (void)state;
+  mob_ledger_t ledger;
+  fill(&ledger);
+  mob_want_t one = {"GPU", 1};
+  for (int i = 0; i < 3; i++) assert_int_equal(mob_ledger_prepare(&ledger, pg, i, &one, 1), MOB_OK);
+  mob_ledger_shrink(&ledger, 1);
+  assert_non_null(mob_ledger_find(&ledger, pg, 0));
+  assert_null(mob_ledger_find(&ledger, pg, 1));
+  assert_int_equal(ledger.node.entries.at[1].free, mob_fixed(3));
+  mob_ledger_free(&ledger);
+}
+
+static void amounts_out_of_range(void **state) {
+  (void)state;
+  assert_int_equal(mob_fixed(NAN), 0);
+  assert_int_equal(mob_fixed(-1e300), 0);
+  assert_true(mob_fixed(INFINITY) > mob_fixed(1e13));
+  mob_ledger_t ledger;
+  mob_holding_t none;
+  fill(&ledger);
+  mob_want_t all = {"GPU", 1e300};
+  assert_int_equal(mob_ledger_take(&ledger, &all, 1, &none), MOB_E_NO_RESOURCES);
+  mob_ledger_free(&ledger);
+}
+
 static void group_names(void **state) {
   (void)state;
   char base[64];
@@ -143,6 +192,9 @@ int main(void) {
       cmocka_unit_test(whole_and_fractional_gpus),
       cmocka_unit_test(all_or_nothing),
       cmocka_unit_test(bundles),
+      cmocka_unit_test(a_bundle_prepared_anew),
+      cmocka_unit_test(shrinking),
+      cmocka_unit_test(amounts_out_of_range),
       cmocka_unit_test(group_names),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

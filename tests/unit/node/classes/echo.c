@@ -71,6 +71,11 @@ static void call(void *self, mob_call_t *call, const char *method, mob_bytes_t a
   } else if (!strcmp(method, "exit")) {
     mob_call_reply(call, (mob_bytes_t){0});
     mob_actor_exit(echo->ctx, atoi(text), "it was asked to");
+  } else if (!strcmp(method, "exit_because")) {
+    mob_call_reply(call, (mob_bytes_t){0});
+    mob_actor_exit(echo->ctx, 1, text);
+  } else if (!strcmp(method, "fail_because")) {
+    mob_call_fail(call, MOB_E_INVALID, text);
   } else if (!strcmp(method, "abort")) {
     abort();
   } else if (!strcmp(method, "env")) {
