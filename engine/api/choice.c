@@ -32,7 +32,8 @@ static void keep(mob_choice_t *choice, const mob_sampled_t *token) {
 }
 
 // The first stop string, in the request's order, in the text that the last token may have
-// completed.
+// completed. As vLLM looks, it may end just before that token: where min_tokens let it pass, and a
+// stream has given it out. What was given out stays.
 static bool find_stop(mob_choice_t *choice, const mob_choice_rules_t *rules, size_t new_bytes) {
   const char *text = (const char *)choice->text.data;
   size_t len = choice->text.len;
@@ -43,8 +44,9 @@ static bool find_stop(mob_choice_t *choice, const mob_choice_rules_t *rules, siz
     size_t from = back < len ? len - back : 0;
     const char *hit = memmem(text + from, len - from, stop, stop_len);
     if (!hit) continue;
+    size_t end = (size_t)(hit - text) + (rules->include_stop ? stop_len : 0);
     choice->stop_text = stop;
-    choice->text.len = (size_t)(hit - text) + (rules->include_stop ? stop_len : 0);
+    choice->text.len = end > choice->sent ? end : choice->sent;
     return true;
   }
   return false;

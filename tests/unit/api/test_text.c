@@ -130,6 +130,7 @@ static char *stream(const mob_choice_rules_t *rules, const char *text, mob_finis
     mob_sampled_t token = {.token = text[i] == '$' ? 26 : text[i] - 'a'};
     mob__choice_push(c, rules, &token, text[i + 1] ? MOB_FINISH_NONE : last, false);
     size_t ready = mob__choice_ready(c, rules);
+    assert_in_range(ready, c->sent, c->text.len);
     if (ready > c->sent)
       mob_buf_printf(&out, "[%.*s]", (int)(ready - c->sent), (char *)c->text.data + c->sent);
     c->sent = ready;
