@@ -116,11 +116,7 @@ void mob__chat_event(mob__task_t *task, mob__seq_t *seq) {
     mob_json_put_text(&out, "finish_reason", mob__finish_name(choice->finish));
     mob__reply_stop_reason(choice, &out);
   }
-  if (task->request.return_token_ids) {
-    mob__reply_ids("token_ids", choice->ids.at + choice->ids_sent,
-                   choice->ids.len - choice->ids_sent, &out);
-    choice->ids_sent = choice->ids.len;
-  }
+  if (task->request.return_token_ids) mob__reply_new_ids(choice, &out);
   mob_json_close(&out, '}');
   close_chunk(task, &out, choice->ids.len);
 }

@@ -16,7 +16,7 @@ static void put_text(const mob__task_t *task, const mob__seq_t *seq, bool echo, 
   const mob__input_t *input = &task->inputs.at[seq->input];
   mob_buf_t text = {0};
   if (echo) mob_buf_append(&text, input->text.data, input->text.len);
-  if (!echo_only(task)) mob_buf_append(&text, seq->choice.text.data + from, to - from);
+  if (!echo_only(task) && to > from) mob_buf_append(&text, seq->choice.text.data + from, to - from);
   mob_json_key(out, "text");
   mob_json_text(out, text.data ? (char *)text.data : "", text.len);
   mob_buf_free(&text);
@@ -46,11 +46,7 @@ void mob__completion_event(mob__task_t *task, mob__seq_t *seq) {
   mob_json_put_text(&out, "finish_reason",
                     choice->finish == MOB_FINISH_NONE ? NULL : mob__finish_name(choice->finish));
   mob__reply_stop_reason(choice, &out);
-  if (task->request.return_token_ids) {
-    mob__reply_ids("token_ids", choice->ids.at + choice->ids_sent,
-                   choice->ids.len - choice->ids_sent, &out);
-    choice->ids_sent = choice->ids.len;
-  }
+  if (task->request.return_token_ids) mob__reply_new_ids(choice, &out);
   mob_json_close(&out, '}');
   mob_json_close(&out, ']');
   if (task->request.include_usage && task->request.continuous_usage) {

@@ -129,6 +129,8 @@ void mob__reply_open(const mob__task_t *task, const char *object, mob_buf_t *out
 void mob__reply_usage(size_t prompt, size_t completion, int64_t cached, bool nulls, mob_buf_t *out);
 void mob__reply_stop_reason(const mob_choice_t *choice, mob_buf_t *out);
 void mob__reply_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t *out);
+// "token_ids" of a stream's event: those that no event has had.
+void mob__reply_new_ids(mob_choice_t *choice, mob_buf_t *out);
 
 // ---- logprob_out.c
 bool mob__tokens_as_ids(const mob__task_t *task);

@@ -259,7 +259,7 @@ static mob_status cut_after_final(const json_t *messages, size_t begin, mob_buf_
   const char *core = skip_blanks(final);
   size_t core_len = strlen(core);
   while (core_len > 0 && isspace((unsigned char)core[core_len - 1])) core_len--;
-  const char *text = (const char *)out->data + begin, *found = NULL;
+  const char *text = mob_buf_cstr(out) + begin, *found = NULL;
   size_t len = out->len - begin;
   if (core_len == 0) return MOB_OK;
   for (const char *at = text; (at = memmem(at, len - (size_t)(at - text), core, core_len)); at++)
@@ -299,6 +299,8 @@ mob_status mob__prompt_render(const mob_prompter_t *prompter, const mob_api_requ
         "This model has no tokenizer: only /v1/completions with token ids as the prompt "
         "is served.");
   }
+  if (json_array_size(r->messages) == 0)
+    return mob_fail(MOB_E_INVALID, "messages must not be empty");
   if (r->chat_template) {
     status = mob_template_parse(r->chat_template, strlen(r->chat_template), &own);
     if (status != MOB_OK) return mob_wrap(MOB_E_INVALID, "chat_template");
@@ -309,8 +311,6 @@ mob_status mob__prompt_render(const mob_prompter_t *prompter, const mob_api_requ
         "As of transformers v4.44, default chat template is no longer allowed, so you must "
         "provide a chat template if the tokenizer does not define one.");
   }
-  if (json_array_size(r->messages) == 0)
-    return mob_fail(MOB_E_INVALID, "messages must not be empty");
   messages = json_array();
   json_array_foreach((json_t *)r->messages, i, from) {
     MOB_TRY_GOTO(build_message(from, as_list, messages), status, done);

@@ -48,3 +48,9 @@ void mob__reply_ids(const char *key, const int32_t *ids, size_t count, mob_buf_t
   for (size_t i = 0; i < count; i++) mob_json_int(out, ids[i]);
   mob_json_close(out, ']');
 }
+
+void mob__reply_new_ids(mob_choice_t *choice, mob_buf_t *out) {
+  size_t count = choice->ids.len - choice->ids_sent;
+  mob__reply_ids("token_ids", count ? choice->ids.at + choice->ids_sent : NULL, count, out);
+  choice->ids_sent = choice->ids.len;
+}
