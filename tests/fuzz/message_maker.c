@@ -10,10 +10,6 @@
 
 enum { MAX_DEPTH = 8 };
 
-uint8_t take_byte(source_t *in) {
-  return in->at < in->end ? *in->at++ : 0;
-}
-
 static void fill(ProtobufCMessage *message, source_t *in, int depth);
 
 static void *make(const ProtobufCMessageDescriptor *type, source_t *in, int depth) {

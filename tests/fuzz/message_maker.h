@@ -4,14 +4,8 @@
 #define MOB_FUZZ_MESSAGE_MAKER_H
 
 #include <protobuf-c/protobuf-c.h>
-#include <stddef.h>
-#include <stdint.h>
 
-typedef struct source { // what is left of a fuzzer's input; behind its end come zeros
-  const uint8_t *at, *end;
-} source_t;
-
-uint8_t take_byte(source_t *in);
+#include "tests/fuzz/source.h"
 
 // A message of this type, to be freed with mob_pb_free(). Ids have the length that their field's
 // name asks for and few values, so that messages speak of one another's nodes, jobs and actors.
