@@ -7,6 +7,7 @@
 
 #include "runtime/base/file.h"
 #include "runtime/base/mem.h"
+#include "runtime/base/utf8.h"
 #define MOB_LOG_COMPONENT "vllm"
 #include "runtime/base/log.h"
 
@@ -434,6 +435,20 @@ static mob_status refuse_chat(const mob_serve_options_t *o) {
   return MOB_OK;
 }
 
+// Replies name these, and JSON is UTF-8.
+static mob_status refuse_name(const char *what, const char *name) {
+  if (!name || mob_utf8_valid_prefix(name, strlen(name)) == strlen(name)) return MOB_OK;
+  return mob_fail(MOB_E_UNSUPPORTED, "%s is not UTF-8: %s", what, name);
+}
+
+static mob_status refuse_names(const mob_serve_options_t *o) {
+  MOB_TRY(refuse_name("the model's path", o->model));
+  MOB_TRY(refuse_name("--response-role", o->response_role));
+  for (size_t i = 0; i < o->served_names.len; i++)
+    MOB_TRY(refuse_name("--served-model-name", o->served_names.at[i]));
+  return MOB_OK;
+}
+
 static mob_status refuse_model(const mob_serve_options_t *o) {
   if (strcmp(o->task, "auto") != 0 && strcmp(o->task, "generate") != 0) {
     return mob_fail(MOB_E_UNSUPPORTED, "--task %s is not supported: only generation is served",
@@ -514,6 +529,7 @@ mob_status mob__serve_check(const mob_serve_options_t *o) {
       !(o->shutdown_timeout >= 0) || !(o->ready_timeout >= 0)) {
     return mob_fail(MOB_E_UNSUPPORTED, "--max-body-bytes and the timeouts must not be negative");
   }
+  MOB_TRY(refuse_names(o));
   MOB_TRY(refuse_chat(o));
   MOB_TRY(refuse_model(o));
   return refuse_memory(o);

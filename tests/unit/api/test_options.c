@@ -107,6 +107,9 @@ static void test_usage_errors(void **state) {
   refuses("m --qqqqqqqqqqqqqqqqqqq", MOB_E_INVALID,
           "unrecognized arguments: --qqqqqqqqqqqqqqqqqqq");
   refuses("m --port", MOB_E_INVALID, "argument --port: expected one argument");
+  refuses("caf\xe9", MOB_E_UNSUPPORTED, "the model's path is not UTF-8: caf?");
+  refuses("m --served-model-name a caf\xe9", MOB_E_UNSUPPORTED,
+          "--served-model-name is not UTF-8: caf?");
   refuses("m --port x", MOB_E_INVALID, "argument --port: invalid int value: 'x'");
   refuses("m --port 99999999999999999999", MOB_E_INVALID, "invalid int value");
   refuses("m --gpu-memory-utilization nan", MOB_E_INVALID, "invalid float value");
