@@ -525,10 +525,9 @@ static void set_id(mob__task_t *task) {
   uint8_t random[16];
   char hex[33];
   mob_random(random, sizeof random);
-  snprintf(task->id, sizeof task->id, "%s-%s", task->kind == MOB_API_CHAT ? "chatcmpl" : "cmpl",
-           given ? given : mob_hex(random, sizeof random, hex));
-  task->id[mob_utf8_valid_prefix(task->id, strlen(task->id))] =
-      '\0'; // a long one may be cut inside a character
+  mob_utf8_format(task->id, sizeof task->id, "%s-%s",
+                  task->kind == MOB_API_CHAT ? "chatcmpl" : "cmpl",
+                  given ? given : mob_hex(random, sizeof random, hex));
 }
 
 static void after_work(uv_work_t *work, int status) {

@@ -6,6 +6,7 @@
 #include "engine/stage/stage.h"
 #define MOB_LOG_COMPONENT "stage"
 #include "runtime/base/log.h"
+#include "runtime/base/utf8.h"
 
 enum {
   FIRST_STREAM_MS = 60000, // from creation to the gateway's stream
@@ -39,7 +40,7 @@ static void end(stage_actor_t *a, int code, const char *why) {
   if (a->ending) return;
   a->ending = true;
   a->code = code;
-  snprintf(a->why, sizeof a->why, "%s", why ? why : "");
+  mob_utf8_format(a->why, sizeof a->why, "%s", why ? why : "");
   if (code) MOB_ERROR("ending: %s", a->why);
   uv_timer_start(&a->timer, on_close_timeout, CLOSE_MS, 0);
   mob__runner_close(a->runner, on_runner_closed, a);
@@ -68,7 +69,7 @@ static void on_close(void *owner, mob_stream_t *stream, mob_status status, const
   if (stream != a->stream) return;
   a->stream = NULL;
   char text[600];
-  snprintf(text, sizeof text, "the gateway's stream ended: %s", why ? why : "closed");
+  mob_utf8_format(text, sizeof text, "the gateway's stream ended: %s", why ? why : "closed");
   end(a, status == MOB_OK ? 0 : 1, text);
 }
 

@@ -10,6 +10,7 @@
 #include "engine/stage/stage.h"
 #include "engine/stage/transport.h"
 #include "runtime/base/buf.h"
+#include "runtime/base/utf8.h"
 #include "runtime/base/vec.h"
 
 enum { GRACE_MS = 25 };
@@ -70,7 +71,7 @@ static void on_grace(uv_timer_t *timer) {
 static void stage_gone(mob__transport_t *t, int stage, const char *why, bool certain) {
   if (t->stopping || (t->gone[0] && (!certain || t->gone_stage != stage))) return;
   if (!t->gone[0]) uv_timer_start(&t->grace, on_grace, GRACE_MS, 0);
-  snprintf(t->gone, sizeof t->gone, "%s", why);
+  mob_utf8_format(t->gone, sizeof t->gone, "%s", why);
   t->gone_stage = stage;
 }
 
@@ -89,7 +90,8 @@ static void on_stream_close(void *owner, mob_stream_t *stream, mob_status status
   (void)status;
   if (s->stream == stream) s->stream = NULL;
   char text[600];
-  snprintf(text, sizeof text, "the connection to it ended: %s", why ? why : "it closed the stream");
+  mob_utf8_format(text, sizeof text, "the connection to it ended: %s",
+                  why ? why : "it closed the stream");
   stage_gone(t, s->index, text, false);
   leave(t);
 }
@@ -252,7 +254,7 @@ static void on_node_dead(void *owner, const uint8_t node_id[MOB_NODE_ID_LEN], co
   for (int i = 0; i < t->count; i++) {
     if (!t->stages[i].alive || strcmp(mob_actor_ip(t->stages[i].actor), ip) != 0) continue;
     char text[600];
-    snprintf(text, sizeof text, "its node %s died: %s", ip, why);
+    mob_utf8_format(text, sizeof text, "its node %s died: %s", ip, why);
     lost(t, i, "node_died", text);
     return;
   }

@@ -11,6 +11,7 @@
 #include "runtime/base/hex.h"
 #define MOB_LOG_COMPONENT "engine"
 #include "runtime/base/log.h"
+#include "runtime/base/utf8.h"
 #include "runtime/rpc/message.h"
 
 enum {
@@ -72,8 +73,9 @@ void mob__engine_lose(mob_engine_t *e, int stage, const char *cause, const char 
   bool started = e->state == MOB__ENGINE_READY;
   char who[256] = "the group", text[1024];
   if (stage >= 0) describe(e, stage, who, sizeof who);
-  snprintf(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who,
-           started ? "was lost" : "failed to start", why, cause, (unsigned long long)e->epoch);
+  mob_utf8_format(text, sizeof text, "%s %s: %s (cause %s, epoch %llu)", who,
+                  started ? "was lost" : "failed to start", why, cause,
+                  (unsigned long long)e->epoch);
   e->state = MOB__ENGINE_LOST;
   MOB_ERROR("%s", text);
   if (e->link) send_shutdown(e); // the others do not wait for it
@@ -106,7 +108,7 @@ static void on_peer_grace(uv_timer_t *timer) {
 // here.
 static void on_peer_lost(mob_engine_t *e, int stage, const char *why) {
   if (e->peer_lost[0] || e->state >= MOB__ENGINE_LOST) return;
-  snprintf(e->peer_lost, sizeof e->peer_lost, "stage %d: %s", stage / e->parts, why);
+  mob_utf8_format(e->peer_lost, sizeof e->peer_lost, "stage %d: %s", stage / e->parts, why);
   e->peer_lost_stage = stage;
   uv_timer_start(&e->peer_grace, on_peer_grace, PEER_GRACE_MS, 0);
 }

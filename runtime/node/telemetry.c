@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "runtime/base/clock.h"
+#include "runtime/base/utf8.h"
 #include "runtime/base/vec.h"
 #include "runtime/gpu/visible.h"
 #include "runtime/node/detect.h"
@@ -51,7 +52,7 @@ static void open_gpus(sampler_t *s, bool wanted) {
   if (!wanted) {
     snprintf(s->why, sizeof s->why, "this node has no GPUs of its own");
   } else if (mob_nvml_open(&s->nvml) != MOB_OK) {
-    snprintf(s->why, sizeof s->why, "%s", mob_errmsg());
+    mob_utf8_format(s->why, sizeof s->why, "%s", mob_errmsg());
   } else {
     mob_gpus_visible(s->nvml, getenv("CUDA_VISIBLE_DEVICES"), getenv("CUDA_DEVICE_ORDER"),
                      &s->visible);
